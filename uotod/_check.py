@@ -1,0 +1,77 @@
+"""Check constructor arguments; every error names the argument, its value and what was expected."""
+
+import math
+from collections.abc import Sequence
+
+from torch import nn
+
+
+def check_number(
+    name: str,
+    value: float,
+    *,
+    low: float = -math.inf,
+    high: float = math.inf,
+    low_open: bool = False,
+    finite: bool = True,
+) -> float:
+    """Return `value` as a float if it lies in the stated interval (closed unless `low_open`).
+
+    Raises:
+        TypeError: `value` is not a real number.
+        ValueError: `value` is NaN, outside the interval, or infinite where `finite` is asked for.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a real number, got {value!r} of type {type(value).__name__}")
+    inside = low < value if low_open else low <= value
+    if not (inside and value <= high) or (finite and math.isinf(value)):
+        left, right = ("(" if low_open else "["), ("]" if high < math.inf or not finite else ")")
+        raise ValueError(f"{name} must lie in {left}{low}, {high}{right}, got {value!r}")
+    return float(value)
+
+
+def check_integer(name: str, value: int, *, low: int) -> int:
+    """Return `value` if it is an integer of at least `low`.
+
+    Raises:
+        TypeError: `value` is not an integer.
+        ValueError: `value` is below `low`.
+    """
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an integer, got {value!r} of type {type(value).__name__}")
+    if value < low:
+        raise ValueError(f"{name} must be at least {low}, got {value}")
+    return value
+
+
+def check_flag(name: str, value: bool) -> bool:
+    """Return `value` if it is a bool.
+
+    Raises:
+        TypeError: `value` is anything else.
+    """
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be a bool, got {value!r} of type {type(value).__name__}")
+    return value
+
+
+def check_choice(name: str, value: str | None, choices: Sequence[str | None]) -> None:
+    """Raise a ValueError unless `value` is one of `choices`."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {list(choices)}, got {value!r}")
+
+
+def check_sub_loss(name: str, module: nn.Module | None, *, optional: bool = False) -> None:
+    """Check that `module` is a loss module that leaves its rows unreduced.
+
+    Raises:
+        TypeError: `module` is not a `torch.nn.Module`.
+        ValueError: `module.reduction` exists and is not "none".
+    """
+    if module is None and optional:
+        return
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"{name} must be a torch.nn.Module, got {module!r} of type {type(module).__name__}")
+    reduction = getattr(module, "reduction", "none")
+    if reduction != "none":
+        raise ValueError(f'{name} must be built with reduction="none", got {module} with reduction={reduction!r}')

@@ -1,0 +1,215 @@
+"""Evaluate a loss module on all pairs of predictions and targets, without materialising rows of size B·P·T·C.
+
+A module takes part in one of three ways:
+
+* `torch.nn` losses are known here by their exact type;
+* a module may offer `class_terms(logits)` (classification) or `pairwise(boxes, target_boxes)` (localisation), and
+  one that weighs others offers `parts()`;
+* any other module is called on aligned rows, a bounded number at a time.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from uotod._batch import Targets
+
+MAX_ROW_ELEMENTS = 1 << 20  # of the rows handed at once to a module without a fast path
+
+
+class ClassTerms(NamedTuple):
+    """A classification loss that is affine in its (soft) one-hot target: `loss(x, t) = base(x) + ⟨t, gain(x)⟩`.
+
+    Attributes:
+        gain: (..., C).
+        base: (...), the loss of a target of zeros, or None if that is zero.
+    """
+
+    gain: Tensor
+    base: Tensor | None
+
+
+class Part(NamedTuple):
+    """One weighted sub-loss of a loss; the name of a loss that is a single part is empty."""
+
+    name: str
+    weight: float
+    module: nn.Module
+
+
+def parts_of(module: nn.Module) -> list[Part]:
+    """Return the weighted parts of a composite loss, or the loss itself with weight 1."""
+    parts = _fast_method(module, "parts")
+    return [Part("", 1.0, module)] if parts is None else list(parts())
+
+
+def class_terms(module: nn.Module, logits: Tensor) -> ClassTerms | None:
+    """Return the affine form of a classification loss on (..., C) logits, or None for an unknown module."""
+    declared = _fast_method(module, "class_terms")
+    if declared is not None:
+        return ClassTerms(*declared(logits))
+    known = _KNOWN_CLASS_TERMS.get(type(module))
+    return None if known is None else known(module, logits)
+
+
+def class_weight(module: nn.Module) -> Tensor | None:
+    """Return the (C,) class weights by which the loss and its mean are weighted, as in `CrossEntropyLoss`."""
+    if not isinstance(module, (nn.CrossEntropyLoss, nn.NLLLoss)):
+        return None
+    ignored = module.ignore_index
+    weight: Tensor | None = module.weight
+    if weight is not None and 0 <= ignored < len(weight):
+        weight = weight.index_fill(0, torch.tensor(ignored, device=weight.device), 0.0)
+    return weight
+
+
+def takes_one_hot(module: nn.Module) -> bool:
+    """Tell whether a module of rows wants one-hot targets even where labels are integers."""
+    return isinstance(module, (nn.BCEWithLogitsLoss, nn.BCELoss)) or bool(getattr(module, "takes_one_hot", False))
+
+
+def sum_rows(loss: Tensor, rows: int, name: str) -> Tensor:
+    """Return one value a row from a loss of shape (rows,) or (rows, ...).
+
+    Raises:
+        ValueError: the loss has another number of rows.
+    """
+    if loss.dim() == 0 or loss.shape[0] != rows:
+        raise ValueError(f"{name} must return one loss a row, ({rows},) or ({rows}, K), got {tuple(loss.shape)}")
+    return loss.flatten(1).sum(1) if loss.dim() > 1 else loss
+
+
+def class_cost(module: nn.Module, logits: Tensor, targets: Targets) -> Tensor:
+    """Return the classification cost (B, T, P) of (B, P, C) logits against the targets of the same images."""
+    cost: Tensor | None = None
+    for part in parts_of(module):
+        terms = class_terms(part.module, logits)
+        if terms is None:
+            value = _class_cost_by_rows(part.module, logits, targets)
+        else:
+            value = _gather_classes(terms.gain, targets)
+            value = value if terms.base is None else value + terms.base.unsqueeze(1)
+        cost = part.weight * value if cost is None else cost + part.weight * value
+    assert cost is not None
+    return cost
+
+
+def box_cost(module: nn.Module, boxes: Tensor, target_boxes: Tensor) -> Tensor:
+    """Return the localisation cost (B, T, P) of (B, P, 4) boxes against the (B, T, 4) boxes of the same images."""
+    cost: Tensor | None = None
+    for part in parts_of(module):
+        pairwise = _fast_method(part.module, "pairwise")
+        if pairwise is not None:
+            value = pairwise(boxes, target_boxes)
+        elif type(part.module) in _KNOWN_BOX_COSTS:
+            value = _KNOWN_BOX_COSTS[type(part.module)](part.module, boxes, target_boxes)
+        else:
+            value = _box_cost_by_rows(part.module, boxes, target_boxes)
+        cost = part.weight * value if cost is None else cost + part.weight * value
+    assert cost is not None
+    return cost
+
+
+def _fast_method(module: nn.Module, name: str) -> Callable[..., Any] | None:
+    """Return a module's fast method, unless a subclass has replaced the `forward` that it stands for."""
+    for cls in type(module).__mro__:
+        if name in vars(cls):
+            method: Callable[..., Any] = getattr(module, name)
+            return method
+        if "forward" in vars(cls):
+            return None
+    return None
+
+
+def _gather_classes(gain: Tensor, targets: Targets) -> Tensor:
+    """Return ⟨label_j, gain_i⟩ for all pairs: (B, P, C) → (B, T, P)."""
+    if targets.one_hot is not None:
+        return targets.one_hot.to(gain.dtype) @ gain.transpose(1, 2)
+    assert targets.labels is not None
+    index = targets.labels.unsqueeze(-1).expand(-1, -1, gain.shape[1])
+    return gain.transpose(1, 2).gather(1, index)
+
+
+def _row_blocks(
+    images: int, num_targets: int, preds: int, width: int, device: torch.device
+) -> Iterator[tuple[Tensor, ...]]:
+    """Yield (image, target, prediction) indices of all pairs in order, in blocks of bounded size."""
+    total, size = images * num_targets * preds, max(MAX_ROW_ELEMENTS // max(width, 1), 1)
+    for start in range(0, total, size):
+        flat = torch.arange(start, min(start + size, total), device=device)
+        yield flat // (num_targets * preds), flat // preds % num_targets, flat % preds
+
+
+def _class_cost_by_rows(module: nn.Module, logits: Tensor, targets: Targets) -> Tensor:
+    images, preds, num_classes = logits.shape
+    labels = targets.labels
+    if labels is None or takes_one_hot(module):
+        labels = targets.class_matrix(num_classes, logits.dtype)
+    num_targets = labels.shape[1]
+    blocks = [
+        sum_rows(module(logits[b, p], labels[b, t]), len(b), "cls_match_module")
+        for b, t, p in _row_blocks(images, num_targets, preds, num_classes, logits.device)
+    ]
+    return torch.cat(blocks or [logits.new_zeros(0)]).view(images, num_targets, preds)
+
+
+def _box_cost_by_rows(module: nn.Module, boxes: Tensor, target_boxes: Tensor) -> Tensor:
+    images, preds, num_targets = boxes.shape[0], boxes.shape[1], target_boxes.shape[1]
+    blocks = [
+        sum_rows(module(boxes[b, p], target_boxes[b, t]), len(b), "loc_match_module")
+        for b, t, p in _row_blocks(images, num_targets, preds, 4, boxes.device)
+    ]
+    return torch.cat(blocks or [boxes.new_zeros(0)]).view(images, num_targets, preds)
+
+
+def _cross_entropy_terms(module: nn.CrossEntropyLoss, logits: Tensor) -> ClassTerms:
+    negative = -F.log_softmax(logits, dim=-1)
+    if module.weight is not None:
+        negative = negative * module.weight.to(negative.dtype)
+    gain = negative
+    if module.label_smoothing > 0:
+        smoothing = module.label_smoothing
+        gain = (1 - smoothing) * negative + smoothing * negative.mean(-1, keepdim=True)
+    if 0 <= module.ignore_index < logits.shape[-1]:
+        keep = torch.arange(logits.shape[-1], device=logits.device) != module.ignore_index
+        gain = gain * keep
+    return ClassTerms(gain, None)
+
+
+def _bce_with_logits_terms(module: nn.BCEWithLogitsLoss, logits: Tensor) -> ClassTerms:
+    negative = -F.logsigmoid(-logits)  # a zero costs -log σ(-x)
+    positive = negative - logits  # a one costs -log σ(x), the same less x
+    if module.pos_weight is not None:
+        positive = positive * module.pos_weight.to(positive.dtype)
+    if module.weight is not None:
+        weight = module.weight.to(positive.dtype)
+        positive, negative = positive * weight, negative * weight
+    return ClassTerms(positive - negative, negative.sum(-1))
+
+
+def _coordinate_cost(loss: Callable[[Tensor, Tensor], Tensor], boxes: Tensor, target_boxes: Tensor) -> Tensor:
+    cost = boxes.new_zeros(())
+    for k in range(4):  # coordinate by coordinate: (B, T, P, 4) never exists
+        left = boxes[:, None, :, k].expand(-1, target_boxes.shape[1], -1)
+        right = target_boxes[:, :, None, k].expand(-1, -1, boxes.shape[1])
+        cost = cost + loss(left, right)
+    return cost
+
+
+_KNOWN_CLASS_TERMS: dict[type[nn.Module], Callable[..., ClassTerms]] = {
+    nn.CrossEntropyLoss: _cross_entropy_terms,
+    nn.BCEWithLogitsLoss: _bce_with_logits_terms,
+}
+_KNOWN_BOX_COSTS: dict[type[nn.Module], Callable[..., Tensor]] = {
+    nn.L1Loss: lambda module, boxes, target: torch.cdist(target, boxes, p=1.0),
+    nn.MSELoss: lambda module, boxes, target: _coordinate_cost(lambda a, b: (a - b) ** 2, boxes, target),
+    nn.SmoothL1Loss: lambda module, boxes, target: _coordinate_cost(
+        lambda a, b: F.smooth_l1_loss(a, b, reduction="none", beta=module.beta), boxes, target
+    ),
+    nn.HuberLoss: lambda module, boxes, target: _coordinate_cost(
+        lambda a, b: F.huber_loss(a, b, reduction="none", delta=module.delta), boxes, target
+    ),
+}

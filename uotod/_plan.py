@@ -1,0 +1,122 @@
+"""The transport plan in its two representations, and the pairs and masses that losses read from it."""
+
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Pairs(NamedTuple):
+    """Matched (prediction, target) pairs and their mass, each of shape (N,).
+
+    A pair of mass 0 stands for no pair: shapes that do not depend on data need such rows.
+    """
+
+    image: Tensor
+    pred: Tensor
+    target: Tensor
+    mass: Tensor
+
+
+@dataclass(frozen=True)
+class DensePlan:
+    """A plan that may split a prediction among targets.
+
+    Attributes:
+        positive: (B, T, P) mass on the targets, zero on padding.
+        background: (B, P) mass on the background, or None for a plan without background.
+    """
+
+    positive: Tensor
+    background: Tensor | None
+
+    @classmethod
+    def from_columns(cls, mass: Tensor, num_targets: int) -> "DensePlan":
+        """Split (B, K, P) masses whose column after the targets, if there is one, is the background."""
+        background = mass[:, num_targets] if mass.shape[1] > num_targets else None
+        return cls(mass[:, :num_targets], background)
+
+    def to_dense(self) -> Tensor:
+        """Return the public layout: (B, P, T + 1), or (B, P, T) without background."""
+        columns = [self.positive] if self.background is None else [self.positive, self.background.unsqueeze(1)]
+        return torch.cat(columns, dim=1).transpose(1, 2).contiguous()
+
+    def positive_mass(self) -> Tensor:
+        """Return the (B, P) mass that each prediction gives to targets."""
+        return self.positive.sum(1)
+
+    def background_mass(self) -> Tensor:
+        """Return the (B, P) mass that each prediction gives to the background."""
+        return torch.zeros_like(self.positive_mass()) if self.background is None else self.background
+
+    def with_background(self, mass: Tensor) -> "DensePlan":
+        """Return the plan with another (B, P) background mass."""
+        return replace(self, background=mass)
+
+    def pairs(self, static: bool) -> Pairs:
+        """Return the pairs that carry mass; with `static` all B·T·P pairs, which avoids a synchronisation.
+
+        Mass below the rounding of 1 is left out: it cannot change a sum of masses.
+        """
+        images, targets, preds = self.positive.shape
+        if static:
+            index = torch.arange(images * targets * preds, device=self.positive.device)
+            image, rest = index // max(targets * preds, 1), index % max(targets * preds, 1)
+            return Pairs(image, rest % max(preds, 1), rest // max(preds, 1), self.positive.flatten())
+        image, target, pred = (self.positive > torch.finfo(self.positive.dtype).eps).nonzero(as_tuple=True)
+        return Pairs(image, pred, target, self.positive[image, target, pred])
+
+
+@dataclass(frozen=True)
+class AssignedPlan:
+    """A plan in which each prediction gives its mass to one target, to the background or to nothing.
+
+    Attributes:
+        index: (B, P) target of each prediction; `num_targets` for the background and -1 for an ignored prediction.
+        mass: (B, P) mass of each prediction.
+        num_targets: T.
+        has_background: whether the dense layout has a background column.
+    """
+
+    index: Tensor
+    mass: Tensor
+    num_targets: int
+    has_background: bool
+
+    def to_dense(self) -> Tensor:
+        """Return the public layout: (B, P, T + 1), or (B, P, T) without background."""
+        columns = self.num_targets + 2
+        plan = self.mass.new_zeros(*self.index.shape, columns)
+        plan.scatter_(-1, self.index.remainder(columns).unsqueeze(-1), self.mass.unsqueeze(-1))  # -1: a column to drop
+        return plan[..., : self.num_targets + self.has_background].contiguous()
+
+    def is_positive(self) -> Tensor:
+        """Return the (B, P) bool mask of predictions that are matched to a target."""
+        return (self.index >= 0) & (self.index < self.num_targets)
+
+    def positive_mass(self) -> Tensor:
+        """Return the (B, P) mass that each prediction gives to targets."""
+        return self.mass.masked_fill(~self.is_positive(), 0)
+
+    def background_mass(self) -> Tensor:
+        """Return the (B, P) mass that each prediction gives to the background."""
+        return self.mass.masked_fill(self.index != self.num_targets, 0)
+
+    def with_background(self, mass: Tensor) -> "AssignedPlan":
+        """Return the plan with another (B, P) background mass, read where the background is assigned."""
+        return replace(self, mass=torch.where(self.index == self.num_targets, mass, self.mass))
+
+    def pairs(self, static: bool) -> Pairs:
+        """Return the pairs that carry mass; with `static` all B·P predictions, which avoids a synchronisation."""
+        if static:
+            positive = self.is_positive().flatten()
+            images, preds = self.index.shape
+            rows = torch.arange(images * preds, device=self.index.device)
+            mass, target = self.mass.flatten() * positive, self.index.flatten() * positive
+            return Pairs(rows // max(preds, 1), rows % max(preds, 1), target, mass)
+        image, pred = self.is_positive().nonzero(as_tuple=True)
+        return Pairs(image, pred, self.index[image, pred], self.mass[image, pred])
+
+
+Plan = DensePlan | AssignedPlan

@@ -1,0 +1,28 @@
+"""Targets of classification rows: integer or one-hot labels in, one-hot labels out."""
+
+import torch
+from torch import Tensor
+
+
+def one_hot_rows(target: Tensor, logits: Tensor) -> Tensor:
+    """Return the target of (..., C) logits as (..., C) one-hot values of their dtype.
+
+    Raises:
+        TypeError: labels of the shape (...) are not integers.
+        ValueError: the shape fits neither kind of target, or a label on the CPU is not in [0, C).
+    """
+    num_classes = logits.shape[-1]
+    if target.shape == logits.shape:
+        return target.to(logits.dtype)
+    if target.shape != logits.shape[:-1]:
+        raise ValueError(
+            f"target must have shape {tuple(logits.shape[:-1])} (integers) or {tuple(logits.shape)} (one-hot), "
+            f"got {tuple(target.shape)}"
+        )
+    if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
+        raise TypeError(f"target of shape {tuple(target.shape)} must have an integer dtype, got {target.dtype}")
+    if target.device.type == "cpu" and target.numel():
+        low, high = (int(x) for x in torch.aminmax(target))
+        if low < 0 or high >= num_classes:
+            raise ValueError(f"target must lie in [0, {num_classes}), got {low if low < 0 else high}")
+    return (target.unsqueeze(-1) == torch.arange(num_classes, device=target.device)).to(logits.dtype)

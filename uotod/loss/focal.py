@@ -1,0 +1,116 @@
+"""The sigmoid focal loss, and the matching cost made from it."""
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from uotod._boxes import full_precision
+from uotod._check import check_number
+from uotod._cost import ClassTerms
+from uotod.loss._reduce import check_reduction, reduce_loss
+from uotod.loss._rows import one_hot_rows
+
+
+class SigmoidFocalLoss(nn.Module):
+    r"""Down-weight easy examples in the binary cross-entropy of every class.
+
+    .. math::
+        L(x, t) = -\alpha\, t\, (1 - p)^\gamma \ln p - (1 - \alpha)(1 - t)\, p^\gamma \ln(1 - p),
+        \qquad p = \sigma(x)
+
+    `gamma=0` without `alpha` is the binary cross-entropy. A background without a class of its own is a target of
+    zeros.
+
+    Args:
+        alpha: weight of a one in [0, 1], `1 - alpha` that of a zero; -1 for no weights.
+        gamma: focusing exponent, at least 0.
+        reduction: "none", "mean" (over all N·C values) or "sum".
+
+    Shape:
+        input: (..., C) logits; target: (...) integers in [0, C), or (..., C) one-hot. Output: (..., C) or ().
+
+    References:
+        Lin et al., "Focal loss for dense object detection", ICCV 2017, eqs. 4-5.
+
+    Examples:
+        >>> import torch
+        >>> SigmoidFocalLoss(alpha=0.25, reduction="none")(torch.zeros(1, 2), torch.tensor([0]))
+        tensor([[0.0433, 0.1300]])
+    """
+
+    def __init__(self, *, alpha: float = -1, gamma: float = 2.0, reduction: str = "mean") -> None:
+        super().__init__()
+        self.alpha, self.gamma = _check_alpha(alpha), check_number("gamma", gamma, low=0.0)
+        self.reduction = check_reduction(reduction)
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        """Return the loss of each row and class, or its mean or sum."""
+        logits = full_precision(input)
+        positive, negative = _focal_terms(logits, self.alpha, self.gamma)
+        one_hot = one_hot_rows(target, logits)
+        return reduce_loss(one_hot * positive + (1 - one_hot) * negative, self.reduction)
+
+    def class_terms(self, logits: Tensor) -> ClassTerms:
+        """Return the loss, summed over classes, as an affine function of the one-hot target."""
+        positive, negative = _focal_terms(logits, self.alpha, self.gamma)
+        return ClassTerms(positive - negative, negative.sum(-1))
+
+    def extra_repr(self) -> str:
+        """Return the arguments for `repr`."""
+        return f"alpha={self.alpha}, gamma={self.gamma}, reduction={self.reduction!r}"
+
+
+class SigmoidFocalCost(nn.Module):
+    r"""Return the change of the focal loss that calling a prediction the target's class would make.
+
+    .. math:: L(x, y) = -\alpha (1 - p_y)^\gamma \ln p_y + (1 - \alpha)\, p_y^\gamma \ln(1 - p_y), \qquad p = \sigma(x)
+
+    Args:
+        alpha: weight of the first term in [0, 1], `1 - alpha` that of the second; -1 for no weights.
+        gamma: focusing exponent, at least 0.
+        reduction: "none", "mean" or "sum".
+
+    Shape:
+        input: (..., C) logits; target: (...) integers in [0, C), or (..., C) one-hot. Output: (...) or ().
+
+    References:
+        Zhu et al., "Deformable DETR", ICLR 2021 (the matching cost of its implementation, without an epsilon).
+
+    Examples:
+        >>> import torch
+        >>> SigmoidFocalCost()(torch.zeros(1, 2), torch.tensor([0]))
+        tensor(-0.0866)
+    """
+
+    def __init__(self, *, alpha: float = 0.25, gamma: float = 2.0, reduction: str = "mean") -> None:
+        super().__init__()
+        self.alpha, self.gamma = _check_alpha(alpha), check_number("gamma", gamma, low=0.0)
+        self.reduction = check_reduction(reduction)
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        """Return the cost of each row, or its mean or sum."""
+        logits = full_precision(input)
+        loss = (self.class_terms(logits).gain * one_hot_rows(target, logits)).sum(-1)
+        return reduce_loss(loss, self.reduction)
+
+    def class_terms(self, logits: Tensor) -> ClassTerms:
+        """Return the cost as an affine function of the one-hot target."""
+        positive, negative = _focal_terms(logits, self.alpha, self.gamma)
+        return ClassTerms(positive - negative, None)
+
+    def extra_repr(self) -> str:
+        """Return the arguments for `repr`."""
+        return f"alpha={self.alpha}, gamma={self.gamma}, reduction={self.reduction!r}"
+
+
+def _check_alpha(alpha: float) -> float:
+    return -1.0 if alpha == -1 else check_number("alpha (-1 for none)", alpha, low=0.0, high=1.0)
+
+
+def _focal_terms(logits: Tensor, alpha: float, gamma: float) -> tuple[Tensor, Tensor]:
+    """Return the loss of a one and of a zero at each logit."""
+    log_p, log_q = F.logsigmoid(logits), F.logsigmoid(-logits)  # q = 1 - p
+    # p^γ as exp(γ log p): its gradient stays finite where p underflows and γ < 1
+    positive, negative = -(gamma * log_q).exp() * log_p, -(gamma * log_p).exp() * log_q
+    if alpha < 0:
+        return positive, negative
+    return alpha * positive, (1 - alpha) * negative

@@ -1,0 +1,94 @@
+"""A weighted sum of losses that is itself a loss."""
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor, nn
+
+from uotod._check import check_number
+from uotod._cost import Part
+
+
+class MultipleObjectiveLoss(nn.Module):
+    r"""Add several losses on the same rows, each with its weight.
+
+    .. math:: L(x, y) = \sum_k w_k L_k(x, y)
+
+    The losses keep their names, under which `DetectionLoss.terms` reports them.
+
+    Args:
+        losses: the losses, or a dict that names them. Without names a loss is called by its class: `L1Loss` is
+            "l1", a second one "l1#2".
+        weights: one weight of at least 0 a loss; all 1 by default.
+
+    Shape:
+        input and target: rows that every loss takes. A loss that returns (N, K) is summed over K. Output: (N,) if the
+        losses have `reduction="none"`, () if they reduce.
+
+    Raises:
+        TypeError: `losses` does not hold modules.
+        ValueError: there is no loss, the number of weights differs, or a weight is negative.
+
+    Examples:
+        >>> import torch
+        >>> loss = MultipleObjectiveLoss([nn.L1Loss(reduction="none"), nn.MSELoss(reduction="none")], weights=[5, 2])
+        >>> loss(torch.zeros(1, 4), torch.full((1, 4), 0.5)), [part.name for part in loss.parts()]
+        (tensor([12.]), ['l1', 'mse'])
+    """
+
+    def __init__(
+        self, losses: Sequence[nn.Module] | Mapping[str, nn.Module], weights: Sequence[float] | None = None
+    ) -> None:
+        super().__init__()
+        modules = list(losses.values()) if isinstance(losses, Mapping) else list(losses)
+        if not modules:
+            raise ValueError("losses must hold at least one loss, got none")
+        for index, module in enumerate(modules):
+            if not isinstance(module, nn.Module):
+                raise TypeError(f"losses[{index}] must be a torch.nn.Module, got {module!r}")
+        reductions = {getattr(module, "reduction", "none") == "none" for module in modules}
+        if len(reductions) > 1:
+            raise ValueError("losses must all have reduction='none' or all reduce, got both kinds")
+        if weights is None:
+            weights = [1.0] * len(modules)
+        if len(weights) != len(modules):
+            raise ValueError(f"weights must hold {len(modules)} numbers, one a loss, got {len(weights)}")
+        self.losses = nn.ModuleList(modules)
+        self.weights = tuple(check_number(f"weights[{i}]", w, low=0.0) for i, w in enumerate(weights))
+        self.names = tuple(losses) if isinstance(losses, Mapping) else _names(modules)
+        self.reduction = "none" if reductions == {True} else "mixed"
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        """Return the weighted sum of the losses."""
+        total: Tensor | None = None
+        for weight, loss in zip(self.weights, self.losses, strict=True):
+            value = loss(input, target)
+            value = weight * (value.flatten(1).sum(1) if value.dim() > 1 else value)
+            total = value if total is None else total + value
+        assert total is not None
+        return total
+
+    def parts(self) -> list[Part]:
+        """Return name, weight and module of every loss, nested sums taken apart."""
+        parts = []
+        for name, weight, loss in zip(self.names, self.weights, self.losses, strict=True):
+            nested = loss.parts() if isinstance(loss, MultipleObjectiveLoss) else [Part("", 1.0, loss)]
+            parts += [Part(f"{name}_{x.name}" if x.name else name, weight * x.weight, x.module) for x in nested]
+        return parts
+
+    def extra_repr(self) -> str:
+        """Return the arguments for `repr`."""
+        return f"weights={self.weights}"
+
+
+def _names(modules: Sequence[nn.Module]) -> tuple[str, ...]:
+    """Return a name a module: its class without `Loss`, in snake case, numbered from the second of a kind on."""
+    names, seen = [], Counter[str]()
+    for module in modules:
+        stem = re.sub(r"Loss$", "", type(module).__name__) or "loss"
+        stem = re.sub(r"[A-Z]?IoU", lambda match: match[0].capitalize(), stem)  # GIoU is one word
+        name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", stem).lower()
+        seen[name] += 1
+        names.append(name if seen[name] == 1 else f"{name}#{seen[name]}")
+    return tuple(names)

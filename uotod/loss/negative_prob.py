@@ -1,0 +1,47 @@
+"""The negative probability of the target's class, DETR's classification cost."""
+
+from torch import Tensor, nn
+
+from uotod._boxes import full_precision
+from uotod._cost import ClassTerms
+from uotod.loss._reduce import check_reduction, reduce_loss
+from uotod.loss._rows import one_hot_rows
+
+
+class NegativeProbLoss(nn.Module):
+    r"""Return minus the softmax probability of the target's class.
+
+    .. math:: L(x, y) = -\operatorname{softmax}(x)_y
+
+    Args:
+        reduction: "none", "mean" or "sum".
+
+    Shape:
+        input: (..., C) logits; target: (...) integers in [0, C), or (..., C) one-hot. Output: (...) or ().
+
+    References:
+        Carion et al., "End-to-end object detection with transformers", ECCV 2020, sec. 3.1.
+
+    Examples:
+        >>> import torch
+        >>> NegativeProbLoss()(torch.zeros(2, 4), torch.tensor([0, 3]))
+        tensor(-0.2500)
+    """
+
+    def __init__(self, *, reduction: str = "mean") -> None:
+        super().__init__()
+        self.reduction = check_reduction(reduction)
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        """Return the loss of each row, or its mean or sum."""
+        logits = full_precision(input)
+        loss = (self.class_terms(logits).gain * one_hot_rows(target, logits)).sum(-1)
+        return reduce_loss(loss, self.reduction)
+
+    def class_terms(self, logits: Tensor) -> ClassTerms:
+        """Return the loss as an affine function of the one-hot target."""
+        return ClassTerms(-logits.softmax(-1), None)
+
+    def extra_repr(self) -> str:
+        """Return the arguments for `repr`."""
+        return f"reduction={self.reduction!r}"

@@ -1,0 +1,36 @@
+"""Matchers: each turns the cost of predictions and targets into a transport plan."""
+
+from uotod.match._base import Matcher
+from uotod.match.balanced_sinkhorn import BalancedSinkhorn
+from uotod.match.closest import ClosestPrediction, ClosestTarget, Min
+from uotod.match.hungarian import Hungarian
+from uotod.match.iou_threshold import IoUThreshold
+from uotod.match.soft_min import SoftMin
+from uotod.match.unbalanced_sinkhorn import UnbalancedSinkhorn
+from uotod.match.weighted_sum import WeightedSum
+
+ALL_MATCHERS: dict[str, type[Matcher]] = {
+    "BalancedSinkhorn": BalancedSinkhorn,
+    "ClosestPrediction": ClosestPrediction,
+    "ClosestTarget": ClosestTarget,
+    "Hungarian": Hungarian,
+    "IoUThreshold": IoUThreshold,
+    "Min": Min,
+    "SoftMin": SoftMin,
+    "UnbalancedSinkhorn": UnbalancedSinkhorn,
+    "WeightedSum": WeightedSum,
+}
+
+__all__ = [
+    "ALL_MATCHERS",
+    "BalancedSinkhorn",
+    "ClosestPrediction",
+    "ClosestTarget",
+    "Hungarian",
+    "IoUThreshold",
+    "Matcher",
+    "Min",
+    "SoftMin",
+    "UnbalancedSinkhorn",
+    "WeightedSum",
+]

@@ -1,0 +1,237 @@
+"""The matcher's contract: predictions and targets become a cost, and one method turns the cost into a plan."""
+
+import math
+from abc import ABC, abstractmethod
+from typing import TypedDict
+
+import torch
+from torch import Tensor, nn
+
+from uotod._batch import Batch, PredictionDict, TargetInput, parse_batch, reads_values
+from uotod._boxes import full_precision
+from uotod._check import check_choice, check_flag, check_number, check_sub_loss
+from uotod._cost import box_cost, class_cost
+from uotod._plan import DensePlan, Plan
+
+
+class MatcherOptions(TypedDict, total=False):
+    """Types of the arguments that every matcher hands on to `Matcher`."""
+
+    cls_match_module: nn.Module | None
+    loc_match_module: nn.Module | None
+    background: bool
+    background_cost: float
+    is_anchor_based: bool
+    nonfinite: str
+    validate: bool
+
+
+class Matcher(nn.Module, ABC):
+    """Match predictions to targets: the base class of every matching rule.
+
+    The cost of the pair of prediction `i` and target `j` is `L_cls(ĉ_i, c_j) + L_loc(b̂_i, b_j)`, and that of the
+    background, in the last column, is constant. A subclass implements `compute_matching`.
+
+    Args:
+        cls_match_module: classification cost, a loss module with `reduction="none"`.
+        loc_match_module: localisation cost, a loss module with `reduction="none"`; four values a box are summed.
+        background: whether cost and plan have a background column.
+        background_cost: cost of matching a prediction to the background.
+        is_anchor_based: compute the localisation cost of the anchors instead of the predicted boxes. Otherwise
+            anchors that are given are checked, and left to the losses that read them.
+        nonfinite: what to do with NaN or infinite predictions. "error" raises; "propagate" lets them through to the
+            loss (a gradient scaler then skips the step) and matches them only if nothing finite is left.
+        validate: also check values (label range, inverted boxes, finiteness) on a GPU, which synchronises.
+
+    Raises:
+        TypeError: an argument has the wrong type.
+        ValueError: an argument is out of its range, or a module reduces its rows.
+
+    Examples:
+        A rule of one's own needs one method; here each prediction is spread evenly over targets and background:
+
+        >>> class Even(Matcher):
+        ...     def compute_matching(self, cost_matrix, target_mask):
+        ...         allowed = torch.cat((target_mask, torch.ones_like(target_mask[:, :1])), dim=1)[:, None, :]
+        ...         return (allowed / allowed.sum(-1, keepdim=True)).expand_as(cost_matrix)
+        >>> Even().compute_matching(torch.rand(1, 2, 4), torch.tensor([[True, True, False]]))[0, 0]
+        tensor([0.3333, 0.3333, 0.0000, 0.3333])
+    """
+
+    def __init__(
+        self,
+        *,
+        cls_match_module: nn.Module | None = None,
+        loc_match_module: nn.Module | None = None,
+        background: bool = True,
+        background_cost: float = 10.0,
+        is_anchor_based: bool = False,
+        nonfinite: str = "error",
+        validate: bool = False,
+    ) -> None:
+        super().__init__()
+        check_sub_loss("cls_match_module", cls_match_module, optional=True)
+        check_sub_loss("loc_match_module", loc_match_module, optional=True)
+        check_choice("nonfinite", nonfinite, ("error", "propagate"))
+        self.cls_match_module = cls_match_module
+        self.loc_match_module = loc_match_module
+        self.background = check_flag("background", background)
+        self.background_cost = check_number("background_cost", background_cost)
+        self.is_anchor_based = check_flag("is_anchor_based", is_anchor_based)
+        self.nonfinite = nonfinite
+        self.validate = check_flag("validate", validate)
+
+    @torch.no_grad()
+    def forward(self, input: PredictionDict, target: TargetInput, anchors: Tensor | None = None) -> Tensor:
+        """Return the plan, a tensor without gradient.
+
+        Args:
+            input: dict with `pred_logits` (B, P, C) and `pred_boxes` (B, P, 4), xyxy.
+            target: dict with `labels` (B, T) or one-hot (B, T, C), `boxes` (B, T, 4), xyxy, and optionally `mask`
+                (B, T), bool; or a list of one dict an image.
+            anchors: (P, 4) or (B, P, 4) boxes, xyxy; needed with `is_anchor_based=True`.
+
+        Returns:
+            (B, P, T + 1) masses, the background last; (B, P, T) with `background=False`.
+
+        Raises:
+            TypeError: an argument or an entry has the wrong type or dtype.
+            ValueError: a key is missing, or a shape, a device or a value is wrong.
+        """
+        return self.plan(self._parse(input, target, anchors)).to_dense()
+
+    @torch.no_grad()
+    def compute_cost_matrix(self, input: PredictionDict, target: TargetInput, anchors: Tensor | None = None) -> Tensor:
+        """Return the cost in the layout of the plan; padded targets cost `inf`. Arguments as in `forward`."""
+        return self.cost(self._parse(input, target, anchors)).transpose(1, 2).contiguous()
+
+    @abstractmethod
+    def compute_matching(self, cost_matrix: Tensor, target_mask: Tensor) -> Tensor:
+        """Return the plan of a cost matrix.
+
+        Args:
+            cost_matrix: (B, P, T + 1), or (B, P, T) with `background=False`; `inf` forbids a pair, and what lies
+                under the mask is never read.
+            target_mask: (B, T) bool, False for padding.
+
+        Returns:
+            The plan, of the shape of the cost.
+
+        Raises:
+            TypeError: an argument is not a tensor of the right dtype.
+            ValueError: shapes do not fit, or the cost holds NaN or -inf.
+        """
+
+    def plan(self, batch: Batch) -> Plan:
+        """Return the plan of a parsed batch, in the representation that suits the rule; losses call this."""
+        with torch.no_grad(), torch.autocast(batch.predictions.logits.device.type, enabled=False):
+            return self._match(self.cost(batch), batch.targets.mask)
+
+    def cost(self, batch: Batch) -> Tensor:
+        """Return the target-major cost (B, T + 1, P), or (B, T, P) without background, of a parsed batch."""
+        with torch.no_grad(), torch.autocast(batch.predictions.logits.device.type, enabled=False):
+            cost = self._pair_cost(batch)  # (B, T, P)
+            if self.nonfinite == "propagate":
+                cost = _replace_nonfinite(cost, batch)
+            cost = cost.masked_fill(~batch.targets.mask.unsqueeze(-1), math.inf)
+            self._check_cost_values("the cost that the match modules return", cost)
+            if self.background:
+                column = cost.new_full((cost.shape[0], 1, cost.shape[2]), self.background_cost)
+                cost = torch.cat((cost, column), dim=1)
+            return cost
+
+    def _match(self, cost: Tensor, mask: Tensor) -> Plan:
+        """Return the plan of a target-major cost (B, K, P)."""
+        public = cost.transpose(1, 2)
+        mass = self.compute_matching(public, mask)
+        if mass.shape != public.shape:
+            raise ValueError(
+                f"{type(self).__name__}.compute_matching must return {tuple(public.shape)}, got {tuple(mass.shape)}"
+            )
+        return DensePlan.from_columns(mass.detach().transpose(1, 2), mask.shape[1])
+
+    def _pair_cost(self, batch: Batch) -> Tensor:
+        """Return the cost (B, T, P) of all pairs, padding included."""
+        if self.cls_match_module is None and self.loc_match_module is None:
+            raise ValueError(
+                f"{type(self).__name__} needs cls_match_module or loc_match_module to compute a cost, got neither"
+            )
+        cost = None
+        if self.cls_match_module is not None:
+            cost = class_cost(self.cls_match_module, batch.predictions.logits, batch.targets)
+        if self.loc_match_module is not None:
+            boxes = self._located_boxes(batch)
+            value = box_cost(self.loc_match_module, boxes, batch.targets.boxes)
+            cost = value if cost is None else cost + value
+        assert cost is not None
+        return cost
+
+    def _located_boxes(self, batch: Batch) -> Tensor:
+        """Return the (B, P, 4) boxes whose position is compared with the targets."""
+        if not self.is_anchor_based:
+            return batch.predictions.boxes
+        if batch.anchors is None:
+            raise ValueError("anchors must be given with is_anchor_based=True, got None")
+        return batch.anchors
+
+    def _parse(self, input: PredictionDict, target: TargetInput, anchors: Tensor | None) -> Batch:
+        return parse_batch(input, target, anchors, nonfinite=self.nonfinite, validate=self.validate)
+
+    def _check_cost(self, cost_matrix: Tensor, target_mask: Tensor) -> Tensor:
+        """Return the public cost as a contiguous target-major one, (B, K, P), in at least float32."""
+        if not isinstance(cost_matrix, Tensor) or not cost_matrix.is_floating_point():
+            found = cost_matrix.dtype if isinstance(cost_matrix, Tensor) else type(cost_matrix).__name__
+            raise TypeError(f"cost_matrix must be a tensor of a floating dtype, got {found}")
+        if not isinstance(target_mask, Tensor) or target_mask.dtype != torch.bool:
+            found = target_mask.dtype if isinstance(target_mask, Tensor) else type(target_mask).__name__
+            raise TypeError(f"target_mask must be a tensor of dtype torch.bool, got {found}")
+        layout = "(B, P, T + 1)" if self.background else "(B, P, T)"
+        columns = cost_matrix.shape[-1] - self.background if cost_matrix.dim() == 3 else -1
+        if columns < 0 or target_mask.shape != (cost_matrix.shape[0], columns):
+            raise ValueError(
+                f"cost_matrix must have shape {layout} and target_mask (B, T), "
+                f"got {tuple(cost_matrix.shape)} and {tuple(target_mask.shape)}"
+            )
+        if cost_matrix.device != target_mask.device:
+            raise ValueError(f"target_mask must be on {cost_matrix.device} like cost_matrix, got {target_mask.device}")
+        cost = full_precision(cost_matrix.detach()).transpose(1, 2).clone(memory_format=torch.contiguous_format)
+        cost[:, :columns].masked_fill_(~target_mask.unsqueeze(-1), math.inf)
+        self._check_cost_values("cost_matrix", cost)
+        return cost
+
+    def _check_cost_values(self, name: str, cost: Tensor) -> None:
+        """Raise a ValueError if a target-major cost (B, K, P) holds NaN or -inf, which no plan can mean."""
+        if not cost.numel() or not reads_values(cost, self.validate) or bool(cost.amin() > -math.inf):
+            return  # the minimum of values with a NaN is NaN
+        bad = cost.isnan() | (cost == -math.inf)
+        image, column, pred = (int(x) for x in bad.nonzero()[0])
+        value = float(cost[image, column, pred])
+        raise ValueError(
+            f"{name} must not hold NaN or -inf, got {value} in image {image}, prediction {pred}, column {column}"
+        )
+
+
+class PlanMatcher(Matcher):
+    """A matcher whose rule is stated on the target-major cost; `_match` is the one method to implement."""
+
+    @torch.no_grad()
+    def compute_matching(self, cost_matrix: Tensor, target_mask: Tensor) -> Tensor:
+        """Return the plan of a cost matrix; see `Matcher.compute_matching`."""
+        return self._match(self._check_cost(cost_matrix, target_mask), target_mask).to_dense()
+
+    @abstractmethod
+    def _match(self, cost: Tensor, mask: Tensor) -> Plan: ...
+
+
+def _replace_nonfinite(cost: Tensor, batch: Batch) -> Tensor:
+    """Give predictions that are not finite a finite cost (B, T, P) above that of any set of finite pairs."""
+    if not cost.numel():
+        return cost
+    predictions = batch.predictions
+    bad = ~(predictions.logits.isfinite().all(-1) & predictions.boxes.isfinite().all(-1))  # (B, P)
+    valid = batch.targets.mask.unsqueeze(-1) & ~bad.unsqueeze(1) & cost.isfinite()
+    some = valid.flatten(1).any(1)[:, None, None]
+    high = cost.masked_fill(~valid, -math.inf).amax((1, 2), keepdim=True).where(some, 0.0)
+    low = cost.masked_fill(~valid, math.inf).amin((1, 2), keepdim=True).where(some, 0.0)
+    worst = high + (cost.shape[1] + 1) * (high - low + 1)
+    return torch.where(bad.unsqueeze(1), worst, cost)

@@ -1,0 +1,173 @@
+"""What balanced and unbalanced Sinkhorn matchers share: regularisation, marginals, solver and its report."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from uotod._batch import reads_values
+from uotod._check import check_choice, check_flag, check_integer, check_number
+from uotod._plan import DensePlan, Plan
+from uotod.match._base import MatcherOptions, PlanMatcher
+from uotod.solvers.pot import solve_pot
+from uotod.solvers.sinkhorn import Transport, solve_sinkhorn
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+
+class SinkhornResult(NamedTuple):
+    """A plan, and how it was reached.
+
+    Attributes:
+        plan: (B, P, T + 1) masses; (B, P, T) without background.
+        pred_potential: (B, P) dual variables of the predictions, in units of the normalised cost.
+        target_potential: (B, T + 1) dual variables of the columns, likewise.
+        iterations: (B,) steps of the solver.
+        residual: (B,) largest relative violation of the optimality conditions of the columns.
+    """
+
+    plan: Tensor
+    pred_potential: Tensor
+    target_potential: Tensor
+    iterations: Tensor
+    residual: Tensor
+
+
+class SinkhornOptions(MatcherOptions, total=False):
+    """Types of the arguments that every Sinkhorn matcher takes."""
+
+    reg_dimless: float
+    reg: float | None
+    normalize_cost_matrix: bool
+    num_iter: int
+    tol: float
+    solver: str
+    on_unconverged: str
+
+
+class SinkhornMatcher(PlanMatcher):
+    """Match by entropic transport; the subclasses document the arguments."""
+
+    def __init__(
+        self,
+        *,
+        reg_pred: float,
+        reg_target: float,
+        reg_dimless: float = 0.12,
+        reg: float | None = None,
+        normalize_cost_matrix: bool = True,
+        num_iter: int = 1000,
+        tol: float = 1e-6,
+        solver: str = "torch",
+        on_unconverged: str = "warn",
+        **matcher: Unpack[MatcherOptions],
+    ) -> None:
+        super().__init__(**matcher)
+        check_choice("solver", solver, ("torch", "pot"))
+        check_choice("on_unconverged", on_unconverged, ("warn", "raise", "ignore"))
+        self.reg_pred = check_number("reg_pred", reg_pred, low=0.0, finite=False)
+        self.reg_target = check_number("reg_target", reg_target, low=0.0, finite=False)
+        self.reg_dimless = check_number("reg_dimless", reg_dimless, low=0.0, low_open=True)
+        self.reg = None if reg is None else check_number("reg", reg, low=0.0, low_open=True)
+        self.normalize_cost_matrix = check_flag("normalize_cost_matrix", normalize_cost_matrix)
+        self.num_iter = check_integer("num_iter", num_iter, low=1)
+        self.tol = check_number("tol", tol, low=0.0, low_open=True)
+        self.solver = solver
+        self.on_unconverged = on_unconverged
+
+    @torch.no_grad()
+    def solve(self, cost_matrix: Tensor, target_mask: Tensor) -> SinkhornResult:
+        """Return the plan of a cost matrix with its potentials, iterations and residual.
+
+        Arguments and errors as in `compute_matching`.
+        """
+        cost = self._check_cost(cost_matrix, target_mask)
+        transport = self._transport(cost, target_mask)
+        return SinkhornResult(
+            DensePlan.from_columns(transport.plan, target_mask.shape[1]).to_dense(),
+            transport.pred_potential,
+            transport.target_potential,
+            transport.iterations,
+            transport.residual,
+        )
+
+    def extra_repr(self) -> str:
+        """Return the arguments for `repr`."""
+        reg = f"reg={self.reg}" if self.reg is not None else f"reg_dimless={self.reg_dimless}"
+        return f"reg_pred={self.reg_pred}, reg_target={self.reg_target}, {reg}, solver={self.solver!r}"
+
+    def _match(self, cost: Tensor, mask: Tensor) -> Plan:
+        return DensePlan.from_columns(self._transport(cost, mask).plan, mask.shape[1])
+
+    def _transport(self, cost: Tensor, mask: Tensor) -> Transport:
+        """Solve a target-major cost (B, K, P)."""
+        active = mask
+        if self.background:
+            active = torch.cat((mask, mask.new_ones(len(mask), 1)), dim=1)
+        self._check_feasible(cost, active)
+        if self.normalize_cost_matrix and cost.numel():
+            finite = cost.isfinite() & active.unsqueeze(-1)
+            scale = cost.abs().masked_fill(~finite, 0).amax((1, 2), keepdim=True)
+            cost = cost / torch.where(scale > 0, scale, 1.0)
+        preds = cost.shape[2]
+        reg = self.reg if self.reg is not None else self.reg_dimless / (math.log(2 * max(preds, 1)) + 1)
+        column_mass = column_masses(mask, preds, self.background, cost.dtype)
+        solve = solve_sinkhorn if self.solver == "torch" else solve_pot
+        transport = solve(
+            cost, column_mass, active, reg, self.reg_pred, self.reg_target, num_iter=self.num_iter, tol=self.tol
+        )
+        self._report(transport.residual)
+        return transport
+
+    def _check_feasible(self, cost: Tensor, active: Tensor) -> None:
+        """Raise a ValueError where forbidden pairs leave a prediction or target without a partner that it must have."""
+        if not cost.numel() or not reads_values(cost, self.validate):
+            return
+        allowed = cost.isfinite() & active.unsqueeze(-1)
+        lonely_pred = ~allowed.any(1) & active.any(1, keepdim=True)  # (B, P)
+        lonely_target = ~allowed.any(2) & active  # (B, K)
+        for name, penalty, lonely, side in (
+            ("reg_pred", self.reg_pred, lonely_pred, "prediction"),
+            ("reg_target", self.reg_target, lonely_target, "column"),
+        ):
+            if penalty == math.inf and bool(lonely.any()):
+                image, index = (int(x) for x in lonely.nonzero()[0])
+                raise ValueError(
+                    f"cost_matrix must allow every {side} a partner with {name}=inf, got only inf in image {image}, "
+                    f"{side} {index}"
+                )
+
+    def _report(self, residual: Tensor) -> None:
+        """Warn or raise if a plan missed `tol`."""
+        if self.on_unconverged == "ignore" or not reads_values(residual, self.validate) or not residual.numel():
+            return
+        worst = float(residual.max())
+        if worst <= self.tol:
+            return
+        message = (
+            f"{type(self).__name__} reached a residual of {worst:.1e} after num_iter={self.num_iter} steps, above "
+            f"tol={self.tol:.1e}: raise num_iter, tol or reg, or lower reg_pred and reg_target"
+        )
+        if self.on_unconverged == "raise":
+            raise RuntimeError(message)
+        warnings.warn(message, stacklevel=2)
+
+
+def column_masses(mask: Tensor, preds: int, background: bool, dtype: torch.dtype) -> Tensor:
+    """Return the marginal of each column times `preds`, (B, K): the mass that it has where a prediction has 1.
+
+    A target has 1 and the background `P - T_b`. Without background, or with more targets than predictions, the targets
+    share `P` evenly.
+    """
+    count = mask.sum(1, keepdim=True)  # (B, 1)
+    share = preds / count.clamp(min=1).to(dtype)
+    each = torch.where(count <= preds, torch.ones_like(share), share) if background else share
+    columns = mask.to(dtype) * each
+    if not background:
+        return columns
+    return torch.cat((columns, (preds - count).clamp(min=0).to(dtype)), dim=1)

@@ -1,0 +1,114 @@
+"""Hard nearest-partner matchers: each prediction takes its cheapest target, or each target its cheapest prediction."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from uotod._check import check_choice, check_flag, check_number
+from uotod._plan import AssignedPlan, DensePlan, Plan
+from uotod.match._base import PlanMatcher
+from uotod.solvers.nearest import left_over, nearest_prediction, nearest_target
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from uotod.match._base import MatcherOptions
+
+
+class ClosestTarget(PlanMatcher):
+    r"""Match each prediction to its cheapest column, a target or the background; the lowest wins ties.
+
+    .. math:: \hat P_{ij} = 1 \text{ for } j = \arg\min_{k \le T + 1} C_{ik}
+
+    The background cost acts as the threshold. It is the limit `reg_pred → ∞, reg_target = 0, reg → 0` of unbalanced
+    transport (De Plaen et al., CVPR 2023, prop. 2).
+
+    Args: those of `Matcher`.
+
+    Examples:
+        >>> import torch
+        >>> cost = torch.tensor([[[0.1, 0.2, 0.5], [0.1, 0.9, 0.5], [0.7, 0.8, 0.5]]])
+        >>> ClosestTarget().compute_matching(cost, torch.ones(1, 2, dtype=torch.bool))
+        tensor([[[1., 0., 0.],
+                 [1., 0., 0.],
+                 [0., 0., 1.]]])
+    """
+
+    def _match(self, cost: Tensor, mask: Tensor) -> Plan:
+        return _take_targets(cost, mask, self.background)
+
+
+class ClosestPrediction(PlanMatcher):
+    r"""Match each target to its cheapest prediction; the lowest wins ties.
+
+    .. math:: \hat P_{ij} = 1 \text{ for } i = \arg\min_{l \le P} C_{lj} \text{ if } C_{ij} \le \text{threshold}
+
+    A prediction that is closest to two targets carries mass 2. It is the limit `reg_pred = 0, reg_target → ∞, reg → 0`
+    of unbalanced transport (De Plaen et al., CVPR 2023).
+
+    Args:
+        threshold: the largest cost that matches; None for no limit.
+        uniform_background: spread the background's mass, `P` less the number of matched targets, evenly over all
+            predictions, as the limit of unbalanced transport does, instead of giving 1 to each unmatched prediction.
+
+    The other arguments are those of `Matcher`.
+
+    Examples:
+        >>> import torch
+        >>> cost = torch.tensor([[[0.1, 0.2, 0.5], [0.1, 0.9, 0.5], [0.7, 0.8, 0.5]]])
+        >>> ClosestPrediction().compute_matching(cost, torch.ones(1, 2, dtype=torch.bool))
+        tensor([[[1., 1., 0.],
+                 [0., 0., 1.],
+                 [0., 0., 1.]]])
+    """
+
+    def __init__(
+        self, *, threshold: float | None = None, uniform_background: bool = False, **matcher: Unpack[MatcherOptions]
+    ) -> None:
+        super().__init__(**matcher)
+        self.threshold = None if threshold is None else check_number("threshold", threshold)
+        self.uniform_background = check_flag("uniform_background", uniform_background)
+
+    def _match(self, cost: Tensor, mask: Tensor) -> Plan:
+        return _take_predictions(cost, mask, self.background, self.threshold, self.uniform_background)
+
+
+class Min(PlanMatcher):
+    """Match each `source` to its cheapest partner: `ClosestPrediction` or `ClosestTarget` by a switch.
+
+    Args:
+        source: "target" matches each target to its cheapest prediction, "prediction" each prediction to its cheapest
+            target or the background.
+
+    The other arguments are those of `Matcher`.
+
+    Examples:
+        >>> import torch
+        >>> cost = torch.tensor([[[0.1, 0.2, 0.5], [0.1, 0.9, 0.5], [0.7, 0.8, 0.5]]])
+        >>> Min(source="prediction").compute_matching(cost, torch.ones(1, 2, dtype=torch.bool))[0, 1]
+        tensor([1., 0., 0.])
+    """
+
+    def __init__(self, *, source: str = "target", **matcher: Unpack[MatcherOptions]) -> None:
+        super().__init__(**matcher)
+        check_choice("source", source, ("target", "prediction"))
+        self.source = source
+
+    def _match(self, cost: Tensor, mask: Tensor) -> Plan:
+        if self.source == "prediction":
+            return _take_targets(cost, mask, self.background)
+        return _take_predictions(cost, mask, self.background, threshold=None, uniform=False)
+
+
+def _take_targets(cost: Tensor, mask: Tensor, background: bool) -> AssignedPlan:
+    index = nearest_target(cost)
+    return AssignedPlan(index, cost.new_ones(index.shape), mask.shape[1], background)
+
+
+def _take_predictions(
+    cost: Tensor, mask: Tensor, background: bool, threshold: float | None, uniform: bool
+) -> DensePlan:
+    positive = nearest_prediction(cost[:, : mask.shape[1]], threshold)
+    return DensePlan(positive, left_over(positive, uniform) if background else None)

@@ -1,0 +1,68 @@
+"""Soft nearest-partner matching: each side spreads its mass by a softmin of the cost."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from uotod._check import check_choice, check_flag, check_number
+from uotod._plan import DensePlan, Plan
+from uotod.match._base import PlanMatcher
+from uotod.solvers.nearest import left_over, soft_minimum
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from uotod.match._base import MatcherOptions
+
+
+class SoftMin(PlanMatcher):
+    r"""Spread each `source` over its partners by a softmin of the cost.
+
+    .. math::
+        \text{target: } \hat P_{ij} = \frac{e^{-C_{ij}/\text{reg}}}{\sum_{l \le P} e^{-C_{lj}/\text{reg}}}, \qquad
+        \text{prediction: } \hat P_{ij} = \frac{e^{-C_{ij}/\text{reg}}}{\sum_{k \le T + 1} e^{-C_{ik}/\text{reg}}}
+
+    These are unbalanced transport with `(reg_pred, reg_target)` of `(0, ∞)` and `(∞, 0)`. The cost is not normalised.
+
+    Args:
+        source: "target" spreads each target over the predictions; "prediction" spreads each prediction over targets
+            and background.
+        reg: temperature, in units of the cost.
+        uniform_background: with `source="target"`, spread the background's mass `P - T_b` evenly over all
+            predictions, as the limit of unbalanced transport does, instead of filling each row up to 1.
+
+    The other arguments are those of `Matcher`.
+
+    References:
+        De Plaen et al., "Unbalanced optimal transport: a unified framework for object detection", CVPR 2023, prop. 2.
+
+    Examples:
+        >>> import torch
+        >>> cost = torch.tensor([[[0.0, 1.0], [0.0, 1.0]]])
+        >>> SoftMin(source="target").compute_matching(cost, torch.ones(1, 1, dtype=torch.bool))
+        tensor([[[0.5000, 0.5000],
+                 [0.5000, 0.5000]]])
+    """
+
+    def __init__(
+        self,
+        *,
+        source: str = "target",
+        reg: float = 1.0,
+        uniform_background: bool = False,
+        **matcher: Unpack[MatcherOptions],
+    ) -> None:
+        super().__init__(**matcher)
+        check_choice("source", source, ("target", "prediction"))
+        self.source = source
+        self.reg = check_number("reg", reg, low=0.0, low_open=True)
+        self.uniform_background = check_flag("uniform_background", uniform_background)
+
+    def _match(self, cost: Tensor, mask: Tensor) -> Plan:
+        num_targets = mask.shape[1]
+        if self.source == "prediction":
+            return DensePlan.from_columns(soft_minimum(cost, 1, self.reg), num_targets)
+        positive = soft_minimum(cost[:, :num_targets], 2, self.reg)
+        return DensePlan(positive, left_over(positive, self.uniform_background) if self.background else None)

@@ -1,0 +1,59 @@
+"""Unbalanced entropic transport: costs in, soft plans between assignment and nearest neighbours out."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from uotod.match._sinkhorn import SinkhornMatcher
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from uotod.match._sinkhorn import SinkhornOptions
+
+
+class UnbalancedSinkhorn(SinkhornMatcher):
+    r"""Match by unbalanced entropic transport, between hard assignment and nearest neighbours.
+
+    .. math::
+        \hat P = P \cdot \arg\min_{\pi \ge 0} \langle \pi, C \rangle
+            + \text{reg} \sum_{ij} \pi_{ij} (\ln \pi_{ij} - 1)
+            + \text{reg\_pred}\, \mathrm{KL}(\pi 1 \,|\, \alpha)
+            + \text{reg\_target}\, \mathrm{KL}(\pi^\top 1 \,|\, \beta)
+
+    with `α = 1/P` for each prediction, `β = 1/P` for each target and `(P - T_b)/P` for the background; without
+    background, or with more targets than predictions, `β = 1/T_b` for each target and 0 for the background. Each image
+    is solved on its own and to convergence. Limits: `(∞, ∞)` is balanced transport and, as `reg → 0`, `Hungarian`;
+    `(∞, 0)` is `SoftMin(source="prediction")` and, as `reg → 0`, `ClosestTarget`; `(0, ∞)` is
+    `SoftMin(source="target", uniform_background=True)` and, as `reg → 0`, `ClosestPrediction`.
+
+    Args:
+        reg_pred: penalty on the mass of the predictions, in [0, inf], in units of the normalised cost.
+        reg_target: penalty on the mass of targets and background, in [0, inf], likewise.
+        reg_dimless: the entropic regularisation is `reg_dimless / (ln(2 P) + 1)`.
+        reg: the entropic regularisation itself, in units of the normalised cost; overrides `reg_dimless`.
+        normalize_cost_matrix: divide each image's cost by its largest absolute entry, background included.
+        num_iter: largest number of steps.
+        tol: largest residual of a converged plan, relative to the mass of a column.
+        solver: "torch", batched and accelerated, or "pot", which hands each image to the POT library.
+        on_unconverged: what to do on the CPU if `num_iter` steps leave a larger residual: "warn", "raise" (a
+            RuntimeError) or "ignore".
+
+    The other arguments are those of `Matcher`.
+
+    References:
+        De Plaen et al., "Unbalanced optimal transport: a unified framework for object detection", CVPR 2023, eq. 5 and
+        prop. 2; Chizat et al., "Scaling algorithms for unbalanced optimal transport problems", Math. Comp. 2018.
+
+    Examples:
+        >>> import torch
+        >>> cost = torch.tensor([[[0.0, 1.0, 0.5], [1.0, 0.0, 0.5], [1.0, 1.0, 0.5]]])
+        >>> matcher = UnbalancedSinkhorn(reg_pred=1e3, reg_target=1e-3, reg=0.05)
+        >>> matcher.compute_matching(cost, torch.ones(1, 2, dtype=torch.bool)).round(decimals=2)
+        tensor([[[1., 0., 0.],
+                 [0., 1., 0.],
+                 [0., 0., 1.]]])
+    """
+
+    def __init__(self, *, reg_pred: float = 1.0, reg_target: float = 1.0, **sinkhorn: Unpack[SinkhornOptions]) -> None:
+        super().__init__(reg_pred=reg_pred, reg_target=reg_target, **sinkhorn)

@@ -1,0 +1,30 @@
+"""Tools around matching and losses: box conversions, overlaps, non-maximum suppression and padding."""
+
+from uotod._batch import pad_targets
+from uotod._boxes import (
+    box_area,
+    box_ciou,
+    box_cxcywh_to_xyxy,
+    box_diou,
+    box_giou,
+    box_iou,
+    box_xywh_to_xyxy,
+    box_xyxy_to_cxcywh,
+    box_xyxy_to_xywh,
+)
+from uotod._nms import batched_nms, nms
+
+__all__ = [
+    "batched_nms",
+    "box_area",
+    "box_ciou",
+    "box_cxcywh_to_xyxy",
+    "box_diou",
+    "box_giou",
+    "box_iou",
+    "box_xywh_to_xyxy",
+    "box_xyxy_to_cxcywh",
+    "box_xyxy_to_xywh",
+    "nms",
+    "pad_targets",
+]
