@@ -138,15 +138,14 @@ def pad_targets(targets: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     for index, image in enumerate(targets):
         _check_image(f"target[{index}]", image)
         if image["labels"].shape[1:] != targets[0]["labels"].shape[1:]:
-            raise ValueError(
-                f"target[{index}]['labels'] must have shape (T_b, *{tuple(targets[0]['labels'].shape[1:])}) "
-                f"like target[0], got {tuple(image['labels'].shape)}"
-            )
+            expected = ", ".join(["(T_b", *map(str, targets[0]["labels"].shape[1:])]) + ")"
+            found = tuple(image["labels"].shape)
+            raise ValueError(f"target[{index}]['labels'] must have shape {expected} like target[0], got {found}")
         for key in ("boxes", "labels"):
-            found, expected = image[key], targets[0][key]
-            if found.dtype != expected.dtype:
-                raise TypeError(f"target[{index}][{key!r}] must be {expected.dtype} like target[0], got {found.dtype}")
-            _check_device(f"target[{index}][{key!r}]", found, expected.device)
+            name, dtype = f"target[{index}][{key!r}]", targets[0][key].dtype
+            if image[key].dtype != dtype:
+                raise TypeError(f"{name} must be {dtype} like target[0], got {image[key].dtype}")
+            _check_device(name, image[key], targets[0][key].device)
     counts = [len(image["boxes"]) for image in targets]
     width = max(counts)
     mask = torch.arange(width)[None, :] < torch.tensor(counts)[:, None]  # (B, T)

@@ -1,0 +1,52 @@
+"""Random detection problems for the tests: predictions, targets and masks."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+def random_boxes(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    """Return xyxy boxes inside the unit square with sizes between 0.05 and 0.5."""
+    size = 0.05 + 0.45 * torch.rand(*shape, 2, dtype=dtype)
+    low = torch.rand(*shape, 2, dtype=dtype) * (1 - size)
+    return torch.cat((low, low + size), dim=-1)
+
+
+@dataclass
+class Problem:
+    input: dict[str, Tensor]
+    target: dict[str, Tensor]
+    anchors: Tensor
+
+    def to(self, device: torch.device) -> "Problem":
+        move = lambda values: {k: v.detach().to(device).requires_grad_(v.requires_grad) for k, v in values.items()}  # noqa: E731
+        return Problem(move(self.input), move(self.target), self.anchors.to(device))
+
+
+def random_problem(
+    images: int = 2,
+    preds: int = 12,
+    targets: int = 4,
+    classes: int = 5,
+    *,
+    low: int = 1,
+    high: int | None = None,
+    full: bool = False,
+    dtype: torch.dtype = torch.float64,
+) -> Problem:
+    """Return a problem with labels in [low, high) and a mask that is not a prefix; a third of it is padding.
+
+    What lies under the mask is poison: NaN boxes and labels out of range.
+    """
+    high = classes if high is None else high
+    mask = torch.ones(images, targets, dtype=torch.bool) if full else torch.rand(images, targets) > 1 / 3
+    boxes = random_boxes(images, targets, dtype=dtype).masked_fill(~mask.unsqueeze(-1), float("nan"))
+    labels = torch.randint(low, high, (images, targets)).masked_fill(~mask, -100)
+    logits = 2 * torch.randn(images, preds, classes, dtype=dtype)
+    pred_boxes = random_boxes(images, preds, dtype=dtype)
+    return Problem(
+        {"pred_logits": logits.requires_grad_(), "pred_boxes": pred_boxes.requires_grad_()},
+        {"labels": labels, "boxes": boxes, "mask": mask},
+        random_boxes(preds, dtype=dtype),
+    )
