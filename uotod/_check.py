@@ -25,7 +25,7 @@ def check_number(
         raise TypeError(f"{name} must be a real number, got {value!r} of type {type(value).__name__}")
     inside = low < value if low_open else low <= value
     if not (inside and value <= high) or (finite and math.isinf(value)):
-        left, right = ("(" if low_open else "["), ("]" if high < math.inf or not finite else ")")
+        left, right = ("(" if low_open or low == -math.inf else "["), ("]" if high < math.inf or not finite else ")")
         raise ValueError(f"{name} must lie in {left}{low}, {high}{right}, got {value!r}")
     return float(value)
 

@@ -132,7 +132,7 @@ class Matcher(nn.Module, ABC):
         with torch.no_grad(), torch.autocast(batch.predictions.logits.device.type, enabled=False):
             cost = self._pair_cost(batch)  # (B, T, P)
             if self.nonfinite == "propagate":
-                cost = _replace_nonfinite(cost, batch)
+                cost = replace_nonfinite(cost, batch)
             cost = cost.masked_fill(~batch.targets.mask.unsqueeze(-1), math.inf)
             self._check_cost_values("the cost that the match modules return", cost)
             if self.background:
@@ -223,7 +223,7 @@ class PlanMatcher(Matcher):
     def _match(self, cost: Tensor, mask: Tensor) -> Plan: ...
 
 
-def _replace_nonfinite(cost: Tensor, batch: Batch) -> Tensor:
+def replace_nonfinite(cost: Tensor, batch: Batch) -> Tensor:
     """Give predictions that are not finite a finite cost (B, T, P) above that of any set of finite pairs."""
     if not cost.numel():
         return cost

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from uotod._batch import Batch
 from uotod._boxes import pairwise_overlap
 from uotod._check import check_choice, check_number
 from uotod._plan import AssignedPlan, Plan
-from uotod.match._base import PlanMatcher
+from uotod.match._base import PlanMatcher, replace_nonfinite
 from uotod.solvers.threshold import threshold_match
 
 if TYPE_CHECKING:
@@ -63,13 +64,28 @@ class IoUThreshold(PlanMatcher):
         self.negative = self.positive if negative is None else check_number("negative", negative, high=self.positive)
         self.force_match = force_match
 
+    def plan(self, batch: Batch) -> Plan:
+        """Return the plan of a parsed batch; without modules from the IoU itself, for 1 - (1 - IoU) is rounded."""
+        if not self._matches_by_iou():
+            return super().plan(batch)
+        with torch.no_grad():
+            iou = self._iou(batch)
+            if self.nonfinite == "propagate":
+                iou = -replace_nonfinite(-iou, batch)
+            return self._assign(iou, batch.targets.mask)
+
+    def _matches_by_iou(self) -> bool:
+        return self.cls_match_module is None and self.loc_match_module is None
+
+    def _iou(self, batch: Batch) -> Tensor:
+        return pairwise_overlap(batch.targets.boxes, self._located_boxes(batch), "iou", eps=0.0)
+
     def _pair_cost(self, batch: Batch) -> Tensor:
-        if self.cls_match_module is None and self.loc_match_module is None:
-            return 1 - pairwise_overlap(batch.targets.boxes, self._located_boxes(batch), "iou", eps=0.0)
-        return super()._pair_cost(batch)
+        return 1 - self._iou(batch) if self._matches_by_iou() else super()._pair_cost(batch)
 
     def _match(self, cost: Tensor, mask: Tensor) -> Plan:
-        num_targets = mask.shape[1]
-        similarity = 1 - cost[:, :num_targets]
+        return self._assign(1 - cost[:, : mask.shape[1]], mask)
+
+    def _assign(self, similarity: Tensor, mask: Tensor) -> Plan:
         index = threshold_match(similarity, mask, self.positive, self.negative, self.force_match)
-        return AssignedPlan(index, cost.new_ones(index.shape), num_targets, self.background)
+        return AssignedPlan(index, similarity.new_ones(index.shape), mask.shape[1], self.background)
