@@ -9,6 +9,7 @@ A module takes part in one of three ways:
 """
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +19,7 @@ from torch.nn import functional as F
 from uotod._batch import Targets
 
 MAX_ROW_ELEMENTS = 1 << 20  # of the rows handed at once to a module without a fast path
+MAX_BLOCK_ELEMENTS = 1 << 17  # of a (B, T, P) block on the CPU: the dozen temporaries of an overlap stay in its cache
 
 
 class ClassTerms(NamedTuple):
@@ -101,16 +103,30 @@ def box_cost(module: nn.Module, boxes: Tensor, target_boxes: Tensor) -> Tensor:
     """Return the localisation cost (B, T, P) of (B, P, 4) boxes against the (B, T, 4) boxes of the same images."""
     cost: Tensor | None = None
     for part in parts_of(module):
-        pairwise = _fast_method(part.module, "pairwise")
-        if pairwise is not None:
-            value = pairwise(boxes, target_boxes)
-        elif type(part.module) in _KNOWN_BOX_COSTS:
-            value = _KNOWN_BOX_COSTS[type(part.module)](part.module, boxes, target_boxes)
-        else:
-            value = _box_cost_by_rows(part.module, boxes, target_boxes)
-        cost = part.weight * value if cost is None else cost + part.weight * value
+        value = part.weight * by_blocks(partial(_part_box_cost, part.module), target_boxes, boxes)
+        cost = value if cost is None else cost + value
     assert cost is not None
     return cost
+
+
+def by_blocks(function: Callable[[Tensor, Tensor], Tensor], target_boxes: Tensor, boxes: Tensor) -> Tensor:
+    """Return `function(target_boxes, boxes)`, of shape (B, T, P), computed on the CPU a few images at a time."""
+    images, num_targets, preds = len(boxes), target_boxes.shape[1], boxes.shape[1]
+    size = max(MAX_BLOCK_ELEMENTS // max(num_targets * preds, 1), 1)
+    if boxes.device.type != "cpu" or size >= images:
+        return function(target_boxes, boxes)
+    blocks = zip(target_boxes.split(size), boxes.split(size), strict=True)
+    return torch.cat([function(target_block, block) for target_block, block in blocks])
+
+
+def _part_box_cost(module: nn.Module, target_boxes: Tensor, boxes: Tensor) -> Tensor:
+    pairwise = _fast_method(module, "pairwise")
+    if pairwise is not None:
+        value: Tensor = pairwise(boxes, target_boxes)
+        return value
+    if type(module) in _KNOWN_BOX_COSTS:
+        return _KNOWN_BOX_COSTS[type(module)](module, boxes, target_boxes)
+    return _box_cost_by_rows(module, boxes, target_boxes)
 
 
 def _fast_method(module: nn.Module, name: str) -> Callable[..., Any] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from uotod._batch import Batch
 from uotod._boxes import pairwise_overlap
 from uotod._check import check_choice, check_number
+from uotod._cost import by_blocks
 from uotod._plan import AssignedPlan, Plan
 from uotod.match._base import PlanMatcher, replace_nonfinite
 from uotod.solvers.threshold import threshold_match
@@ -69,7 +71,7 @@ class IoUThreshold(PlanMatcher):
         if not self._matches_by_iou():
             return super().plan(batch)
         with torch.no_grad():
-            iou = self._iou(batch)
+            iou = self._iou(batch)  # (B, T, P)
             if self.nonfinite == "propagate":
                 iou = -replace_nonfinite(-iou, batch)
             return self._assign(iou, batch.targets.mask)
@@ -78,7 +80,8 @@ class IoUThreshold(PlanMatcher):
         return self.cls_match_module is None and self.loc_match_module is None
 
     def _iou(self, batch: Batch) -> Tensor:
-        return pairwise_overlap(batch.targets.boxes, self._located_boxes(batch), "iou", eps=0.0)
+        overlap = partial(pairwise_overlap, kind="iou", eps=0.0)
+        return by_blocks(overlap, batch.targets.boxes, self._located_boxes(batch))
 
     def _pair_cost(self, batch: Batch) -> Tensor:
         return 1 - self._iou(batch) if self._matches_by_iou() else super()._pair_cost(batch)
