@@ -5,9 +5,9 @@ import re
 
 import pytest
 import torch
-from tests.problems import random_boxes, random_problem
 from torch import nn
 
+from tests.problems import random_boxes, random_problem
 from uotod.loss import DetectionLoss
 from uotod.match import ClosestTarget, Hungarian
 from uotod.utils import pad_targets

@@ -4,8 +4,8 @@ import math
 
 import pytest
 import torch
-from tests.problems import random_boxes
 
+from tests.problems import random_boxes
 from uotod import utils
 from uotod._boxes import aligned_overlap, pairwise_overlap
 

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from tests.problems import random_boxes
 
+from tests.problems import random_boxes
 from uotod.utils import batched_nms, box_iou, nms
 
 
