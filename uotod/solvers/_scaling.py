@@ -1,0 +1,192 @@
+"""A transport problem and a potential of its columns in, one Sinkhorn sweep out: the marginals of the plan there.
+
+The kernel holds the plan at a reference potential, so that its entries are masses: what underflows there is mass that
+the plan does not have. Between two references a sweep is two products of a matrix and a vector, without exponentials of
+size `K·P`. Potentials and all else of size `K` are float64.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+# logarithm of the mass of a prediction without an allowed pair: finite, because inf − inf is NaN
+DEAD_ROW = -1e4
+
+
+class Penalties(NamedTuple):
+    """Weights of the marginals' divergences; `inf` is an equality, 0 leaves that side free."""
+
+    pred: float
+    target: float
+
+
+class Problem(NamedTuple):
+    """What is given, an entry an image.
+
+    Attributes:
+        cost: (B, K, P); `inf` forbids a pair.
+        log_mass: (B, K) float64 logarithm of the columns' marginals.
+        live: (B, K) bool, False for a column that takes no mass.
+        reg: (B, 1) float64 weight of the entropy.
+    """
+
+    cost: Tensor
+    log_mass: Tensor
+    live: Tensor
+    reg: Tensor
+
+
+class Rates(NamedTuple):
+    """How a sweep damps, all (B, 1) float64: `penalty / (penalty + reg)` of each side, and its complement."""
+
+    reg: Tensor
+    pred: Tensor
+    pred_left: Tensor
+    target: Tensor
+    target_left: Tensor
+
+
+class Kernel(NamedTuple):
+    """The plan at a reference, but for the factors by which a prediction's largest entry differs from its sum.
+
+    Attributes:
+        plan: (B, K, P) `exp((f_i + g_j − C_ij) / reg + log P)`; cut off at the ends of `log_range(dtype)`.
+        log_row: (B, P) logarithm of a prediction's largest entry.
+        best: (B, P) float64 largest `(g_j − C_ij) / reg + log P` of each prediction; `f / reg` is `−rate · best`.
+        potential: (B, K) float64 reference `g`.
+        reg, pred, pred_left, target, target_left: the rates in force.
+    """
+
+    plan: Tensor
+    log_row: Tensor
+    best: Tensor
+    potential: Tensor
+    reg: Tensor
+    pred: Tensor
+    pred_left: Tensor
+    target: Tensor
+    target_left: Tensor
+
+
+class Sweep(NamedTuple):
+    """What a sweep finds: it meets the predictions' marginals and measures the columns'.
+
+    Attributes:
+        gain: (B, K) float64 factor of each column on the kernel's plan.
+        row: (B, P) row sums of the kernel's plan after the gain.
+        scale: (B, P) factor of each prediction on the kernel's plan.
+        mass: (B, K) float64 column masses.
+        gap: (B, K) float64 what the sweep would add to `g / reg`: 0 at the solution.
+    """
+
+    gain: Tensor
+    row: Tensor
+    scale: Tensor
+    mass: Tensor
+    gap: Tensor
+
+    def moved(self) -> Tensor:
+        """Return the mass that the sweep would move in each column, (B, K)."""
+        return (self.mass * self.gap.clamp(max=80.0).expm1()).abs()
+
+
+def residual(moved: Tensor, mass: Tensor) -> Tensor:
+    """Return the largest mass moved (B,), relative for columns heavier than one prediction."""
+    return (moved / mass.clamp(min=1.0)).amax(1)
+
+
+def rates(penalties: Penalties, reg: Tensor) -> Rates:
+    """Return the rates at a reg (B, 1)."""
+    return Rates(reg, *_rate(penalties.pred, reg), *_rate(penalties.target, reg))
+
+
+def _rate(penalty: float, reg: Tensor) -> tuple[Tensor, Tensor]:
+    if math.isinf(penalty):
+        return torch.ones_like(reg), torch.zeros_like(reg)
+    return penalty / (penalty + reg), reg / (penalty + reg)
+
+
+def log_range(dtype: torch.dtype) -> tuple[float, float]:
+    """Return the logarithms between which entries of the kernel's plan are kept."""
+    # above denormals, which are slow, and so far below the largest number that sums of products stay finite
+    return (-80.0, 60.0) if dtype == torch.float32 else (-600.0, 500.0)
+
+
+def first_potential(problem: Problem, rates: Rates) -> Tensor:
+    """Return the columns' potentials (B, K) after a sweep from 0 with maxima in place of log-sum-exps.
+
+    They leave each column an entry of the kernel in range, however far its costs are from the others'.
+    """
+    cost = problem.cost
+    least = _finite(cost.amin(1)).double()  # (B, P)
+    least_in_column = _finite((cost - (rates.pred * least).to(cost.dtype).unsqueeze(1)).amin(2))  # (B, K)
+    log_column = rates.pred_left * math.log(cost.shape[2]) - least_in_column / rates.reg
+    return torch.where(problem.live, rates.reg * rates.target * (problem.log_mass - log_column), 0.0)
+
+
+def absorb(problem: Problem, rates: Rates, potential: Tensor) -> Kernel:
+    """Return the kernel at a potential (B, K)."""
+    cost, reg = problem.cost, rates.reg
+    dtype, log_preds = cost.dtype, math.log(cost.shape[2])
+    # differences in float64: rounding (g − C) / reg in float32 loses the plan's digits once C / reg is in the hundreds
+    excess = cost.to(torch.float64, copy=True)
+    excess -= potential.unsqueeze(2)  # (B, K, P)
+    least = excess.amin(1)
+    dead = least == math.inf
+    least = torch.where(dead, 0.0, least)
+    excess -= (rates.pred * least + rates.pred_left * reg * log_preds).unsqueeze(1)
+    best = log_preds - least / reg
+    low, high = log_range(dtype)
+    log_row = torch.where(dead, DEAD_ROW, rates.pred_left * best).clamp(max=high).to(dtype)
+    plan = excess.to(dtype).mul_((-1 / reg).to(dtype).unsqueeze(2)).clamp_(low, high).exp_()
+    return Kernel(plan, log_row, best, potential.clone(), *(x.clone() for x in rates))
+
+
+def sweep(problem: Problem, kernel: Kernel, potential: Tensor) -> Sweep:
+    """Return the sweep at a potential (B, K) near the kernel's."""
+    plan = kernel.plan
+    gain = ((potential - kernel.potential) / kernel.reg).exp()
+    # products with row vectors: batched ones with column vectors are ten times slower on CPU
+    row = torch.bmm(gain.to(plan.dtype).unsqueeze(1), plan).squeeze(1)
+    scale = ((kernel.log_row - row.log()) * kernel.pred.to(plan.dtype)).exp_()
+    mass = torch.bmm(scale.unsqueeze(1), plan.transpose(1, 2)).squeeze(1) * gain
+    mass = _complete(mass, row, scale)
+    gap = kernel.target * (problem.log_mass - mass.log()) - kernel.target_left / kernel.reg * potential
+    return Sweep(gain, row, scale, mass, torch.where(problem.live, gap, 0.0))
+
+
+def write_plan(problem: Problem, kernel: Kernel, at: Sweep, out: Tensor) -> None:
+    """Write the plan of a sweep into `out` (B, K, P); the kernel's is overwritten."""
+    torch.threshold_(kernel.plan, 1.01 * math.exp(log_range(out.dtype)[0]), 0.0)
+    gain = torch.where(problem.live, at.gain, 0.0).to(out.dtype)
+    torch.mul(kernel.plan, gain.unsqueeze(2), out=out)
+    out *= at.scale.unsqueeze(1)
+
+
+def saturated(at: Sweep) -> Tensor:
+    """Return whether masses of an image may have been cut off at the upper end of `log_range`, (B,) bool."""
+    return (at.row * at.scale).amax(1) > math.exp(log_range(at.row.dtype)[1] - 15)
+
+
+def pred_potential(kernel: Kernel, at: Sweep) -> Tensor:
+    """Return the predictions' potentials (B, P) in units of cost; 0 for a prediction without an allowed pair."""
+    potential = -kernel.reg * kernel.pred * (at.row.log() + kernel.pred * kernel.best)
+    return torch.where(kernel.log_row == DEAD_ROW, 0.0, potential)
+
+
+def _complete(mass: Tensor, row: Tensor, scale: Tensor) -> Tensor:
+    """Return column masses (B, K), where one that outweighs all others is what they leave of the predictions' total.
+
+    That is the background with its thousands of predictions: summed in float32 on its own, it would be off by more than
+    all the targets are, and the balanced problem would spread this over them.
+    """
+    total = (row * scale).sum(1, keepdim=True, dtype=torch.float64)
+    largest, column = mass.max(1, keepdim=True)
+    others = mass.sum(1, keepdim=True) - largest
+    return mass.scatter(1, column, torch.where(largest > others, total - others, largest)).clamp_(min=1e-300)
+
+
+def _finite(x: Tensor) -> Tensor:
+    return torch.where(x < math.inf, x, 0.0)

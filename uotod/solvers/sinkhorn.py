@@ -1,0 +1,209 @@
+"""Costs and marginals in, entropic transport plans out: balanced, unbalanced and half of each are one problem."""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from uotod.solvers._newton import ANNEAL_FROM, ANNEAL_RATIO, FARTHEST, Found, solve_newton
+from uotod.solvers._scaling import (
+    Kernel,
+    Penalties,
+    Problem,
+    absorb,
+    first_potential,
+    pred_potential,
+    rates,
+    residual,
+    saturated,
+    sweep,
+    write_plan,
+)
+
+SLOW = 0.6  # contraction of a sweep above which Newton steps overtake sweeps
+CHUNK_BYTES = 1 << 21
+
+
+class Transport(NamedTuple):
+    """A plan, its potentials, and how they were reached.
+
+    Attributes:
+        plan: (B, K, P) masses in units of a prediction's.
+        pred_potential: (B, P) `f` in units of cost; 0 for a prediction without an allowed pair.
+        target_potential: (B, K) `g` in units of cost; 0 for a column that takes no mass.
+        iterations: (B,) sweeps, or Newton steps.
+        residual: (B,) largest mass that a further sweep would move in a column; relative for a column heavier than 1.
+            `inf` where masses are too large for the dtype (penalties near 0 with negative costs).
+    """
+
+    plan: Tensor
+    pred_potential: Tensor
+    target_potential: Tensor
+    iterations: Tensor
+    residual: Tensor
+
+
+class _Budget(NamedTuple):
+    """Which method, and when it stops."""
+
+    newton: bool
+    num_iter: int
+    tol: float
+    attainable: float  # residual that rounding allows
+    sync_free: bool
+
+
+def solve_sinkhorn(
+    cost: Tensor,
+    column_mass: Tensor,
+    active: Tensor,
+    reg: float | Tensor,
+    reg_pred: float,
+    reg_target: float,
+    *,
+    num_iter: int = 200,
+    tol: float = 1e-6,
+    sync_free: bool | None = None,
+) -> Transport:
+    r"""Solve entropic optimal transport for a batch of images, each on its own.
+
+    With the plan `π` in units in which a prediction has mass 1, `r` its row sums and `s` its column sums,
+
+        min_π  <π, C> + reg Σ π (log(π / P) − 1) + reg_pred KL(r | 1) + reg_target KL(s | b).
+
+    The solution is `π_ij = P exp((f_i + g_j − C_ij) / reg)` with `f_i = −reg_pred log r_i` and
+    `g_j = −reg_target log(s_j / b_j)`. An infinite penalty makes its marginal an equality, 0 leaves it free.
+
+    A sweep of Sinkhorn's algorithm contracts by `λ = Π penalty / (penalty + reg)`. Sweeps are repeated where `λ` is at
+    most 0.6; elsewhere Newton steps on the columns' potentials, with the predictions' eliminated and `reg` annealed,
+    replace the `1 / (1 − λ)` sweeps that each digit would take.
+
+    To first order no entry of the plan is off by more than the sum over columns of the mass that a sweep moves:
+    around the solution, errors of the marginals spread like currents in a network of resistors, whose conductances are
+    the plan, and no current exceeds what is fed in.
+
+    Args:
+        cost: (B, K, P) float32 or float64, P contiguous; `inf` forbids a pair, and equality constraints that it makes
+            impossible are not detected. What stands under an inactive column is not read.
+        column_mass: (B, K) marginals `b`; a column of mass 0 stays empty. Not read where `reg_target` is 0.
+        active: (B, K) bool, False for a column that is absent.
+        reg: weight of the entropy, finite and positive, one number or (B,).
+        reg_pred: weight of the predictions' marginals, in [0, inf].
+        reg_target: weight of the columns' marginals, in [0, inf].
+        num_iter: most sweeps or Newton steps.
+        tol: an image is finished when a sweep would move at most this mass in any column. Float32 attains 1e-6.
+        sync_free: run a number of steps that no value decides, so that a GPU need not be waited for; finished images
+            stand still. Default: on a GPU. On a CPU an image leaves the batch once it is finished.
+
+    Returns:
+        The plan, exactly 0 in inactive columns and forbidden pairs, its potentials, the iterations and the residual.
+
+    Examples:
+        >>> cost = torch.tensor([[[0.1, 0.9, 0.8], [0.5, 0.5, 0.5]]], dtype=torch.float64)  # 1 target, background
+        >>> mass, active = torch.tensor([[1.0, 2.0]]), torch.ones(1, 2, dtype=torch.bool)
+        >>> transport = solve_sinkhorn(cost, mass, active, 0.2, math.inf, math.inf)
+        >>> print(transport.plan.round(decimals=2))
+        tensor([[[0.8100, 0.0700, 0.1200],
+                 [0.1900, 0.9300, 0.8800]]], dtype=torch.float64)
+
+    References:
+        M. Cuturi, "Sinkhorn distances: lightspeed computation of optimal transport", NeurIPS 2013.
+        L. Chizat et al., "Scaling algorithms for unbalanced optimal transport problems", Math. Comp. 2018 (the sweep).
+        B. Schmitzer, "Stabilized sparse scaling algorithms for entropy regularized transport problems", SIAM J. Sci.
+        Comput. 2019 (absorbed potentials, annealing).
+        H. De Plaen et al., "Unbalanced optimal transport: a unified framework for object detection", CVPR 2023.
+    """
+    sync_free = cost.is_cuda if sync_free is None else sync_free
+    penalties = Penalties(float(reg_pred), float(reg_target))
+    images, out = len(cost), blank(cost)
+    if not cost.numel():
+        return out
+    regs = reg.double() if isinstance(reg, Tensor) else torch.full_like(out.residual, reg, dtype=torch.float64)
+    known = float(reg) if not isinstance(reg, Tensor) else None if sync_free else float(reg.min())
+    budget = _budget(penalties, known, num_iter, tol, cost.dtype, sync_free)
+    size = images if sync_free else max(1, CHUNK_BYTES // (cost[0].numel() * cost.element_size()))
+    for start in range(0, images, size):  # one chunk, unless it is the cache of a CPU that the kernels should fit
+        chunk = slice(start, start + size)
+        problem = _problem(cost[chunk], column_mass[chunk], active[chunk], regs[chunk, None], penalties)
+        _solve(problem, penalties, budget, Transport(*(x[chunk] for x in out)))
+    return out
+
+
+def blank(cost: Tensor) -> Transport:
+    """Return room for the solution of a cost (B, K, P): its plan uninitialised, all else 0."""
+    images, columns, preds = cost.shape
+    return Transport(
+        torch.empty_like(cost),
+        cost.new_zeros(images, preds),
+        cost.new_zeros(images, columns),
+        torch.zeros(images, dtype=torch.long, device=cost.device),
+        cost.new_zeros(images),
+    )
+
+
+def _budget(
+    penalties: Penalties, reg: float | None, num_iter: int, tol: float, dtype: torch.dtype, sync_free: bool
+) -> _Budget:
+    """Choose the method by the contraction of a sweep; `reg` is None where reading it would synchronise."""
+    attainable = max(tol, 8 * torch.finfo(dtype).eps)
+    contraction = 1.0
+    for penalty in penalties:
+        contraction *= 0.0 if penalty == 0 else 1.0 if reg is None or math.isinf(penalty) else penalty / (penalty + reg)
+    newton = contraction > SLOW
+    if sync_free and newton and reg is not None:
+        levels = max(0.0, math.log(ANNEAL_FROM / reg) / -math.log(ANNEAL_RATIO))
+        num_iter = min(num_iter, 12 + 5 * math.ceil(levels) ** 2)
+    elif sync_free and not newton:
+        # a first gap of exp(10) at most, reduced to what is attainable
+        sweeps = (math.log(attainable) - 10) / math.log(contraction) if contraction > 0 else 0
+        num_iter = min(num_iter, 2 + math.ceil(sweeps))
+    return _Budget(newton, num_iter, tol, attainable, sync_free)
+
+
+def _problem(cost: Tensor, column_mass: Tensor, active: Tensor, reg: Tensor, penalties: Penalties) -> Problem:
+    mass = column_mass.double()
+    positive = mass > 0
+    if math.isinf(penalties.pred) and math.isinf(penalties.target):
+        # float32 masses add up to P only to rounding, and what is missing would remain as a residual
+        mass = mass * (cost.shape[2] / mass.masked_fill(~active, 0.0).sum(1, keepdim=True).clamp(min=1e-300))
+    used = active if penalties.target == 0 else active & positive
+    cost = cost.masked_fill(~used.unsqueeze(2), math.inf)
+    log_mass = torch.where(positive & used, mass, 1.0).log()
+    return Problem(cost, log_mass, used & (cost.amin(2) < math.inf), reg)
+
+
+def _solve(problem: Problem, penalties: Penalties, budget: _Budget, out: Transport) -> None:
+    """Write the solution of a chunk into `out`."""
+    if budget.newton:
+        found = solve_newton(problem, penalties, *budget[1:])
+        kernel = absorb(problem, rates(penalties, problem.reg), found.potential)
+    else:
+        kernel, found = _repeat_sweeps(problem, penalties, budget)
+    at = sweep(problem, kernel, found.potential)
+    reached = torch.where(found.residual < math.inf, found.residual, residual(at.moved(), at.mass))
+    reached = torch.where(saturated(at), math.inf, reached)
+    found_out = (pred_potential(kernel, at), found.potential, found.steps, reached)
+    for whole, part in zip(out[1:], found_out, strict=True):
+        whole.copy_(part)
+    write_plan(problem, kernel, at, out.plan)
+
+
+def _repeat_sweeps(problem: Problem, penalties: Penalties, budget: _Budget) -> tuple[Kernel, Found]:
+    """Return the potentials at which a sweep moves nothing, and the kernel near them."""
+    reg = problem.reg
+    rate = rates(penalties, reg)
+    potential = first_potential(problem, rate)
+    kernel = absorb(problem, rate, potential)
+    steps = torch.zeros_like(potential[:, 0], dtype=torch.long)
+    done = torch.zeros_like(steps, dtype=torch.bool)
+    for _ in range(budget.num_iter):
+        at = sweep(problem, kernel, potential)
+        done = done | (residual(at.moved(), at.mass) <= budget.attainable)
+        if not budget.sync_free and bool(done.all()):
+            break
+        steps = steps + ~done
+        potential = torch.where(done.unsqueeze(1), potential, potential + reg * at.gap)
+        if budget.sync_free or bool(((potential - kernel.potential).abs() > FARTHEST * reg).any()):
+            kernel = absorb(problem, rate, potential)
+    return kernel, Found(potential, steps, torch.full_like(reg[:, 0], math.inf))
