@@ -115,8 +115,8 @@ def by_blocks(function: Callable[[Tensor, Tensor], Tensor], target_boxes: Tensor
     size = max(MAX_BLOCK_ELEMENTS // max(num_targets * preds, 1), 1)
     if boxes.device.type != "cpu" or size >= images:
         return function(target_boxes, boxes)
-    blocks = zip(target_boxes.split(size), boxes.split(size), strict=True)
-    return torch.cat([function(target_block, block) for target_block, block in blocks])
+    starts = range(0, images, size)
+    return torch.cat([function(target_boxes[i : i + size], boxes[i : i + size]) for i in starts])
 
 
 def _part_box_cost(module: nn.Module, target_boxes: Tensor, boxes: Tensor) -> Tensor:

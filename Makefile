@@ -1,0 +1,39 @@
+# Python ≥ 3.10, pip and make are all that must be there; the rest is installed into $(VENV).
+# PYTHON makes the virtual environment; `check` runs the tools of the PYTHON that it is given.
+VENV ?= .venv
+PYTHON ?= python3
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test check clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 10
+
+venv: $(VENV)/.installed-dev ## install uotod and every tool into VENV (.venv)
+
+demo: $(VENV)/.installed-examples ## train with unbalanced transport and with Hungarian matching, a minute each
+	$(VENV)/bin/python examples/demo.py
+
+test: $(VENV)/.installed-dev ## run the linters, the type checker and all tests
+	$(MAKE) check PYTHON=$(VENV)/bin/python
+
+check: ## the same with the tools that PYTHON has, without installing anything
+	$(PYTHON) -m ruff check
+	$(PYTHON) -m ruff format --check
+	$(PYTHON) -m mypy
+	$(PYTHON) -m pytest
+
+clean: ## remove the default virtual environment, caches, builds and the demo's results
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info runs/demo
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# One stamp a set of extras: nothing is installed twice unless what to install has changed.
+$(VENV)/.installed-%: pyproject.toml constraints.txt | $(VENV)/bin/pip
+	$(VENV)/bin/python -m pip install -c constraints.txt -e ".[$*]"
+	@touch $@
+
+# pip is what `venv` writes last: an interrupted environment is made again.
+$(VENV)/bin/pip:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+		{ echo "uotod needs Python 3.10 or later: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
