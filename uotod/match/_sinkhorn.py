@@ -147,7 +147,7 @@ class SinkhornMatcher(PlanMatcher):
         if self.on_unconverged == "ignore" or not reads_values(residual, self.validate) or not residual.numel():
             return
         worst = float(residual.max())
-        if worst <= self.tol:
+        if worst <= max(self.tol, 8 * torch.finfo(residual.dtype).eps):  # rounding leaves no less
             return
         message = (
             f"{type(self).__name__} reached a residual of {worst:.1e} after num_iter={self.num_iter} steps, above "
