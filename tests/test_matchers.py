@@ -166,6 +166,35 @@ class TestSinkhorn:
         pot = UnbalancedSinkhorn(solver="pot", num_iter=100_000, tol=1e-12, **options)
         torch.testing.assert_close(plan_of(ours, cost), plan_of(pot, cost), rtol=0, atol=1e-6)
 
+    @pytest.mark.parametrize("reg", [1.0, 0.1, 0.02, 0.005])
+    @pytest.mark.parametrize(
+        "penalties", [(1.0, 1.0), (1e3, 1e-3), (100.0, 0.01), (100.0, 100.0), (math.inf, math.inf)]
+    )
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    @pytest.mark.parametrize(("preds", "targets"), [(20, 5), (7, 7), (3, 5)])
+    def test_plans_at_the_defaults_are_those_of_newton_on_the_dual(self, reg, penalties, dtype, preds, targets) -> None:
+        cost = random_cost(preds, targets)
+        cost /= cost.max()
+        if penalties[0] == math.inf:
+            matcher: Matcher = BalancedSinkhorn(reg=reg)
+        else:
+            matcher = UnbalancedSinkhorn(reg_pred=penalties[0], reg_target=penalties[1], reg=reg)
+        mask = torch.ones(1, targets, dtype=torch.bool)
+        plan = matcher.compute_matching(torch.as_tensor(cost, dtype=dtype)[None], mask)[0]
+        expected = oracle.unbalanced_plan(cost, *oracle.marginals(preds, targets), reg, *penalties)
+        np.testing.assert_allclose(plan.double(), expected, rtol=0, atol=1e-4)
+
+    @pytest.mark.parametrize("seed", range(5))
+    def test_a_balanced_plan_without_entropy_is_that_of_a_linear_program(self, seed: int) -> None:
+        torch.manual_seed(seed)
+        cost = random_cost(12, 4)
+        exact = oracle.exact_plan(cost, *oracle.marginals(12, 4))
+        plan = plan_of(BalancedSinkhorn(reg=1e-3), cost).numpy()
+        # the entropy of a plan costs at most reg times the logarithm of its number of entries a prediction
+        assert (exact * cost).sum() - 1e-6 <= (plan * cost).sum() <= (exact * cost).sum() + 12 * 1e-3 * math.log(5)
+        if separated(cost, 0.02):
+            np.testing.assert_allclose(plan, exact, atol=2e-3)
+
     def test_solve_tells_what_was_reached(self) -> None:
         cost, mask = torch.rand(3, 12, 5, dtype=torch.float64), torch.ones(3, 4, dtype=torch.bool)
         for matcher in (BalancedSinkhorn(), UnbalancedSinkhorn()):
