@@ -44,7 +44,13 @@ def with_entry(value, *index):
 
 
 BAD = [
-    ("input", "pred_logits", lambda x: x[0], "input['pred_logits'] must have shape (B, P, C), got (12, 5)", ValueError),
+    (
+        "input",
+        "pred_logits",
+        lambda x: x[0],
+        "input['pred_logits'] must have shape (B, P, C) with C >= 1, got (12, 5)",
+        ValueError,
+    ),
     ("input", "pred_logits", lambda x: x.long(), "input['pred_logits'] must have a floating dtype, got", TypeError),
     ("input", "pred_logits", [1], "input['pred_logits'] must be a tensor, got list", TypeError),
     (

@@ -278,3 +278,17 @@ def test_one_hot_labels_equal_integer_labels() -> None:
     ):
         matcher = match.SoftMin(cls_match_module=cost)
         torch.testing.assert_close(matcher(problem.input, one_hot), matcher(problem.input, problem.target))
+
+
+@pytest.mark.parametrize("rule", [match.ClosestTarget, match.Hungarian, match.SoftMin, match.UnbalancedSinkhorn])
+def test_a_propagated_prediction_costs_more_than_the_background_whatever_the_padding(rule: type[Matcher]) -> None:
+    problem = random_problem(1, 6, 1, full=True)
+    with torch.no_grad():
+        problem.input["pred_boxes"][0, 2] = math.nan
+    options = {"source": "prediction", "reg": 0.1} if rule is match.SoftMin else {}
+    matcher = rule(loc_match_module=nn.L1Loss(reduction="none"), nonfinite="propagate", **options)
+    plan = matcher(problem.input, problem.target)[0]
+    assert plan[2, 0] < 1e-3
+    padding = {"boxes": torch.zeros(1, 9, 4), "labels": torch.zeros(1, 9).long(), "mask": torch.zeros(1, 9).bool()}
+    padded = {k: torch.cat((v, padding[k].to(v.dtype)), dim=1) for k, v in problem.target.items()}
+    torch.testing.assert_close(matcher(problem.input, padded)[0][:, [0, -1]], plan, rtol=0, atol=1e-9)

@@ -434,3 +434,14 @@ def test_one_hot_labels_equal_integer_labels_without_a_background_class() -> Non
             criterion = DetectionLoss(cls, boxes_loss(), CASES[name](), "none")
             expected = criterion(problem.input, problem.target)
             torch.testing.assert_close(criterion(problem.input, problem.target | {"labels": one_hot}), expected)
+
+
+def test_an_ignored_class_is_left_out_of_the_mean_with_and_without_weights() -> None:
+    problem = random_problem(2, 8, 4)
+    matcher = Hungarian(loc_match_module=nn.L1Loss(reduction=N))
+    losses = [
+        DetectionLoss(cross_entropy(ignore_index=2, weight=weight), nn.L1Loss(reduction=N), matcher)
+        for weight in (None, torch.ones(5, dtype=torch.float64))
+    ]
+    one, other = (criterion(problem.input, problem.target) for criterion in losses)
+    torch.testing.assert_close(one, other)

@@ -220,6 +220,11 @@ class TestMultipleObjectiveLoss:
             (([],), "losses must hold at least one loss, got none", ValueError),
             (([1],), r"losses\[0\] must be a torch.nn.Module, got 1", TypeError),
             (([nn.L1Loss()], [1, 2]), "weights must hold 1 numbers, one a loss, got 2", ValueError),
+            (
+                ({"l1_0": nn.L1Loss()},),
+                "names of losses must be distinct strings that end in no _number, got 'l1_0'",
+                ValueError,
+            ),
             (([nn.L1Loss()], [-1.0]), r"weights\[0\] must lie in \[0.0, inf\), got -1.0", ValueError),
             (([nn.L1Loss(), nn.L1Loss(reduction="none")],), "losses must all have reduction='none' or all", ValueError),
         ],

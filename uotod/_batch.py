@@ -45,7 +45,7 @@ class Targets:
     one_hot: Tensor | None
 
     def class_matrix(self, num_classes: int, dtype: torch.dtype) -> Tensor:
-        """Return the labels as (B, T, C) rows that sum to 1; zeros for padding."""
+        """Return the labels as (B, T, C) rows, one-hot or as they were given; zeros for padding."""
         if self.one_hot is not None:
             return self.one_hot.to(dtype)
         assert self.labels is not None
@@ -190,8 +190,8 @@ def _parse_layer(
     for key, tensor in (("pred_logits", logits), ("pred_boxes", boxes)):
         if not tensor.is_floating_point():
             raise TypeError(f"{name}[{key!r}] must have a floating dtype, got {tensor.dtype}")
-    if logits.dim() != 3:
-        raise ValueError(f"{name}['pred_logits'] must have shape (B, P, C), got {tuple(logits.shape)}")
+    if logits.dim() != 3 or not logits.shape[-1]:
+        raise ValueError(f"{name}['pred_logits'] must have shape (B, P, C) with C >= 1, got {tuple(logits.shape)}")
     if boxes.shape != (*logits.shape[:2], 4):
         raise ValueError(
             f"{name}['pred_boxes'] must have shape {(*logits.shape[:2], 4)} to fit its logits, got {tuple(boxes.shape)}"

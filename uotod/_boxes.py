@@ -111,7 +111,8 @@ def box_iou(boxes: Tensor, other: Tensor) -> Tensor:
         (..., N, M) values in [0, 1].
 
     Raises:
-        ValueError: one of the arguments is not a tensor of boxes.
+        TypeError: one of the arguments is not a tensor.
+        ValueError: one of the arguments has not the shape of boxes, or their leading shapes differ.
 
     Examples:
         >>> box_iou(torch.tensor([[0.0, 0.0, 2.0, 2.0]]), torch.tensor([[0.0, 0.0, 2.0, 1.0], [5.0, 5.0, 6.0, 6.0]]))
@@ -175,6 +176,8 @@ def pairwise_overlap(boxes: Tensor, other: Tensor, kind: OverlapKind, eps: float
     """Return the overlap of every pair of (..., N, 4) and (..., M, 4) boxes as (..., N, M); see `aligned_overlap`."""
     _check_boxes("boxes", boxes, min_dim=2)
     _check_boxes("other", other, min_dim=2)
+    if boxes.shape[:-2] != other.shape[:-2]:
+        raise ValueError(f"other must have the leading shape {tuple(boxes.shape[:-2])}, got {tuple(other.shape[:-2])}")
     return _overlap(
         [x[..., :, None] for x in _coordinates(boxes)], [x[..., None, :] for x in _coordinates(other)], kind, eps
     )

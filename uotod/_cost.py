@@ -57,14 +57,15 @@ def class_terms(module: nn.Module, logits: Tensor) -> ClassTerms | None:
     return None if known is None else known(module, logits)
 
 
-def class_weight(module: nn.Module) -> Tensor | None:
+def class_weight(module: nn.Module, num_classes: int) -> Tensor | None:
     """Return the (C,) class weights by which the loss and its mean are weighted, as in `CrossEntropyLoss`."""
     if not isinstance(module, (nn.CrossEntropyLoss, nn.NLLLoss)):
         return None
     ignored = module.ignore_index
     weight: Tensor | None = module.weight
-    if weight is not None and 0 <= ignored < len(weight):
-        weight = weight.index_fill(0, torch.tensor(ignored, device=weight.device), 0.0)
+    if 0 <= ignored < num_classes:
+        weight = torch.ones(num_classes) if weight is None else weight.clone()
+        weight[ignored] = 0.0
     return weight
 
 

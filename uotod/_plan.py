@@ -57,14 +57,14 @@ class DensePlan:
     def pairs(self, static: bool) -> Pairs:
         """Return the pairs that carry mass; with `static` all B·T·P pairs, which avoids a synchronisation.
 
-        Mass below the rounding of 1 is left out: it cannot change a sum of masses.
+        Mass below the rounding of the plan's largest is left out.
         """
         images, targets, preds = self.positive.shape
         if static:
             index = torch.arange(images * targets * preds, device=self.positive.device)
             image, rest = index // max(targets * preds, 1), index % max(targets * preds, 1)
             return Pairs(image, rest % max(preds, 1), rest // max(preds, 1), self.positive.flatten())
-        image, target, pred = (self.positive > torch.finfo(self.positive.dtype).eps).nonzero(as_tuple=True)
+        image, target, pred = carries_mass(self.positive).nonzero(as_tuple=True)
         return Pairs(image, pred, target, self.positive[image, target, pred])
 
 
@@ -120,3 +120,11 @@ class AssignedPlan:
 
 
 Plan = DensePlan | AssignedPlan
+
+
+def carries_mass(mass: Tensor) -> Tensor:
+    """Return where (B, ...) masses exceed the rounding of the largest one of their image."""
+    if not mass.numel():
+        return mass > 0
+    largest = mass.flatten(1).amax(1).view(-1, *[1] * (mass.dim() - 1))
+    return mass > torch.finfo(mass.dtype).eps * largest

@@ -33,7 +33,7 @@ def write_coco(
     share a folder. Class `c` becomes category `c + 1`; areas are those of the boxes.
 
     Args:
-        dataset: what to write, such as `ColorBoxes`; its `image_id`s are kept and must differ.
+        dataset: what to write, such as `ColorBoxes`; each `image_id` is kept and they must differ.
         folder: where to write, created if missing.
         split: name of the split, part of the names of all files written.
         overwrite: replace a split that exists; its json is then removed before anything is written.

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from uotod._batch import Targets
 from uotod._cost import ClassTerms, Part, class_terms, class_weight, parts_of, sum_rows, takes_one_hot
-from uotod._plan import AssignedPlan, Plan
+from uotod._plan import AssignedPlan, Plan, carries_mass
 
 
 class ClassLoss(NamedTuple):
@@ -95,7 +95,7 @@ class Classifier:
         return [
             ClassLoss(
                 part.weight * (self._by_rows(part, labels) if terms is None else _affine(terms, labels)),
-                *_weighted_masses(class_weight(part.module), labels),
+                *_weighted_masses(class_weight(part.module, self.logits.shape[-1]), labels),
             )
             for part, terms in zip(self.parts, self.terms, strict=True)
         ]
@@ -109,7 +109,7 @@ class Classifier:
         else:
             assert labels.soft is not None
             soft = labels.soft
-        image, pred, index = (soft > torch.finfo(soft.dtype).eps).nonzero(as_tuple=True)
+        image, pred, index = carries_mass(soft).nonzero(as_tuple=True)
         rows = self.logits[image, pred]
         if self.bg_class is None or takes_one_hot(part.module):
             target = torch.nn.functional.one_hot(index, num_classes).to(rows.dtype)
@@ -160,7 +160,7 @@ def _weighted_masses(weight: Tensor | None, labels: ClassLabels) -> tuple[Tensor
     background = labels.background.sum(1)
     if weight is None:
         return labels.positive.sum(1), background
-    weight = weight.to(labels.positive.dtype)
+    weight = weight.to(labels.positive)
     if labels.bg_class is not None:
         background = background * weight[labels.bg_class]
     if labels.soft is not None:

@@ -102,6 +102,10 @@ class DetectionLoss(_Loss):
             )
         if use_hard_negative_mining and not matching_method.background:
             raise ValueError("use_hard_negative_mining=True needs a matching_method with background=True")
+        if min_negatives > 0 and not use_hard_negative_mining:
+            raise ValueError(f"min_negatives needs use_hard_negative_mining=True, got {min_negatives} without")
+        if normalizer is not None and self.reduction == "sum":
+            raise ValueError('normalizer needs reduction="mean", got reduction="sum"')
         if normalizer is not None and not isinstance(normalizer, Normalizer):
             raise TypeError(f"normalizer must be a Normalizer, got {normalizer!r}")
         self.cls_loss_module = cls_loss_module
@@ -135,16 +139,17 @@ class DetectionLoss(_Loss):
         """Return the loss and what it is made of. Arguments as in `forward`.
 
         Returns:
-            "loss"; "loss_cls" and "loss_loc", which add up to it, and one term for each part of a composite, such as
-            "loss_loc_giou", which add up to those; for the decoder layer `i` of `aux_outputs` the same with `_i`
-            behind. Detached: "num_pos" and "num_neg", the mass on targets and on the background of the final layer.
+            "loss"; "loss_cls" and "loss_loc", and one term for each part of a composite, such as "loss_loc_giou",
+            which add up to those; for the decoder layer `i` of `aux_outputs` the same with `_i` behind. "loss" is the
+            sum of "loss_cls" and "loss_loc" over all layers. Detached: "num_pos" and "num_neg", the mass on targets
+            and on the background of the final layer.
         """
-        batch = parse_batch(
-            input, target, anchors, nonfinite=self.matching_method.nonfinite, validate=self.validate, auxiliary=True
-        )
+        matcher = self.matching_method
+        validate = self.validate or matcher.validate
+        batch = parse_batch(input, target, anchors, nonfinite=matcher.nonfinite, validate=validate, auxiliary=True)
         bg_class = self._background_class(batch)
         with torch.autocast(batch.predictions.logits.device.type, enabled=False):
-            return self._terms(batch, self.matching_method.plan(batch), bg_class)
+            return self._terms(batch, matcher.plan(batch), bg_class)
 
     def extra_repr(self) -> str:
         """Return the arguments for `repr`."""
@@ -223,6 +228,6 @@ def _named(name: str, module: nn.Module, losses: Tensor) -> dict[str, Tensor]:
     for layer in range(layers):
         suffix = "" if layer == layers - 1 else f"_{layer}"
         terms[f"{name}{suffix}"] = losses[:, layer].sum()
-        if len(parts) > 1:
+        if parts[0].name:
             terms |= {f"{name}_{part.name}{suffix}": losses[k, layer] for k, part in enumerate(parts)}
     return terms

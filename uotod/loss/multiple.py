@@ -57,6 +57,10 @@ class MultipleObjectiveLoss(nn.Module):
         self.losses = nn.ModuleList(modules)
         self.weights = tuple(check_number(f"weights[{i}]", w, low=0.0) for i, w in enumerate(weights))
         self.names = tuple(losses) if isinstance(losses, Mapping) else _names(modules)
+        names = [part.name for part in self.parts()]
+        for name in names:
+            if not isinstance(name, str) or not name or name.rsplit("_", 1)[-1].isdecimal() or names.count(name) > 1:
+                raise ValueError(f"names of losses must be distinct strings that end in no _number, got {name!r}")
         self.reduction = "none" if reductions == {True} else "mixed"
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:

@@ -33,12 +33,13 @@ class Matcher(nn.Module, ABC):
     background, in the last column, is constant. A subclass implements `compute_matching`.
 
     Args:
-        cls_match_module: classification cost, a loss module with `reduction="none"`.
+        cls_match_module: classification cost, a loss module with `reduction="none"`. A module of rows gets integer
+            labels, or one-hot ones if the targets are or if it has the attribute `takes_one_hot = True`.
         loc_match_module: localisation cost, a loss module with `reduction="none"`; four values a box are summed.
         background: whether cost and plan have a background column.
         background_cost: cost of matching a prediction to the background.
         is_anchor_based: compute the localisation cost of the anchors instead of the predicted boxes. Otherwise
-            anchors that are given are checked, and left to the losses that read them.
+            anchors that are given are checked but not read.
         nonfinite: what to do with NaN or infinite predictions. "error" raises; "propagate" lets them through to the
             loss (a gradient scaler then skips the step) and matches them only if nothing finite is left.
         validate: also check values (label range, inverted boxes, finiteness) on a GPU, which synchronises.
@@ -111,7 +112,7 @@ class Matcher(nn.Module, ABC):
 
         Args:
             cost_matrix: (B, P, T + 1), or (B, P, T) with `background=False`; `inf` forbids a pair, and what lies
-                under the mask is never read.
+                under the mask is never read. Rules for which the background is what is left do not read its column.
             target_mask: (B, T) bool, False for padding.
 
         Returns:
@@ -132,7 +133,7 @@ class Matcher(nn.Module, ABC):
         with torch.no_grad(), torch.autocast(batch.predictions.logits.device.type, enabled=False):
             cost = self._pair_cost(batch)  # (B, T, P)
             if self.nonfinite == "propagate":
-                cost = replace_nonfinite(cost, batch)
+                cost = replace_nonfinite(cost, batch, self.background_cost if self.background else 0.0)
             cost = cost.masked_fill(~batch.targets.mask.unsqueeze(-1), math.inf)
             self._check_cost_values("the cost that the match modules return", cost)
             if self.background:
@@ -223,7 +224,7 @@ class PlanMatcher(Matcher):
     def _match(self, cost: Tensor, mask: Tensor) -> Plan: ...
 
 
-def replace_nonfinite(cost: Tensor, batch: Batch) -> Tensor:
+def replace_nonfinite(cost: Tensor, batch: Batch, background_cost: float) -> Tensor:
     """Give predictions that are not finite a finite cost (B, T, P) above that of any set of finite pairs."""
     if not cost.numel():
         return cost
@@ -233,5 +234,7 @@ def replace_nonfinite(cost: Tensor, batch: Batch) -> Tensor:
     some = valid.flatten(1).any(1)[:, None, None]
     high = cost.masked_fill(~valid, -math.inf).amax((1, 2), keepdim=True).where(some, 0.0)
     low = cost.masked_fill(~valid, math.inf).amin((1, 2), keepdim=True).where(some, 0.0)
-    worst = high + (cost.shape[1] + 1) * (high - low + 1)
+    high, low = high.clamp(min=background_cost), low.clamp(max=background_cost)
+    count = batch.targets.mask.sum(1)[:, None, None]
+    worst = high + (count + 1) * (high - low + 1)
     return torch.where(bad.unsqueeze(1), worst, cost)

@@ -26,9 +26,10 @@ class SinkhornResult(NamedTuple):
     Attributes:
         plan: (B, P, T + 1) masses; (B, P, T) without background.
         pred_potential: (B, P) dual variables of the predictions, in units of the normalised cost.
-        target_potential: (B, T + 1) dual variables of the columns, likewise.
+        target_potential: (B, T + 1), or (B, T) without background, dual variables of the columns, likewise.
         iterations: (B,) steps of the solver.
-        residual: (B,) largest relative violation of the optimality conditions of the columns.
+        residual: (B,) largest mass that a further sweep would move in a column, where a prediction has 1 (relative for
+            heavier columns); it bounds the error of an entry of the plan to first order.
     """
 
     plan: Tensor

@@ -28,7 +28,7 @@ class BalancedSinkhorn(SinkhornMatcher):
         reg: the entropic regularisation itself, in units of the normalised cost; overrides `reg_dimless`.
         normalize_cost_matrix: divide each image's cost by its largest absolute entry, background included.
         num_iter: largest number of steps.
-        tol: largest residual of a converged plan, relative to the mass of a column.
+        tol: largest residual of a converged plan: the mass that a further sweep would move, where a prediction has 1.
         solver: "torch", batched and accelerated, or "pot", which hands each image to the POT library.
         on_unconverged: what to do on the CPU if `num_iter` steps leave a larger residual: "warn", "raise" or "ignore".
 

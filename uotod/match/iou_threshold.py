@@ -73,7 +73,7 @@ class IoUThreshold(PlanMatcher):
         with torch.no_grad():
             iou = self._iou(batch)  # (B, T, P)
             if self.nonfinite == "propagate":
-                iou = -replace_nonfinite(-iou, batch)
+                iou = -replace_nonfinite(-iou, batch, background_cost=0.0)
             return self._assign(iou, batch.targets.mask)
 
     def _matches_by_iou(self) -> bool:

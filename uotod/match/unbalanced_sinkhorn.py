@@ -24,8 +24,9 @@ class UnbalancedSinkhorn(SinkhornMatcher):
     with `α = 1/P` for each prediction, `β = 1/P` for each target and `(P - T_b)/P` for the background; without
     background, or with more targets than predictions, `β = 1/T_b` for each target and 0 for the background. Each image
     is solved on its own and to convergence. Limits: `(∞, ∞)` is balanced transport and, as `reg → 0`, `Hungarian`;
-    `(∞, 0)` is `SoftMin(source="prediction")` and, as `reg → 0`, `ClosestTarget`; `(0, ∞)` is
-    `SoftMin(source="target", uniform_background=True)` and, as `reg → 0`, `ClosestPrediction`.
+    `(∞, 0)` is `SoftMin(source="prediction")` and, as `reg → 0`, `ClosestTarget`; `(0, ∞)` with a background and
+    `P ≥ T_b` is `SoftMin(source="target", uniform_background=True)` and, as `reg → 0`, `ClosestPrediction` (each on
+    the same cost, which `SoftMin` does not normalise).
 
     Args:
         reg_pred: penalty on the mass of the predictions, in [0, inf], in units of the normalised cost.
@@ -34,7 +35,7 @@ class UnbalancedSinkhorn(SinkhornMatcher):
         reg: the entropic regularisation itself, in units of the normalised cost; overrides `reg_dimless`.
         normalize_cost_matrix: divide each image's cost by its largest absolute entry, background included.
         num_iter: largest number of steps.
-        tol: largest residual of a converged plan, relative to the mass of a column.
+        tol: largest residual of a converged plan: the mass that a further sweep would move, where a prediction has 1.
         solver: "torch", batched and accelerated, or "pot", which hands each image to the POT library.
         on_unconverged: what to do on the CPU if `num_iter` steps leave a larger residual: "warn", "raise" (a
             RuntimeError) or "ignore".

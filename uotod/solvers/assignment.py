@@ -18,13 +18,17 @@ def assign(cost: Tensor, mask: Tensor) -> Tensor:
         cost: (B, T, P); `inf` forbids a pair.
         mask: (B, T) bool, False for padding, whose cost is not read.
 
+    Raises:
+        ValueError: the cost of a target that is not padding is NaN or -inf.
+
     Returns:
         (B, T) index of the prediction, -1 for a target without one.
 
     References:
         D. F. Crouse, "On implementing 2D rectangular assignment algorithms", IEEE TAES 2016 (scipy's solver).
     """
-    # NaN marks padded rows, so that mask and cost make the crossing together
+    # NaN marks padded rows, so that mask and cost make the crossing together; a NaN or -inf cost becomes -inf
+    cost = cost.nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf)
     host = cost.masked_fill(~mask.unsqueeze(-1), math.nan).cpu().numpy()
     result = np.full(cost.shape[:2], -1, dtype=np.int64)
     if cost.shape[2]:
@@ -37,6 +41,8 @@ def assign(cost: Tensor, mask: Tensor) -> Tensor:
 
 def _assign_image(matrix: np.ndarray, rows: np.ndarray, result: np.ndarray) -> None:
     """Write the prediction of each of `rows` into `result`; `matrix` is (len(rows), P)."""
+    if matrix.min() == -math.inf:
+        raise ValueError("the cost must not hold NaN or -inf, got one for a target that is not padding")
     forbidden = ~np.isfinite(matrix)
     if forbidden.any():
         finite = matrix[~forbidden]
