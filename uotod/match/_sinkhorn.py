@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -118,7 +119,11 @@ class SinkhornMatcher(PlanMatcher):
         preds = cost.shape[2]
         reg = self.reg if self.reg is not None else self.reg_dimless / (math.log(2 * max(preds, 1)) + 1)
         column_mass = column_masses(mask, preds, self.background, cost.dtype)
-        solve = solve_sinkhorn if self.solver == "torch" else solve_pot
+        solve = (
+            solve_sinkhorn
+            if self.solver == "torch"
+            else partial(solve_pot, backend="torch" if cost.is_cuda else "numpy")
+        )
         transport = solve(
             cost, column_mass, active, reg, self.reg_pred, self.reg_target, num_iter=self.num_iter, tol=self.tol
         )

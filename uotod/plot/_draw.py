@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from uotod._check import check_flag
-from uotod._scene import GREY, PALETTE, Array, Columns, Scene
+from uotod.plot._scene import GREY, PALETTE, Array, Columns, Scene
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

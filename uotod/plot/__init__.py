@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from uotod._check import check_integer, check_number
-from uotod._draw import (
+from uotod.match.unbalanced_sinkhorn import UnbalancedSinkhorn
+from uotod.plot._draw import (
     best_rows,
     draw_color_bar,
     draw_column_masses,
@@ -23,8 +24,7 @@ from uotod._draw import (
     new_figure,
     panel_size,
 )
-from uotod._scene import Array, read_matrix, read_scene
-from uotod.match.unbalanced_sinkhorn import UnbalancedSinkhorn
+from uotod.plot._scene import Array, read_matrix, read_scene
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
