@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from uotod.utils import Anchors
+
 
 def random_boxes(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
     """Return xyxy boxes inside the unit square with sizes between 0.05 and 0.5."""
@@ -17,7 +19,7 @@ def random_boxes(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
 class Problem:
     input: dict[str, Tensor]
     target: dict[str, Tensor]
-    anchors: Tensor
+    anchors: Anchors
 
     def to(self, device: torch.device) -> "Problem":
         move = lambda values: {k: v.detach().to(device).requires_grad_(v.requires_grad) for k, v in values.items()}  # noqa: E731
@@ -45,8 +47,21 @@ def random_problem(
     labels = torch.randint(low, high, (images, targets)).masked_fill(~mask, -100)
     logits = 2 * torch.randn(images, preds, classes, dtype=dtype)
     pred_boxes = random_boxes(images, preds, dtype=dtype)
+    stride = torch.tensor([0.1, 0.2], dtype=dtype)[torch.arange(preds) % 2]
     return Problem(
         {"pred_logits": logits.requires_grad_(), "pred_boxes": pred_boxes.requires_grad_()},
         {"labels": labels, "boxes": boxes, "mask": mask},
-        random_boxes(preds, dtype=dtype),
+        Anchors(random_boxes(preds, dtype=dtype), stride, torch.arange(preds) % 2),
+    )
+
+
+def permuted(problem: Problem, preds: Tensor, targets: Tensor) -> Problem:
+    """Return the problem with predictions and targets in another order."""
+    anchors = problem.anchors
+    assert isinstance(anchors.stride, Tensor)
+    assert anchors.level is not None
+    return Problem(
+        {k: v[:, preds] for k, v in problem.input.items()},
+        {k: v[:, targets] for k, v in problem.target.items()},
+        Anchors(anchors.boxes[preds], anchors.stride[preds], anchors.level[preds]),
     )

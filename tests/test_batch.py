@@ -166,7 +166,7 @@ def test_a_missing_target_raises(key) -> None:
         (torch.zeros(12, 4, dtype=torch.long), "anchors must have a floating dtype, got torch.int64", TypeError),
         (torch.full((12, 4), float("nan")), "anchors must be finite, got 48 non-finite values", ValueError),
         (torch.tensor([1.0, 0, 0, 1]).expand(12, 4), "anchors must have x1 <= x2 and y1 <= y2 (xyxy), got", ValueError),
-        ([1], "anchors must be a tensor, got list", TypeError),
+        ([1], "anchors must be a tensor, Anchors or Points, got list", TypeError),
         (None, "anchors must be given with is_anchor_based=True, got None", ValueError),
     ],
 )

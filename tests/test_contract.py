@@ -1,4 +1,4 @@
-"""The contract of every matcher; a new matcher enters it by one line of `CASES`."""
+"""The contract of every matcher; a new matcher enters it by one line of `matcher_cases.CASES`."""
 
 import copy
 import math
@@ -6,43 +6,15 @@ import pickle
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from tests.problems import Problem, random_problem
+from tests.matcher_cases import CASES
+from tests.problems import permuted, random_problem
 from uotod import match
-from uotod.loss import GIoULoss, MultipleObjectiveLoss, NegativeProbLoss, SigmoidFocalCost
+from uotod.loss import NegativeProbLoss, SigmoidFocalCost
 from uotod.match import Matcher
 
-COSTS = {
-    "cls_match_module": NegativeProbLoss(reduction="none"),
-    "loc_match_module": MultipleObjectiveLoss([nn.L1Loss(reduction="none"), GIoULoss(reduction="none")], [5.0, 2.0]),
-    "background_cost": 0.4,
-}
-CASES = {
-    "BalancedSinkhorn": lambda **o: match.BalancedSinkhorn(**COSTS, **o),
-    "BalancedSinkhorn-pot": lambda **o: match.BalancedSinkhorn(**COSTS, solver="pot", reg=0.05, **o),
-    "ClosestPrediction": lambda **o: match.ClosestPrediction(**COSTS, **o),
-    "ClosestPrediction-threshold": lambda **o: match.ClosestPrediction(**COSTS, threshold=1.0, **o),
-    "ClosestPrediction-uniform": lambda **o: match.ClosestPrediction(**COSTS, uniform_background=True, **o),
-    "ClosestTarget": lambda **o: match.ClosestTarget(**COSTS, **o),
-    "Hungarian": lambda **o: match.Hungarian(**COSTS, **o),
-    "IoUThreshold": lambda **o: match.IoUThreshold(**o),
-    "IoUThreshold-band": lambda **o: match.IoUThreshold(positive=0.3, negative=0.1, force_match="low_quality", **o),
-    "IoUThreshold-none": lambda **o: match.IoUThreshold(positive=0.2, force_match=None, **o),
-    "Min": lambda **o: match.Min(**COSTS, **o),
-    "Min-prediction": lambda **o: match.Min(source="prediction", **COSTS, **o),
-    "SoftMin": lambda **o: match.SoftMin(**COSTS, **o),
-    "SoftMin-prediction": lambda **o: match.SoftMin(source="prediction", reg=0.1, **COSTS, **o),
-    "UnbalancedSinkhorn": lambda **o: match.UnbalancedSinkhorn(**COSTS, **o),
-    "UnbalancedSinkhorn-ssd": lambda **o: match.UnbalancedSinkhorn(reg_pred=1e3, reg_target=1e-3, **COSTS, **o),
-    "UnbalancedSinkhorn-pot": lambda **o: match.UnbalancedSinkhorn(solver="pot", reg=0.1, **COSTS, **o),
-    "WeightedSum": lambda **o: match.WeightedSum([match.Hungarian(**COSTS, **o), match.SoftMin(**COSTS, **o)]),
-}
-# rows of these sum to 1, a row of zeros apart
-ROW_STOCHASTIC = [
-    name for name in CASES if name.startswith(("Hungarian", "ClosestTarget", "IoUThreshold", "Balanced", "Min-pred"))
-]
-ROW_STOCHASTIC += ["SoftMin-prediction"]
+UNIT_ROWS = [name for name, case in CASES.items() if case.unit_rows]
 
 
 @pytest.fixture(params=CASES)
@@ -52,15 +24,7 @@ def name(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def matcher(name: str) -> Matcher:
-    return CASES[name]()
-
-
-def permuted(problem: Problem, preds: Tensor, targets: Tensor) -> Problem:
-    return Problem(
-        {k: v[:, preds] for k, v in problem.input.items()},
-        {k: v[:, targets] for k, v in problem.target.items()},
-        problem.anchors[preds],
-    )
+    return CASES[name].build()
 
 
 def test_every_matcher_is_in_the_contract() -> None:
@@ -85,17 +49,17 @@ def test_a_plan_is_a_plan(matcher: Matcher, images: int, preds: int, targets: in
     assert (plan[..., :-1][padding] == 0).all()
 
 
-@pytest.mark.parametrize("name", ROW_STOCHASTIC)
+@pytest.mark.parametrize("name", UNIT_ROWS)
 def test_rows_sum_to_one_or_are_ignored(matcher: Matcher) -> None:
     problem = random_problem(4, 20, 5)
-    rows = matcher(problem.input, problem.target).sum(-1)
+    rows = matcher(problem.input, problem.target, problem.anchors).sum(-1)
     assert (((rows - 1).abs() < 1e-5) | (rows == 0)).all()
 
 
 def test_an_image_without_targets_is_all_background(matcher: Matcher) -> None:
     problem = random_problem(2, 6, 3)
     problem.target["mask"][:] = False
-    plan = matcher(problem.input, problem.target)
+    plan = matcher(problem.input, problem.target, problem.anchors)
     assert (plan[..., :-1] == 0).all()
     assert (plan[..., -1] > 0).all()
 
@@ -105,18 +69,18 @@ def test_a_plan_does_not_depend_on_its_batch(matcher: Matcher) -> None:
     problem.input["pred_boxes"] = (
         problem.input["pred_boxes"].detach() * torch.tensor([1, 50, 1e-2, 1, 7])[:, None, None]
     )
-    together = matcher(problem.input, problem.target)
+    together = matcher(problem.input, problem.target, problem.anchors)
     for b in range(5):
         one = {k: v[b : b + 1] for k, v in problem.input.items()}, {k: v[b : b + 1] for k, v in problem.target.items()}
-        torch.testing.assert_close(matcher(*one)[0], together[b], rtol=0, atol=1e-7)
+        torch.testing.assert_close(matcher(*one, problem.anchors)[0], together[b], rtol=0, atol=1e-7)
 
 
 def test_a_plan_does_not_depend_on_padding(matcher: Matcher) -> None:
     problem = random_problem(1, 12, 5)
     mask = problem.target["mask"][0]
     assert 0 < mask.sum() < 5
-    padded = matcher(problem.input, problem.target)[0]
-    bare = matcher(problem.input, {k: v[:, mask] for k, v in problem.target.items()})[0]
+    padded = matcher(problem.input, problem.target, problem.anchors)[0]
+    bare = matcher(problem.input, {k: v[:, mask] for k, v in problem.target.items()}, problem.anchors)[0]
     columns = torch.cat((mask, torch.tensor([True])))
     torch.testing.assert_close(padded[:, columns], bare, rtol=0, atol=1e-7)
 
@@ -124,29 +88,29 @@ def test_a_plan_does_not_depend_on_padding(matcher: Matcher) -> None:
 def test_a_plan_follows_the_order_of_predictions_and_targets(matcher: Matcher) -> None:
     problem = random_problem(3, 60, 5)  # enough for every target to overlap some: an IoU of 0 would tie
     preds, targets = torch.randperm(60), torch.randperm(5)
-    plan = matcher(problem.input, problem.target)
+    plan = matcher(problem.input, problem.target, problem.anchors)
     shuffled = permuted(problem, preds, targets)
     expected = plan[:, preds][:, :, torch.cat((targets, torch.tensor([5])))]
-    torch.testing.assert_close(matcher(shuffled.input, shuffled.target), expected, rtol=0, atol=1e-7)
+    torch.testing.assert_close(matcher(shuffled.input, shuffled.target, shuffled.anchors), expected, rtol=0, atol=1e-7)
 
 
 def test_the_lowest_index_wins_ties(name: str, matcher: Matcher) -> None:
-    if name.startswith(("Soft", "Balanced", "Unbalanced", "WeightedSum")):
+    if CASES[name].soft:
         pytest.skip("a soft plan shares ties")
     cost = torch.full((1, 4, 3), 0.25)
     plan = matcher.compute_matching(cost, torch.ones(1, 2, dtype=torch.bool))[0]
     assert plan[0, 0] == 1
 
 
-def test_compute_matching_is_what_forward_does_with_the_cost(matcher: Matcher) -> None:
-    if isinstance(matcher, match.WeightedSum):
-        pytest.skip("each of its matchers has a cost of its own")
+def test_compute_matching_is_what_forward_does_with_the_cost(name: str, matcher: Matcher) -> None:
+    if CASES[name].geometric:
+        pytest.skip("it reads more than the cost")
     problem = random_problem(3, 12, 4)
-    cost = matcher.compute_cost_matrix(problem.input, problem.target)
+    cost = matcher.compute_cost_matrix(problem.input, problem.target, problem.anchors)
     assert cost.shape == (3, 12, 5)
     assert not cost.requires_grad
     plan = matcher.compute_matching(cost, problem.target["mask"])
-    torch.testing.assert_close(plan, matcher(problem.input, problem.target), rtol=0, atol=1e-9)
+    torch.testing.assert_close(plan, matcher(problem.input, problem.target, problem.anchors), rtol=0, atol=1e-9)
 
 
 def test_a_cost_under_the_mask_is_never_read(matcher: Matcher) -> None:
@@ -176,25 +140,25 @@ def test_a_forbidden_pair_carries_no_mass(matcher: Matcher) -> None:
 
 
 def test_a_matcher_without_background_has_no_background_column(name: str) -> None:
-    matcher = CASES[name](background=False)
+    matcher = CASES[name].build(background=False)
     problem = random_problem(2, 6, 3)
-    plan = matcher(problem.input, problem.target)
+    plan = matcher(problem.input, problem.target, problem.anchors)
     assert plan.shape == (2, 6, 3)
     assert plan.isfinite().all()
-    assert matcher.compute_cost_matrix(problem.input, problem.target).shape == (2, 6, 3)
+    assert matcher.compute_cost_matrix(problem.input, problem.target, problem.anchors).shape == (2, 6, 3)
     empty = random_problem(2, 6, 0)
-    assert matcher(empty.input, empty.target).shape == (2, 6, 0)
+    assert matcher(empty.input, empty.target, empty.anchors).shape == (2, 6, 0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_half_precision_is_solved_in_float32_and_the_rest_in_its_own(matcher: Matcher, dtype: torch.dtype) -> None:
     problem = random_problem(2, 8, 3)
     low = {k: v.to(dtype) for k, v in problem.input.items()}
-    plan = matcher(low, problem.target)
+    plan = matcher(low, problem.target, problem.anchors)
     expected = torch.float64 if dtype == torch.float64 else torch.float32
     assert plan.dtype == expected
     same = {k: v.to(expected) for k, v in low.items()}
-    torch.testing.assert_close(plan, matcher(same, problem.target), rtol=0, atol=0)
+    torch.testing.assert_close(plan, matcher(same, problem.target, problem.anchors), rtol=0, atol=0)
     assert (
         matcher.compute_matching(torch.rand(1, 3, 3, dtype=dtype), torch.ones(1, 2, dtype=torch.bool)).dtype == expected
     )
@@ -202,15 +166,17 @@ def test_half_precision_is_solved_in_float32_and_the_rest_in_its_own(matcher: Ma
 
 def test_autocast_does_not_change_a_plan(matcher: Matcher) -> None:
     problem = random_problem(2, 8, 3, dtype=torch.float32)
-    plan = matcher(problem.input, problem.target)
+    plan = matcher(problem.input, problem.target, problem.anchors)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(matcher(problem.input, problem.target), plan)
+        assert torch.equal(matcher(problem.input, problem.target, problem.anchors), plan)
 
 
 def test_strided_input_is_as_good_as_contiguous(matcher: Matcher) -> None:
     problem = random_problem(2, 8, 3)
     strided = {k: v.detach().transpose(0, 1).contiguous().transpose(0, 1) for k, v in problem.input.items()}
-    assert torch.equal(matcher(strided, problem.target), matcher(problem.input, problem.target))
+    assert torch.equal(
+        matcher(strided, problem.target, problem.anchors), matcher(problem.input, problem.target, problem.anchors)
+    )
 
 
 def test_a_matcher_writes_nothing(matcher: Matcher) -> None:
@@ -238,7 +204,7 @@ def test_a_misspelt_argument_raises(name: str) -> None:
 
 
 def test_a_matcher_without_modules_says_so(name: str) -> None:
-    if name.startswith(("IoUThreshold", "WeightedSum")):
+    if CASES[name].own_cost:
         pytest.skip("it brings a cost of its own")
     problem = random_problem(1, 3, 2)
     with pytest.raises(ValueError, match="needs cls_match_module or loc_match_module to compute a cost, got neither"):
@@ -251,17 +217,17 @@ def test_predictions_that_are_not_finite_raise_by_default(matcher: Matcher, fiel
     with torch.no_grad():
         problem.input[field][1, 2, 0] = math.nan
     with pytest.raises(ValueError, match=rf"input\['{field}'\] must be finite, got 1 non-finite values in image 1"):
-        matcher(problem.input, problem.target)
+        matcher(problem.input, problem.target, problem.anchors)
 
 
 def test_propagated_predictions_are_matched_only_if_nothing_finite_is_left(name: str) -> None:
-    matcher = CASES[name](nonfinite="propagate")
+    matcher = CASES[name].build(nonfinite="propagate")
     problem = random_problem(3, 8, 3, full=True)
-    finite = matcher(problem.input, problem.target)
+    finite = matcher(problem.input, problem.target, problem.anchors)
     with torch.no_grad():
         problem.input["pred_boxes"][1, 2, 0] = math.nan
         problem.input["pred_logits"][1, 5] = math.inf
-    plan = matcher(problem.input, problem.target)
+    plan = matcher(problem.input, problem.target, problem.anchors)
     assert plan.isfinite().all()
     assert (plan[1, [2, 5], :3] < 1e-3).all()  # an entropic plan is never exactly zero
     assert torch.equal(plan[[0, 2]], finite[[0, 2]])
@@ -277,7 +243,9 @@ def test_one_hot_labels_equal_integer_labels() -> None:
         nn.BCEWithLogitsLoss(reduction="none"),
     ):
         matcher = match.SoftMin(cls_match_module=cost)
-        torch.testing.assert_close(matcher(problem.input, one_hot), matcher(problem.input, problem.target))
+        torch.testing.assert_close(
+            matcher(problem.input, one_hot), matcher(problem.input, problem.target, problem.anchors)
+        )
 
 
 @pytest.mark.parametrize("rule", [match.ClosestTarget, match.Hungarian, match.SoftMin, match.UnbalancedSinkhorn])
@@ -287,7 +255,7 @@ def test_a_propagated_prediction_costs_more_than_the_background_whatever_the_pad
         problem.input["pred_boxes"][0, 2] = math.nan
     options = {"source": "prediction", "reg": 0.1} if rule is match.SoftMin else {}
     matcher = rule(loc_match_module=nn.L1Loss(reduction="none"), nonfinite="propagate", **options)
-    plan = matcher(problem.input, problem.target)[0]
+    plan = matcher(problem.input, problem.target, problem.anchors)[0]
     assert plan[2, 0] < 1e-3
     padding = {"boxes": torch.zeros(1, 9, 4), "labels": torch.zeros(1, 9).long(), "mask": torch.zeros(1, 9).bool()}
     padded = {k: torch.cat((v, padding[k].to(v.dtype)), dim=1) for k, v in problem.target.items()}

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.matcher_cases import CASES
 from tests.problems import Problem, random_boxes, random_problem
-from tests.test_contract import CASES
 from uotod.loss import (
     DetectionLoss,
     GIoULoss,
@@ -94,7 +94,7 @@ class TestEdges:
     )
     def test_empty_and_crowded_input_is_ordinary(self, name, reduction, images, preds, targets) -> None:
         problem = random_problem(images, preds, targets)
-        criterion = simple(CASES[name](), reduction=reduction)
+        criterion = simple(CASES[name].build(), reduction=reduction)
         loss = criterion(problem.input, problem.target, problem.anchors)
         assert loss.shape == ()
         assert loss.isfinite()
@@ -106,8 +106,8 @@ class TestEdges:
     def test_images_that_are_all_padding_are_ordinary(self, name, mining) -> None:
         problem = random_problem(2, 8, 3)
         problem.target["mask"][:] = False
-        criterion = simple(CASES[name](), use_hard_negative_mining=mining is not None, neg_to_pos_ratio=mining)
-        terms = criterion.terms(problem.input, problem.target)
+        criterion = simple(CASES[name].build(), use_hard_negative_mining=mining is not None, neg_to_pos_ratio=mining)
+        terms = criterion.terms(problem.input, problem.target, problem.anchors)
         assert terms["loss_loc"] == 0
         assert terms["num_pos"] == 0
         logit_gradient, box_gradient = gradients(terms["loss"], problem)
@@ -117,7 +117,7 @@ class TestEdges:
     def test_the_gradient_does_not_flow_through_the_plan(self) -> None:
         problem = random_problem(2, 8, 3)
         criterion = simple(SoftMin(loc_match_module=nn.L1Loss(reduction=N), reg=0.1))
-        plan = criterion.matching_method(problem.input, problem.target)
+        plan = criterion.matching_method(problem.input, problem.target, problem.anchors)
 
         class Fixed(type(criterion.matching_method)):
             def _match(self, cost, mask):
@@ -126,8 +126,10 @@ class TestEdges:
                 return DensePlan.from_columns(plan.transpose(1, 2), mask.shape[1])
 
         fixed = simple(Fixed(loc_match_module=nn.L1Loss(reduction=N)))
-        expected = gradients(fixed(problem.input, problem.target), problem)
-        for a, e in zip(gradients(criterion(problem.input, problem.target), problem), expected, strict=True):
+        expected = gradients(fixed(problem.input, problem.target, problem.anchors), problem)
+        for a, e in zip(
+            gradients(criterion(problem.input, problem.target, problem.anchors), problem), expected, strict=True
+        ):
             torch.testing.assert_close(a, e)
 
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -144,15 +146,15 @@ class TestEdges:
         problem = random_problem(2, 8, 3, dtype=torch.float32)
         for matcher in (None, UnbalancedSinkhorn(loc_match_module=nn.L1Loss(reduction=N))):
             with torch.autocast("cpu", dtype=torch.bfloat16):
-                loss = simple(matcher)(problem.input, problem.target)
-            assert torch.equal(loss, simple(matcher)(problem.input, problem.target))
+                loss = simple(matcher)(problem.input, problem.target, problem.anchors)
+            assert torch.equal(loss, simple(matcher)(problem.input, problem.target, problem.anchors))
 
     def test_a_propagated_nan_reaches_the_loss(self) -> None:
         problem = random_problem(2, 8, 3)
         with torch.no_grad():
             problem.input["pred_logits"][0, 1] = float("nan")
         matcher = Hungarian(loc_match_module=nn.L1Loss(reduction=N), nonfinite="propagate")
-        assert simple(matcher)(problem.input, problem.target).isnan()
+        assert simple(matcher)(problem.input, problem.target, problem.anchors).isnan()
 
     def test_inverted_predictions_have_a_loss_and_a_gradient(self) -> None:
         problem = random_problem(2, 8, 3)
@@ -167,14 +169,14 @@ class TestEdges:
 
         problem = random_problem(3, 9, 4)
         for name in ("Hungarian", "SoftMin", "IoUThreshold-band"):
-            criterion = simple(CASES[name]())
-            expected = criterion(problem.input, problem.target)
+            criterion = simple(CASES[name].build())
+            expected = criterion(problem.input, problem.target, problem.anchors)
             expected_gradients = gradients(expected, problem)
             with monkeypatch.context() as patch:
                 for plan in (_plan.DensePlan, _plan.AssignedPlan):
                     pairs = plan.pairs
                     patch.setattr(plan, "pairs", lambda self, static, pairs=pairs: pairs(self, True))
-                loss = criterion(problem.input, problem.target)
+                loss = criterion(problem.input, problem.target, problem.anchors)
                 torch.testing.assert_close(loss, expected)
                 for a, e in zip(gradients(loss, problem), expected_gradients, strict=True):
                     torch.testing.assert_close(a, e)
@@ -203,7 +205,7 @@ class TestTerms:
 
     def test_the_masses_are_counted_without_gradient(self) -> None:
         problem = random_problem(3, 12, 4)
-        terms = simple().terms(problem.input, problem.target)
+        terms = simple().terms(problem.input, problem.target, problem.anchors)
         count = problem.target["mask"].sum()
         assert terms["num_pos"] == count
         assert terms["num_neg"] == 3 * 12 - count
@@ -258,7 +260,9 @@ class TestUnknownModules:
         options = {"use_hard_negative_mining": mining is not None, "neg_to_pos_ratio": mining}
         results = []
         for cls, loc in ((known, nn.L1Loss(reduction=N)), (unknown, self.DistanceByHand())):
-            loss = DetectionLoss(cls, loc, CASES[name](), position, **options)(problem.input, problem.target)
+            loss = DetectionLoss(cls, loc, CASES[name].build(), position, **options)(
+                problem.input, problem.target, problem.anchors
+            )
             results.append([loss, *gradients(loss, problem)])
         for a, e in zip(*results, strict=True):
             torch.testing.assert_close(a, e)
@@ -274,7 +278,7 @@ class TestUnknownModules:
 
         problem = random_problem(2, 8, 3)
         criterion = DetectionLoss(cross_entropy(), Scaled(), Hungarian(loc_match_module=nn.L1Loss(reduction=N)))
-        criterion(problem.input, problem.target).backward()
+        criterion(problem.input, problem.target, problem.anchors).backward()
         assert criterion.loc_loss_module.scale.grad != 0
 
 
@@ -304,13 +308,15 @@ class TestMining:
     def test_images_without_positives_keep_what_is_asked_for(self) -> None:
         problem = random_problem(2, 10, 0)
         options = {"use_hard_negative_mining": True, "neg_to_pos_ratio": 3.0}
-        assert simple(**options).terms(problem.input, problem.target)["num_neg"] == 0
-        assert simple(min_negatives=2.5, **options).terms(problem.input, problem.target)["num_neg"] == 5.0
+        assert simple(**options).terms(problem.input, problem.target, problem.anchors)["num_neg"] == 0
+        assert (
+            simple(min_negatives=2.5, **options).terms(problem.input, problem.target, problem.anchors)["num_neg"] == 5.0
+        )
 
     def test_hard_plans_follow_the_rule_of_ssd(self) -> None:
         problem = random_problem(3, 40, 4, full=True)
         criterion = simple(use_hard_negative_mining=True, neg_to_pos_ratio=3.0)
-        plan = criterion.matching_method(problem.input, problem.target)
+        plan = criterion.matching_method(problem.input, problem.target, problem.anchors)
         losses = nn.functional.cross_entropy(
             problem.input["pred_logits"].transpose(1, 2), torch.zeros(3, 40).long(), reduction=N
         )
@@ -321,7 +327,9 @@ class TestMining:
             for i, t in plan[b, :, :-1].nonzero().tolist():
                 label = problem.target["labels"][b, t]
                 expected += nn.functional.cross_entropy(problem.input["pred_logits"][b, i], label)
-        torch.testing.assert_close(criterion.terms(problem.input, problem.target)["loss_cls"], expected / 12)
+        torch.testing.assert_close(
+            criterion.terms(problem.input, problem.target, problem.anchors)["loss_cls"], expected / 12
+        )
 
 
 class TestNormalizers:
@@ -345,7 +353,10 @@ class TestNormalizers:
             )
             total = copy.copy(criterion)
             total.reduction = "sum"
-            torch.testing.assert_close(criterion(problem.input, problem.target), total(problem.input, problem.target))
+            torch.testing.assert_close(
+                criterion(problem.input, problem.target, problem.anchors),
+                total(problem.input, problem.target, problem.anchors),
+            )
 
 
 @pytest.mark.parametrize(
@@ -411,13 +422,13 @@ def test_the_deprecated_reduction_arguments_are_those_of_torch() -> None:
 @pytest.mark.parametrize("name", CASES)
 def test_a_criterion_holds_no_state(name) -> None:
     problem = random_problem(2, 8, 3)
-    criterion = simple(CASES[name]())
+    criterion = simple(CASES[name].build())
     before = pickle.dumps(criterion)
-    loss = criterion(problem.input, problem.target)
+    loss = criterion(problem.input, problem.target, problem.anchors)
     assert pickle.dumps(criterion) == before
     assert criterion.state_dict() == {}
     for twin in (pickle.loads(before), copy.deepcopy(criterion)):
-        assert torch.equal(twin(problem.input, problem.target), loss)
+        assert torch.equal(twin(problem.input, problem.target, problem.anchors), loss)
 
 
 def test_class_weights_move_with_the_criterion() -> None:
@@ -431,8 +442,8 @@ def test_one_hot_labels_equal_integer_labels_without_a_background_class() -> Non
     one_hot = nn.functional.one_hot(problem.target["labels"].clamp(min=0), 5)
     for cls in (SigmoidFocalLoss(alpha=0.25, reduction=N), nn.BCEWithLogitsLoss(reduction=N), cross_entropy()):
         for name in ("Hungarian", "SoftMin"):
-            criterion = DetectionLoss(cls, boxes_loss(), CASES[name](), "none")
-            expected = criterion(problem.input, problem.target)
+            criterion = DetectionLoss(cls, boxes_loss(), CASES[name].build(), "none")
+            expected = criterion(problem.input, problem.target, problem.anchors)
             torch.testing.assert_close(criterion(problem.input, problem.target | {"labels": one_hot}), expected)
 
 
@@ -443,5 +454,5 @@ def test_an_ignored_class_is_left_out_of_the_mean_with_and_without_weights() -> 
         DetectionLoss(cross_entropy(ignore_index=2, weight=weight), nn.L1Loss(reduction=N), matcher)
         for weight in (None, torch.ones(5, dtype=torch.float64))
     ]
-    one, other = (criterion(problem.input, problem.target) for criterion in losses)
+    one, other = (criterion(problem.input, problem.target, problem.anchors) for criterion in losses)
     torch.testing.assert_close(one, other)

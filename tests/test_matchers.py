@@ -353,7 +353,7 @@ class TestIoUThreshold:
         matcher = IoUThreshold(is_anchor_based=True)
         plan = matcher(problem.input, problem.target, problem.anchors)
         by_hand = matcher(
-            problem.input | {"pred_boxes": problem.anchors.expand(2, -1, -1)}, problem.target, problem.anchors
+            problem.input | {"pred_boxes": problem.anchors.boxes.expand(2, -1, -1)}, problem.target, problem.anchors
         )
         assert torch.equal(plan, by_hand)
         assert not torch.equal(plan, IoUThreshold()(problem.input, problem.target, problem.anchors))

@@ -183,6 +183,11 @@ def pairwise_overlap(boxes: Tensor, other: Tensor, kind: OverlapKind, eps: float
     )
 
 
+def pairwise_intersection(boxes: Tensor, other: Tensor) -> Tensor:
+    """Return the area that every pair of (..., N, 4) and (..., M, 4) boxes shares, as (..., N, M)."""
+    return _intersection([x[..., :, None] for x in _coordinates(boxes)], [x[..., None, :] for x in _coordinates(other)])
+
+
 def aligned_overlap(boxes: Tensor, other: Tensor, kind: OverlapKind, eps: float) -> Tensor:
     """Return the overlap of (..., 4) boxes with the boxes in the same rows of `other`.
 
@@ -201,9 +206,7 @@ def _overlap(box: list[Tensor], other: list[Tensor], kind: OverlapKind, eps: flo
     """Compute one member of the IoU family on broadcastable coordinates `[x1, y1, x2, y2]`."""
     (ax1, ay1, ax2, ay2), (bx1, by1, bx2, by2) = box, other
     aw, ah, bw, bh = ((v).clamp(min=0) for v in (ax2 - ax1, ay2 - ay1, bx2 - bx1, by2 - by1))
-    width = (torch.minimum(ax2, bx2) - torch.maximum(ax1, bx1)).clamp(min=0)
-    height = (torch.minimum(ay2, by2) - torch.maximum(ay1, by1)).clamp(min=0)
-    intersection = width * height
+    intersection = _intersection(box, other)
     union = aw * ah + bw * bh - intersection
     iou = _quotient(intersection, union, eps)
     if kind == "iou":
@@ -224,6 +227,13 @@ def _overlap(box: list[Tensor], other: list[Tensor], kind: OverlapKind, eps: flo
     with torch.no_grad():
         alpha = _quotient(v, 1 - iou + v, eps)
     return diou - alpha * v
+
+
+def _intersection(box: list[Tensor], other: list[Tensor]) -> Tensor:
+    (ax1, ay1, ax2, ay2), (bx1, by1, bx2, by2) = box, other
+    width = (torch.minimum(ax2, bx2) - torch.maximum(ax1, bx1)).clamp(min=0)
+    height = (torch.minimum(ay2, by2) - torch.maximum(ay1, by1)).clamp(min=0)
+    return width * height
 
 
 def _quotient(numerator: Tensor, denominator: Tensor, eps: float) -> Tensor:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from uotod._batch import Targets
+from uotod._targets import Targets
 
 MAX_ROW_ELEMENTS = 1 << 20  # of the rows handed at once to a module without a fast path
 MAX_BLOCK_ELEMENTS = 1 << 17  # of a (B, T, P) block on the CPU: the dozen temporaries of an overlap stay in its cache

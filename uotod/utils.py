@@ -1,6 +1,6 @@
 """Tools around matching and losses: box conversions, overlaps, non-maximum suppression and padding."""
 
-from uotod._batch import pad_targets
+from uotod._anchors import Anchors, Points
 from uotod._boxes import (
     box_area,
     box_ciou,
@@ -13,8 +13,11 @@ from uotod._boxes import (
     box_xyxy_to_xywh,
 )
 from uotod._nms import batched_nms, nms
+from uotod._targets import pad_targets
 
 __all__ = [
+    "Anchors",
+    "Points",
     "batched_nms",
     "box_area",
     "box_ciou",

@@ -6,9 +6,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from uotod._batch import Targets
 from uotod._cost import ClassTerms, Part, class_terms, class_weight, parts_of, sum_rows, takes_one_hot
 from uotod._plan import AssignedPlan, Plan, carries_mass
+from uotod._targets import Targets
 
 
 class ClassLoss(NamedTuple):

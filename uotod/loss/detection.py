@@ -4,10 +4,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.loss import _Loss
 
-from uotod._batch import Batch, PredictionDict, TargetInput, parse_batch, reads_values
+from uotod._batch import AnchorInput, Batch, PredictionDict, parse_batch
 from uotod._check import check_choice, check_flag, check_number, check_sub_loss
 from uotod._cost import parts_of
 from uotod._plan import Plan
+from uotod._targets import TargetInput
+from uotod._tensors import reads_values
 from uotod.loss._classify import Classifier, fold_plan
 from uotod.loss._locate import localization_losses
 from uotod.loss.mining import mine_hard_negatives
@@ -119,15 +121,15 @@ class DetectionLoss(_Loss):
         self.normalizer = MassNormalizer() if normalizer is None else normalizer
         self.validate = check_flag("validate", validate)
 
-    def forward(self, input: PredictionDict, target: TargetInput, anchors: Tensor | None = None) -> Tensor:
+    def forward(self, input: PredictionDict, target: TargetInput, anchors: AnchorInput | None = None) -> Tensor:
         """Return the loss, a tensor without dimensions.
 
         Args:
             input: dict with `pred_logits` (B, P, C) and `pred_boxes` (B, P, 4), xyxy; optionally `aux_outputs`, a list
                 of such dicts, one for each earlier decoder layer.
-            target: dict with `labels` (B, T) or one-hot (B, T, C), `boxes` (B, T, 4), xyxy, and optionally `mask`
-                (B, T), bool; or a list of one dict an image.
-            anchors: (P, 4) or (B, P, 4) boxes, xyxy, for matchers with `is_anchor_based=True`.
+            target: dict with `labels` (B, T) or one-hot (B, T, C), `boxes` (B, T, 4), xyxy, and optionally `mask`,
+                `ignore` and `weight` (B, T), see `Matcher`; or a list of one dict an image.
+            anchors: (P, 4) or (B, P, 4) boxes, xyxy, `Anchors` or `Points`, for matchers that need them.
 
         Raises:
             TypeError: an argument or an entry has the wrong type or dtype.
@@ -135,7 +137,9 @@ class DetectionLoss(_Loss):
         """
         return self.terms(input, target, anchors)["loss"]
 
-    def terms(self, input: PredictionDict, target: TargetInput, anchors: Tensor | None = None) -> dict[str, Tensor]:
+    def terms(
+        self, input: PredictionDict, target: TargetInput, anchors: AnchorInput | None = None
+    ) -> dict[str, Tensor]:
         """Return the loss and what it is made of. Arguments as in `forward`.
 
         Returns:

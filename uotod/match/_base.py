@@ -7,11 +7,13 @@ from typing import TypedDict
 import torch
 from torch import Tensor, nn
 
-from uotod._batch import Batch, PredictionDict, TargetInput, parse_batch, reads_values
-from uotod._boxes import full_precision
+from uotod._batch import AnchorInput, Batch, PredictionDict, parse_batch
 from uotod._check import check_choice, check_flag, check_number, check_sub_loss
 from uotod._cost import box_cost, class_cost
 from uotod._plan import DensePlan, Plan
+from uotod._targets import TargetInput
+from uotod.match._checks import check_cost, check_cost_values, replace_nonfinite
+from uotod.match._ignore import ignore_background
 
 
 class MatcherOptions(TypedDict, total=False):
@@ -23,6 +25,7 @@ class MatcherOptions(TypedDict, total=False):
     background_cost: float
     is_anchor_based: bool
     nonfinite: str
+    ignore_threshold: float
     validate: bool
 
 
@@ -42,6 +45,8 @@ class Matcher(nn.Module, ABC):
             anchors that are given are checked but not read.
         nonfinite: what to do with NaN or infinite predictions. "error" raises; "propagate" lets them through to the
             loss (a gradient scaler then skips the step) and matches them only if nothing finite is left.
+        ignore_threshold: a background prediction of which more than this share of the area lies in a target with
+            `ignore` (a crowd) is ignored, a row of zeros, instead of trained as background.
         validate: also check values (label range, inverted boxes, finiteness) on a GPU, which synchronises.
 
     Raises:
@@ -68,6 +73,7 @@ class Matcher(nn.Module, ABC):
         background_cost: float = 10.0,
         is_anchor_based: bool = False,
         nonfinite: str = "error",
+        ignore_threshold: float = 0.5,
         validate: bool = False,
     ) -> None:
         super().__init__()
@@ -80,17 +86,20 @@ class Matcher(nn.Module, ABC):
         self.background_cost = check_number("background_cost", background_cost)
         self.is_anchor_based = check_flag("is_anchor_based", is_anchor_based)
         self.nonfinite = nonfinite
+        self.ignore_threshold = check_number("ignore_threshold", ignore_threshold, low=0.0, high=1.0)
         self.validate = check_flag("validate", validate)
 
     @torch.no_grad()
-    def forward(self, input: PredictionDict, target: TargetInput, anchors: Tensor | None = None) -> Tensor:
+    def forward(self, input: PredictionDict, target: TargetInput, anchors: AnchorInput | None = None) -> Tensor:
         """Return the plan, a tensor without gradient.
 
         Args:
             input: dict with `pred_logits` (B, P, C) and `pred_boxes` (B, P, 4), xyxy.
-            target: dict with `labels` (B, T) or one-hot (B, T, C), `boxes` (B, T, 4), xyxy, and optionally `mask`
-                (B, T), bool; or a list of one dict an image.
-            anchors: (P, 4) or (B, P, 4) boxes, xyxy; needed with `is_anchor_based=True`.
+            target: dict with `labels` (B, T) or one-hot (B, T, C), `boxes` (B, T, 4), xyxy, and optionally, all
+                (B, T), `mask`, bool; `ignore`, bool, True for a target (a crowd) that no prediction may match; and
+                `weight` > 0, a factor of the target's cost. Or a list of one dict an image.
+            anchors: (P, 4) or (B, P, 4) boxes, xyxy, or `Anchors` or `Points` with strides and levels; needed with
+                `is_anchor_based=True` and by the rules of anchors and points.
 
         Returns:
             (B, P, T + 1) masses, the background last; (B, P, T) with `background=False`.
@@ -102,7 +111,9 @@ class Matcher(nn.Module, ABC):
         return self.plan(self._parse(input, target, anchors)).to_dense()
 
     @torch.no_grad()
-    def compute_cost_matrix(self, input: PredictionDict, target: TargetInput, anchors: Tensor | None = None) -> Tensor:
+    def compute_cost_matrix(
+        self, input: PredictionDict, target: TargetInput, anchors: AnchorInput | None = None
+    ) -> Tensor:
         """Return the cost in the layout of the plan; padded targets cost `inf`. Arguments as in `forward`."""
         return self.cost(self._parse(input, target, anchors)).transpose(1, 2).contiguous()
 
@@ -126,16 +137,25 @@ class Matcher(nn.Module, ABC):
     def plan(self, batch: Batch) -> Plan:
         """Return the plan of a parsed batch, in the representation that suits the rule; losses call this."""
         with torch.no_grad(), torch.autocast(batch.predictions.logits.device.type, enabled=False):
-            return self._match(self.cost(batch), batch.targets.mask)
+            plan = self._plan(batch)
+            if batch.targets.ignored is None:
+                return plan
+            return ignore_background(plan, self._located_boxes(batch), batch.targets, self.ignore_threshold)
+
+    def _plan(self, batch: Batch) -> Plan:
+        """Return the plan of a parsed batch before predictions on ignored targets lose their background."""
+        return self._match(self.cost(batch), batch.targets.mask)
 
     def cost(self, batch: Batch) -> Tensor:
         """Return the target-major cost (B, T + 1, P), or (B, T, P) without background, of a parsed batch."""
         with torch.no_grad(), torch.autocast(batch.predictions.logits.device.type, enabled=False):
             cost = self._pair_cost(batch)  # (B, T, P)
+            if batch.targets.weight is not None:
+                cost = cost * batch.targets.weight.unsqueeze(-1)
             if self.nonfinite == "propagate":
                 cost = replace_nonfinite(cost, batch, self.background_cost if self.background else 0.0)
             cost = cost.masked_fill(~batch.targets.mask.unsqueeze(-1), math.inf)
-            self._check_cost_values("the cost that the match modules return", cost)
+            check_cost_values("the cost that the match modules return", cost, self.validate)
             if self.background:
                 column = cost.new_full((cost.shape[0], 1, cost.shape[2]), self.background_cost)
                 cost = torch.cat((cost, column), dim=1)
@@ -173,43 +193,10 @@ class Matcher(nn.Module, ABC):
             return batch.predictions.boxes
         if batch.anchors is None:
             raise ValueError("anchors must be given with is_anchor_based=True, got None")
-        return batch.anchors
+        return batch.anchors.boxes
 
-    def _parse(self, input: PredictionDict, target: TargetInput, anchors: Tensor | None) -> Batch:
+    def _parse(self, input: PredictionDict, target: TargetInput, anchors: AnchorInput | None) -> Batch:
         return parse_batch(input, target, anchors, nonfinite=self.nonfinite, validate=self.validate)
-
-    def _check_cost(self, cost_matrix: Tensor, target_mask: Tensor) -> Tensor:
-        """Return the public cost as a contiguous target-major one, (B, K, P), in at least float32."""
-        if not isinstance(cost_matrix, Tensor) or not cost_matrix.is_floating_point():
-            found = cost_matrix.dtype if isinstance(cost_matrix, Tensor) else type(cost_matrix).__name__
-            raise TypeError(f"cost_matrix must be a tensor of a floating dtype, got {found}")
-        if not isinstance(target_mask, Tensor) or target_mask.dtype != torch.bool:
-            found = target_mask.dtype if isinstance(target_mask, Tensor) else type(target_mask).__name__
-            raise TypeError(f"target_mask must be a tensor of dtype torch.bool, got {found}")
-        layout = "(B, P, T + 1)" if self.background else "(B, P, T)"
-        columns = cost_matrix.shape[-1] - self.background if cost_matrix.dim() == 3 else -1
-        if columns < 0 or target_mask.shape != (cost_matrix.shape[0], columns):
-            raise ValueError(
-                f"cost_matrix must have shape {layout} and target_mask (B, T), "
-                f"got {tuple(cost_matrix.shape)} and {tuple(target_mask.shape)}"
-            )
-        if cost_matrix.device != target_mask.device:
-            raise ValueError(f"target_mask must be on {cost_matrix.device} like cost_matrix, got {target_mask.device}")
-        cost = full_precision(cost_matrix.detach()).transpose(1, 2).clone(memory_format=torch.contiguous_format)
-        cost[:, :columns].masked_fill_(~target_mask.unsqueeze(-1), math.inf)
-        self._check_cost_values("cost_matrix", cost)
-        return cost
-
-    def _check_cost_values(self, name: str, cost: Tensor) -> None:
-        """Raise a ValueError if a target-major cost (B, K, P) holds NaN or -inf, which no plan can mean."""
-        if not cost.numel() or not reads_values(cost, self.validate) or bool(cost.amin() > -math.inf):
-            return  # the minimum of values with a NaN is NaN
-        bad = cost.isnan() | (cost == -math.inf)
-        image, column, pred = (int(x) for x in bad.nonzero()[0])
-        value = float(cost[image, column, pred])
-        raise ValueError(
-            f"{name} must not hold NaN or -inf, got {value} in image {image}, prediction {pred}, column {column}"
-        )
 
 
 class PlanMatcher(Matcher):
@@ -218,23 +205,7 @@ class PlanMatcher(Matcher):
     @torch.no_grad()
     def compute_matching(self, cost_matrix: Tensor, target_mask: Tensor) -> Tensor:
         """Return the plan of a cost matrix; see `Matcher.compute_matching`."""
-        return self._match(self._check_cost(cost_matrix, target_mask), target_mask).to_dense()
+        return self._match(check_cost(cost_matrix, target_mask, self.background, self.validate), target_mask).to_dense()
 
     @abstractmethod
     def _match(self, cost: Tensor, mask: Tensor) -> Plan: ...
-
-
-def replace_nonfinite(cost: Tensor, batch: Batch, background_cost: float) -> Tensor:
-    """Give predictions that are not finite a finite cost (B, T, P) above that of any set of finite pairs."""
-    if not cost.numel():
-        return cost
-    predictions = batch.predictions
-    bad = ~(predictions.logits.isfinite().all(-1) & predictions.boxes.isfinite().all(-1))  # (B, P)
-    valid = batch.targets.mask.unsqueeze(-1) & ~bad.unsqueeze(1) & cost.isfinite()
-    some = valid.flatten(1).any(1)[:, None, None]
-    high = cost.masked_fill(~valid, -math.inf).amax((1, 2), keepdim=True).where(some, 0.0)
-    low = cost.masked_fill(~valid, math.inf).amin((1, 2), keepdim=True).where(some, 0.0)
-    high, low = high.clamp(min=background_cost), low.clamp(max=background_cost)
-    count = batch.targets.mask.sum(1)[:, None, None]
-    worst = high + (count + 1) * (high - low + 1)
-    return torch.where(bad.unsqueeze(1), worst, cost)

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from uotod._batch import reads_values
 from uotod._check import check_choice, check_flag, check_integer, check_number
 from uotod._plan import DensePlan, Plan
+from uotod._tensors import reads_values
 from uotod.match._base import MatcherOptions, PlanMatcher
+from uotod.match._checks import check_cost
 from uotod.solvers.pot import solve_pot
 from uotod.solvers.sinkhorn import Transport, solve_sinkhorn
 
@@ -88,7 +89,7 @@ class SinkhornMatcher(PlanMatcher):
 
         Arguments and errors as in `compute_matching`.
         """
-        cost = self._check_cost(cost_matrix, target_mask)
+        cost = check_cost(cost_matrix, target_mask, self.background, self.validate)
         transport = self._transport(cost, target_mask)
         return SinkhornResult(
             DensePlan.from_columns(transport.plan, target_mask.shape[1]).to_dense(),

@@ -5,7 +5,6 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
 from uotod._batch import Batch
@@ -13,7 +12,8 @@ from uotod._boxes import pairwise_overlap
 from uotod._check import check_choice, check_number
 from uotod._cost import by_blocks
 from uotod._plan import AssignedPlan, Plan
-from uotod.match._base import PlanMatcher, replace_nonfinite
+from uotod.match._base import PlanMatcher
+from uotod.match._checks import replace_nonfinite
 from uotod.solvers.threshold import threshold_match
 
 if TYPE_CHECKING:
@@ -66,15 +66,14 @@ class IoUThreshold(PlanMatcher):
         self.negative = self.positive if negative is None else check_number("negative", negative, high=self.positive)
         self.force_match = force_match
 
-    def plan(self, batch: Batch) -> Plan:
+    def _plan(self, batch: Batch) -> Plan:
         """Return the plan of a parsed batch; without modules from the IoU itself, for 1 - (1 - IoU) is rounded."""
         if not self._matches_by_iou():
-            return super().plan(batch)
-        with torch.no_grad():
-            iou = self._iou(batch)  # (B, T, P)
-            if self.nonfinite == "propagate":
-                iou = -replace_nonfinite(-iou, batch, background_cost=0.0)
-            return self._assign(iou, batch.targets.mask)
+            return super()._plan(batch)
+        iou = self._iou(batch)  # (B, T, P)
+        if self.nonfinite == "propagate":
+            iou = -replace_nonfinite(-iou, batch, background_cost=0.0)
+        return self._assign(iou, batch.targets.mask)
 
     def _matches_by_iou(self) -> bool:
         return self.cls_match_module is None and self.loc_match_module is None

@@ -1,0 +1,65 @@
+"""Every matcher of the library in the settings that the contract tests, one line each."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from torch import nn
+
+from uotod import match
+from uotod.loss import GIoULoss, MultipleObjectiveLoss, NegativeProbLoss
+from uotod.match import Matcher
+
+COSTS = {
+    "cls_match_module": NegativeProbLoss(reduction="none"),
+    "loc_match_module": MultipleObjectiveLoss([nn.L1Loss(reduction="none"), GIoULoss(reduction="none")], [5.0, 2.0]),
+    "background_cost": 0.4,
+}
+
+
+class Case(NamedTuple):
+    build: Callable[..., Matcher]
+    unit_rows: bool = False  # a prediction gives a mass of 1, or 0 if it is ignored
+    soft: bool = False  # ties are shared
+    own_cost: bool = False  # works without match modules
+    geometric: bool = False  # reads more than the cost: `compute_matching` cannot say what `forward` does
+
+
+CASES = {
+    "BalancedSinkhorn": Case(lambda **o: match.BalancedSinkhorn(**COSTS, **o), unit_rows=True, soft=True),
+    "BalancedSinkhorn-pot": Case(
+        lambda **o: match.BalancedSinkhorn(**COSTS, solver="pot", reg=0.05, **o), unit_rows=True, soft=True
+    ),
+    "ClosestPrediction": Case(lambda **o: match.ClosestPrediction(**COSTS, **o)),
+    "ClosestPrediction-threshold": Case(lambda **o: match.ClosestPrediction(**COSTS, threshold=1.0, **o)),
+    "ClosestPrediction-uniform": Case(lambda **o: match.ClosestPrediction(**COSTS, uniform_background=True, **o)),
+    "ClosestTarget": Case(lambda **o: match.ClosestTarget(**COSTS, **o), unit_rows=True),
+    "Hungarian": Case(lambda **o: match.Hungarian(**COSTS, **o), unit_rows=True),
+    "IoUThreshold": Case(lambda **o: match.IoUThreshold(**o), unit_rows=True, own_cost=True),
+    "IoUThreshold-band": Case(
+        lambda **o: match.IoUThreshold(positive=0.3, negative=0.1, force_match="low_quality", **o),
+        unit_rows=True,
+        own_cost=True,
+    ),
+    "IoUThreshold-none": Case(
+        lambda **o: match.IoUThreshold(positive=0.2, force_match=None, **o), unit_rows=True, own_cost=True
+    ),
+    "Min": Case(lambda **o: match.Min(**COSTS, **o)),
+    "Min-prediction": Case(lambda **o: match.Min(source="prediction", **COSTS, **o), unit_rows=True),
+    "SoftMin": Case(lambda **o: match.SoftMin(**COSTS, **o), soft=True),
+    "SoftMin-prediction": Case(
+        lambda **o: match.SoftMin(source="prediction", reg=0.1, **COSTS, **o), unit_rows=True, soft=True
+    ),
+    "UnbalancedSinkhorn": Case(lambda **o: match.UnbalancedSinkhorn(**COSTS, **o), soft=True),
+    "UnbalancedSinkhorn-ssd": Case(
+        lambda **o: match.UnbalancedSinkhorn(reg_pred=1e3, reg_target=1e-3, **COSTS, **o), soft=True
+    ),
+    "UnbalancedSinkhorn-pot": Case(
+        lambda **o: match.UnbalancedSinkhorn(solver="pot", reg=0.1, **COSTS, **o), soft=True
+    ),
+    "WeightedSum": Case(
+        lambda **o: match.WeightedSum([match.Hungarian(**COSTS, **o), match.SoftMin(**COSTS, **o)]),
+        soft=True,
+        own_cost=True,
+        geometric=True,
+    ),
+}
