@@ -1,6 +1,14 @@
 """Sphinx configuration of the documentation."""
 
+import sys
+from pathlib import Path
+
+from sphinx.application import Sphinx
+
 import uotod
+
+sys.path.insert(0, str(Path(__file__).parent))
+from figures import IMAGES, draw_matchers
 
 project = "uotod"
 author = "The uotod authors"
@@ -9,4 +17,10 @@ extensions = ["sphinx.ext.autodoc", "sphinx.ext.autosummary", "sphinx.ext.mathja
 html_theme = "furo"
 autodoc_typehints = "none"
 autodoc_member_order = "bysource"
-exclude_patterns = ["_build"]
+templates_path = ["_templates"]
+exclude_patterns = ["_build", "_templates"]
+
+
+def setup(app: Sphinx) -> None:
+    """Draw the picture of each matcher before the pages are read."""
+    app.connect("builder-inited", lambda _: draw_matchers(IMAGES / "matchers"))

@@ -1,18 +1,102 @@
-"""Draw the picture of the README: a generated image, predictions around its targets, and the path of plans."""
+"""Draw the pictures of the documentation: the path of plans in the README, and one scene for every matcher."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
-from torch import nn
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from torch import Tensor, nn
 
+from uotod import match
 from uotod.datasets import ColorBoxes
-from uotod.loss import GIoULoss, MultipleObjectiveLoss, NegativeProbLoss
-from uotod.match import Hungarian
+from uotod.loss import GIoULoss, MultipleObjectiveLoss, NegativeProbLoss, SigmoidFocalCost
+from uotod.match import Hungarian, Matcher
 from uotod.plot import plot_path
+from uotod.utils import Anchors, Points, box_iou
+
+IMAGES = Path(__file__).parent / "images"
+SIZE = 128  # of the scene, in pixels
+COLORS = ["#d62728", "#1f77b4", "#2ca02c"]
+# what a matcher needs beside its defaults, where that is not the cost of `costs()`
+SETTINGS: dict[str, Callable[[], Matcher]] = {
+    "IoUThreshold": lambda: match.IoUThreshold(positive=0.5, negative=0.4, is_anchor_based=True),
+    "WeightedSum": lambda: match.WeightedSum([match.Hungarian(**costs()), match.SoftMin(**costs())]),
+}
 
 
-def main() -> None:
-    """Write images/path.png beside this file."""
+class Scene(NamedTuple):
+    """Three targets, and the predictions of two feature maps that a detector might make of them."""
+
+    input: dict[str, Tensor]
+    target: dict[str, Tensor]
+    anchors: Anchors
+    centers: Tensor
+
+
+def costs() -> dict[str, nn.Module | float]:
+    """Return the cost of Deformable DETR, in pixels."""
+    boxes = MultipleObjectiveLoss([nn.L1Loss(reduction="none"), GIoULoss(reduction="none")], [5.0 / SIZE, 2.0])
+    focal = MultipleObjectiveLoss([SigmoidFocalCost(alpha=0.25, reduction="none")], [2.0])
+    return {"cls_match_module": focal, "loc_match_module": boxes, "background_cost": 4.0}
+
+
+def scene() -> Scene:
+    """Return the scene of all pictures of matchers."""
+    generator = torch.Generator().manual_seed(0)
+    boxes = torch.tensor([[10.0, 14.0, 70.0, 66.0], [52.0, 40.0, 118.0, 116.0], [14.0, 88.0, 38.0, 112.0]])
+    points = Points.from_levels([(16, 16), (8, 8)], [8, 16])
+    assert isinstance(points.stride, Tensor)
+    half = 1.5 * points.stride[:, None]
+    anchors = torch.cat((points.centers - half, points.centers + half), dim=1)
+    overlap, nearest = box_iou(anchors, boxes).max(1)
+    trust = (2 * overlap).clamp(max=0.85)[:, None]  # the better the anchor, the better its prediction
+    pred_boxes = (1 - trust) * anchors + trust * boxes[nearest]
+    pred_boxes = pred_boxes + torch.randn(len(anchors), 4, generator=generator) * (1.5 + 3 * (1 - trust))
+    logits = 3 * nn.functional.one_hot(nearest, 3) * trust - 2.0
+    logits = logits + 0.5 * torch.randn(len(anchors), 3, generator=generator)
+    return Scene(
+        {"pred_logits": logits[None], "pred_boxes": pred_boxes[None]},
+        {"labels": torch.arange(3)[None], "boxes": boxes[None]},
+        Anchors(anchors, points.stride, points.level),
+        points.centers,
+    )
+
+
+def draw_plan(given: Scene, plan: Tensor, title: str) -> Figure:
+    """Draw each prediction at its point, in the colour of its target and as strong as its (P, T + 1) mass."""
+    figure = Figure(figsize=(4.2, 4.4), layout="constrained")
+    axes = figure.add_subplot(xlim=(0, SIZE), ylim=(SIZE, 0), xticks=[], yticks=[], aspect="equal", title=title)
+    x, y = given.centers.T.numpy()
+    assert given.anchors.level is not None
+    area = torch.tensor([26.0, 110.0])[given.anchors.level]
+    mass, target = plan[:, :-1].max(1)
+    ignored = plan.sum(1) == 0
+    background = (mass < 0.02) & ~ignored
+    for index, (box, color) in enumerate(zip(given.target["boxes"][0].tolist(), COLORS, strict=True)):
+        axes.add_patch(Rectangle((box[0], box[1]), box[2] - box[0], box[3] - box[1], fill=False, ec=color, lw=2))
+        mine = (target == index) & ~background & ~ignored
+        strength = mass[mine].clamp(max=1).numpy()
+        axes.scatter(x[mine], y[mine], s=area[mine], c=color, alpha=strength, lw=0)
+        axes.scatter(x[mine], y[mine], s=area[mine], facecolors="none", edgecolors=color, lw=0.5)
+    axes.scatter(x[background], y[background], s=2, c="#999999", lw=0)
+    axes.scatter(x[ignored], y[ignored], s=area[ignored] / 3, c="#777777", marker="x", lw=0.8)
+    return figure
+
+
+def draw_matchers(folder: Path) -> None:
+    """Write the picture of every matcher into `folder`."""
+    given = scene()
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, kind in match.ALL_MATCHERS.items():
+        matcher = SETTINGS[name]() if name in SETTINGS else kind(**costs())
+        plan = matcher(given.input, given.target, given.anchors)[0]
+        draw_plan(given, plan, name).savefig(folder / f"{name}.png", dpi=90)
+
+
+def draw_path(path: Path) -> None:
+    """Write the picture of the README: a generated image, predictions around its targets, and the path of plans."""
     image, target = ColorBoxes(8, size=(160, 200), num_classes=6, min_boxes=3, max_boxes=4, seed=3)[1]
     generator = torch.Generator().manual_seed(0)
     boxes, labels = target["boxes"], target["labels"]
@@ -28,9 +112,9 @@ def main() -> None:
     cost = matcher.compute_cost_matrix(
         {"pred_logits": logits[None], "pred_boxes": pred_boxes[None]}, {"labels": labels[None], "boxes": boxes[None]}
     )[0]
-    figure = plot_path(image, pred_boxes, boxes, cost, reg=0.05)
-    figure.savefig(Path(__file__).parent / "images" / "path.png", dpi=90)
+    plot_path(image, pred_boxes, boxes, cost, reg=0.05).savefig(path, dpi=90)
 
 
 if __name__ == "__main__":
-    main()
+    draw_path(IMAGES / "path.png")
+    draw_matchers(IMAGES / "matchers")

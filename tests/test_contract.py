@@ -3,6 +3,7 @@
 import copy
 import math
 import pickle
+from pathlib import Path
 
 import pytest
 import torch
@@ -30,6 +31,11 @@ def matcher(name: str) -> Matcher:
 def test_every_matcher_is_in_the_contract() -> None:
     assert {case.split("-")[0] for case in CASES} == set(match.ALL_MATCHERS)
     assert set(match.ALL_MATCHERS) <= set(match.__all__)
+
+
+def test_every_matcher_has_a_page() -> None:
+    pages = (Path(__file__).parents[1] / "docs" / "matchers.rst").read_text().split()
+    assert set(match.ALL_MATCHERS) <= set(pages)
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,8 @@ class SoftMin(PlanMatcher):
         \text{prediction: } \hat P_{ij} = \frac{e^{-C_{ij}/\text{reg}}}{\sum_{k \le T + 1} e^{-C_{ik}/\text{reg}}}
 
     These are unbalanced transport with `(reg_pred, reg_target)` of `(0, ∞)` and `(∞, 0)`. The cost is not normalised.
+    As `reg → 0` they are `ClosestPrediction` and `ClosestTarget`, as `reg → ∞` uniform. Beside the cost it takes
+    O(B·P·T) time and memory, a dense plan.
 
     Args:
         source: "target" spreads each target over the predictions; "prediction" spreads each prediction over targets

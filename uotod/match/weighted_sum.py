@@ -19,7 +19,8 @@ class WeightedSum(Matcher):
     .. math:: \hat P = \sum_k w_k \hat P^{(k)}, \qquad \text{by default } w_k = 1 / K
 
     Each matcher computes its own cost. The cost of the sum is the weighted sum of their costs, and
-    `compute_matching` hands one cost to all of them.
+    `compute_matching` hands one cost to all of them. It takes the time of its matchers together, and a dense plan of
+    each.
 
     Args:
         matchers: at least one matcher; all with, or all without a background.
