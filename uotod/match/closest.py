@@ -59,8 +59,8 @@ class ClosestPrediction(PlanMatcher):
     The other arguments are those of `Matcher`.
 
     References:
-        De Plaen et al., "Unbalanced optimal transport: a unified framework for object detection", CVPR 2023, the converse of
-        prop. 2.
+        De Plaen et al., "Unbalanced optimal transport: a unified framework for object detection", CVPR 2023,
+        the converse of prop. 2.
 
     Examples:
         >>> import torch
