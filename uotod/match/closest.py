@@ -25,7 +25,7 @@ class ClosestTarget(PlanMatcher):
     The background cost acts as the threshold. It is the limit `reg_pred → ∞, reg_target = 0, reg → 0` of unbalanced
     transport. Beside the cost it takes O(B·P·T) time and O(B·P) memory.
 
-    Args: those of `Matcher`.
+    Args and errors: those of `Matcher`.
 
     References:
         De Plaen et al., "Unbalanced optimal transport: a unified framework for object detection", CVPR 2023, prop. 2.
@@ -56,7 +56,7 @@ class ClosestPrediction(PlanMatcher):
         uniform_background: spread the background's mass, `P` less the number of matched targets, evenly over all
             predictions, as the limit of unbalanced transport does, instead of giving 1 to each unmatched prediction.
 
-    The other arguments are those of `Matcher`.
+    The other arguments, and the errors, are those of `Matcher`.
 
     References:
         De Plaen et al., "Unbalanced optimal transport: a unified framework for object detection", CVPR 2023,
@@ -91,7 +91,7 @@ class Min(PlanMatcher):
         source: "target" matches each target to its cheapest prediction, "prediction" each prediction to its cheapest
             target or the background.
 
-    The other arguments are those of `Matcher`.
+    The other arguments, and the errors, are those of `Matcher`.
 
     Examples:
         >>> import torch
