@@ -34,6 +34,8 @@ CASES = {
     "ClosestPrediction-uniform": Case(lambda **o: match.ClosestPrediction(**COSTS, uniform_background=True, **o)),
     "ClosestTarget": Case(lambda **o: match.ClosestTarget(**COSTS, **o), unit_rows=True),
     "Hungarian": Case(lambda **o: match.Hungarian(**COSTS, **o), unit_rows=True),
+    "Hungarian-copies": Case(lambda **o: match.Hungarian(**COSTS, copies=2, **o), unit_rows=True),
+    "Hungarian-rounds": Case(lambda **o: match.Hungarian(**COSTS, rounds=2, **o), unit_rows=True),
     "IoUThreshold": Case(lambda **o: match.IoUThreshold(**o), unit_rows=True, own_cost=True),
     "IoUThreshold-band": Case(
         lambda **o: match.IoUThreshold(positive=0.3, negative=0.1, force_match="low_quality", **o),
