@@ -46,7 +46,8 @@ class ClosestPrediction(PlanMatcher):
     .. math:: \hat P_{ij} = 1 \text{ for } i = \arg\min_{l \le P} C_{lj} \text{ if } C_{ij} \le \text{threshold}
 
     A prediction that is closest to two targets carries mass 2. It is the limit `reg_pred = 0, reg_target → ∞, reg → 0`
-    of unbalanced transport (De Plaen et al., CVPR 2023).
+    of unbalanced transport (De Plaen et al., CVPR 2023). With `SigmoidFocalCost`, L1 and GIoU as its cost it is the
+    `SimpleMinsumMatcher` of DINO (Zhang et al., ICLR 2023), which lets the last of such targets have the prediction.
 
     Args:
         threshold: the largest cost that matches; None for no limit.
