@@ -33,8 +33,8 @@ class Hungarian(PlanMatcher):
     Args:
         copies: predictions `k` that a target takes in one assignment: the second set of queries of H-DETR (5), the
             `MixedMatcher` of Align-DETR, the `TopkHungarianAssigner` of DDQ. An image with too few predictions for
-            that has `k_b = max(min(copies, P // T_b), 1)`, so that no target takes a second prediction while another
-            has none.
+            that has `k_b = max(min(copies, P // T_b), 1)`, as DDQ, so that no target takes a second prediction while
+            another has none; Align-DETR lowers `k` to `P // (2 T_b)`, H-DETR not at all.
         groups: number of equal runs of predictions, each assigned on its own, so that a target is matched once a
             group (Group DETR; LW-DETR and RF-DETR have 13). Only while `training` is True, as it is until `eval()` is
             called on the matcher or on a module that holds it: then all predictions are one group, for inference
