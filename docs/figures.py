@@ -22,6 +22,8 @@ COLORS = ["#d62728", "#1f77b4", "#2ca02c"]
 # what a matcher needs beside its defaults, where that is not the cost of `costs()`
 SETTINGS: dict[str, Callable[[], Matcher]] = {
     "IoUThreshold": lambda: match.IoUThreshold(positive=0.5, negative=0.4, is_anchor_based=True),
+    "SharedLayers": lambda: match.SharedLayers(match.Hungarian(**costs())),
+    "UnionVote": lambda: match.UnionVote(match.Hungarian(copies=3, **costs())),
     "WeightedSum": lambda: match.WeightedSum([match.Hungarian(**costs()), match.SoftMin(**costs())]),
 }
 

@@ -34,6 +34,8 @@ CASES = {
     "ClosestPrediction-uniform": Case(lambda **o: match.ClosestPrediction(**COSTS, uniform_background=True, **o)),
     "ClosestTarget": Case(lambda **o: match.ClosestTarget(**COSTS, **o), unit_rows=True),
     "Hungarian": Case(lambda **o: match.Hungarian(**COSTS, **o), unit_rows=True),
+    "Hungarian-copies": Case(lambda **o: match.Hungarian(**COSTS, copies=2, **o), unit_rows=True),
+    "Hungarian-rounds": Case(lambda **o: match.Hungarian(**COSTS, rounds=2, **o), unit_rows=True),
     "IoUThreshold": Case(lambda **o: match.IoUThreshold(**o), unit_rows=True, own_cost=True),
     "IoUThreshold-band": Case(
         lambda **o: match.IoUThreshold(positive=0.3, negative=0.1, force_match="low_quality", **o),
@@ -45,6 +47,7 @@ CASES = {
     ),
     "Min": Case(lambda **o: match.Min(**COSTS, **o)),
     "Min-prediction": Case(lambda **o: match.Min(source="prediction", **COSTS, **o), unit_rows=True),
+    "SharedLayers": Case(lambda **o: match.SharedLayers(match.Hungarian(**COSTS, **o)), unit_rows=True, own_cost=True),
     "SoftMin": Case(lambda **o: match.SoftMin(**COSTS, **o), soft=True),
     "SoftMin-prediction": Case(
         lambda **o: match.SoftMin(source="prediction", reg=0.1, **COSTS, **o), unit_rows=True, soft=True
@@ -56,6 +59,7 @@ CASES = {
     "UnbalancedSinkhorn-pot": Case(
         lambda **o: match.UnbalancedSinkhorn(solver="pot", reg=0.1, **COSTS, **o), soft=True
     ),
+    "UnionVote": Case(lambda **o: match.UnionVote(match.Hungarian(**COSTS, **o)), unit_rows=True, own_cost=True),
     "WeightedSum": Case(
         lambda **o: match.WeightedSum([match.Hungarian(**COSTS, **o), match.SoftMin(**COSTS, **o)]),
         soft=True,

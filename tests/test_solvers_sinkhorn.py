@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tests.oracles import transport as oracle
-from uotod.solvers.assignment import assign
+from uotod.solvers.assignment import assign_predictions
 from uotod.solvers.pot import solve_pot
 from uotod.solvers.sinkhorn import Transport, solve_sinkhorn
 
@@ -135,7 +135,8 @@ def test_without_penalties_the_plan_is_the_gibbs_kernel() -> None:
 def test_balanced_plan_tends_to_the_assignment_as_reg_vanishes(shape: tuple[int, int]) -> None:
     cost, mass, active = given = problem(*shape, full=True)
     plan = solve(given, 2e-4, INF, INF, tol=1e-6).plan
-    match = torch.zeros_like(cost[:, :-1]).scatter(2, assign(cost[:, :-1], active[:, :-1]).unsqueeze(2), 1.0)
+    index = assign_predictions(cost[:, :-1], active[:, :-1]).unsqueeze(1)  # the last column takes what is unmatched
+    match = torch.zeros_like(cost).scatter(1, index, 1.0)[:, :-1]
     linear = lambda plan: (plan * cost[:, :-1]).sum((1, 2))  # noqa: E731
     assert (linear(plan[:, :-1]) - linear(match)).abs().max() <= 2e-3
     assert_plans_close(plan.sum(2), mass, 1e-5)

@@ -1,7 +1,7 @@
 """Parse what a user passes (dicts of tensors) into validated, padded values: predictions, targets and anchors."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -41,6 +41,20 @@ class Batch:
     targets: Targets
     anchors: Locations | None
 
+    def layer(self, index: int) -> "Batch":
+        """Return the batch of one decoder layer; a negative index counts from the final one."""
+        layers = self.predictions.layers
+        if layers == 1:
+            return self
+        images = len(self.predictions.boxes) // layers
+        start = index % layers * images
+        rows = slice(start, start + images)
+        return Batch(
+            replace(self.predictions, layers=1, **_cut(vars(self.predictions), rows)),
+            replace(self.targets, **_cut(vars(self.targets), rows)),
+            None if self.anchors is None else self.anchors._replace(**_cut(self.anchors._asdict(), rows)),
+        )
+
 
 def parse_batch(
     input: PredictionDict,
@@ -79,6 +93,11 @@ def parse_batch(
     if count == 1:
         return Batch(final, targets, locations)
     return Batch(_stack(layers), targets.repeat(count), locations)
+
+
+def _cut(fields: Mapping[str, Any], rows: slice) -> dict[str, Any]:
+    """Return the given rows of those fields that are tensors."""
+    return {name: value[rows] for name, value in fields.items() if isinstance(value, Tensor)}
 
 
 def _stack(layers: list[Predictions]) -> Predictions:

@@ -30,8 +30,8 @@ def check_number(
     return float(value)
 
 
-def check_integer(name: str, value: int, *, low: int) -> int:
-    """Return `value` if it is an integer of at least `low`.
+def check_integer(name: str, value: int, *, low: int | None = None) -> int:
+    """Return `value` if it is an integer, of at least `low` if that is given.
 
     Raises:
         TypeError: `value` is not an integer.
@@ -39,7 +39,7 @@ def check_integer(name: str, value: int, *, low: int) -> int:
     """
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} must be an integer, got {value!r} of type {type(value).__name__}")
-    if value < low:
+    if low is not None and value < low:
         raise ValueError(f"{name} must be at least {low}, got {value}")
     return value
 

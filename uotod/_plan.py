@@ -54,6 +54,11 @@ class DensePlan:
         """Return the plan with another (B, P) background mass."""
         return replace(self, background=mass)
 
+    def repeat(self, layers: int) -> "DensePlan":
+        """Return the plan once for each of `layers` decoder layers, stacked along the batch."""
+        background = None if self.background is None else self.background.repeat(layers, 1)
+        return DensePlan(self.positive.repeat(layers, 1, 1), background)
+
     def pairs(self, static: bool) -> Pairs:
         """Return the pairs that carry mass; with `static` all B·T·P pairs, which avoids a synchronisation.
 
@@ -106,6 +111,10 @@ class AssignedPlan:
     def with_background(self, mass: Tensor) -> "AssignedPlan":
         """Return the plan with another (B, P) background mass, read where the background is assigned."""
         return replace(self, mass=torch.where(self.index == self.num_targets, mass, self.mass))
+
+    def repeat(self, layers: int) -> "AssignedPlan":
+        """Return the plan once for each of `layers` decoder layers, stacked along the batch."""
+        return replace(self, index=self.index.repeat(layers, 1), mass=self.mass.repeat(layers, 1))
 
     def pairs(self, static: bool) -> Pairs:
         """Return the pairs that carry mass; with `static` all B·P predictions, which avoids a synchronisation."""

@@ -5,8 +5,10 @@ from uotod.match.balanced_sinkhorn import BalancedSinkhorn
 from uotod.match.closest import ClosestPrediction, ClosestTarget, Min
 from uotod.match.hungarian import Hungarian
 from uotod.match.iou_threshold import IoUThreshold
+from uotod.match.shared_layers import SharedLayers
 from uotod.match.soft_min import SoftMin
 from uotod.match.unbalanced_sinkhorn import UnbalancedSinkhorn
+from uotod.match.union_vote import UnionVote
 from uotod.match.weighted_sum import WeightedSum
 
 ALL_MATCHERS: dict[str, type[Matcher]] = {
@@ -16,8 +18,10 @@ ALL_MATCHERS: dict[str, type[Matcher]] = {
     "Hungarian": Hungarian,
     "IoUThreshold": IoUThreshold,
     "Min": Min,
+    "SharedLayers": SharedLayers,
     "SoftMin": SoftMin,
     "UnbalancedSinkhorn": UnbalancedSinkhorn,
+    "UnionVote": UnionVote,
     "WeightedSum": WeightedSum,
 }
 
@@ -30,7 +34,9 @@ __all__ = [
     "IoUThreshold",
     "Matcher",
     "Min",
+    "SharedLayers",
     "SoftMin",
     "UnbalancedSinkhorn",
+    "UnionVote",
     "WeightedSum",
 ]

@@ -2,6 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import TypedDict
 
 import torch
@@ -14,6 +15,7 @@ from uotod._plan import DensePlan, Plan
 from uotod._targets import TargetInput
 from uotod.match._checks import check_cost, check_cost_values, replace_nonfinite
 from uotod.match._ignore import ignore_background
+from uotod.match._weights import parse_class_weight, target_weight
 
 
 class MatcherOptions(TypedDict, total=False):
@@ -26,6 +28,7 @@ class MatcherOptions(TypedDict, total=False):
     is_anchor_based: bool
     nonfinite: str
     ignore_threshold: float
+    class_weight: Sequence[float] | Tensor | None
     validate: bool
 
 
@@ -47,6 +50,8 @@ class Matcher(nn.Module, ABC):
             loss (a gradient scaler then skips the step) and matches them only if nothing finite is left.
         ignore_threshold: a background prediction of which more than this share of the area lies in a target with
             `ignore` (a crowd) is ignored, a row of zeros, instead of trained as background.
+        class_weight: (C,) factors > 0 of the cost of the targets of each class; of one-hot targets their mean, weighted
+            by the labels. They multiply the `weight` of each target, which `target` may hold.
         validate: also check values (label range, inverted boxes, finiteness) on a GPU, which synchronises.
 
     Raises:
@@ -74,6 +79,7 @@ class Matcher(nn.Module, ABC):
         is_anchor_based: bool = False,
         nonfinite: str = "error",
         ignore_threshold: float = 0.5,
+        class_weight: Sequence[float] | Tensor | None = None,
         validate: bool = False,
     ) -> None:
         super().__init__()
@@ -87,6 +93,8 @@ class Matcher(nn.Module, ABC):
         self.is_anchor_based = check_flag("is_anchor_based", is_anchor_based)
         self.nonfinite = nonfinite
         self.ignore_threshold = check_number("ignore_threshold", ignore_threshold, low=0.0, high=1.0)
+        self.class_weight: Tensor | None
+        self.register_buffer("class_weight", parse_class_weight(class_weight), persistent=False)
         self.validate = check_flag("validate", validate)
 
     @torch.no_grad()
@@ -150,8 +158,9 @@ class Matcher(nn.Module, ABC):
         """Return the target-major cost (B, T + 1, P), or (B, T, P) without background, of a parsed batch."""
         with torch.no_grad(), torch.autocast(batch.predictions.logits.device.type, enabled=False):
             cost = self._pair_cost(batch)  # (B, T, P)
-            if batch.targets.weight is not None:
-                cost = cost * batch.targets.weight.unsqueeze(-1)
+            weight = self._target_weight(batch)
+            if weight is not None:
+                cost = cost * weight.unsqueeze(-1)
             if self.nonfinite == "propagate":
                 cost = replace_nonfinite(cost, batch, self.background_cost if self.background else 0.0)
             cost = cost.masked_fill(~batch.targets.mask.unsqueeze(-1), math.inf)
@@ -186,6 +195,10 @@ class Matcher(nn.Module, ABC):
             cost = value if cost is None else cost + value
         assert cost is not None
         return cost
+
+    def _target_weight(self, batch: Batch) -> Tensor | None:
+        """Return the (B, T) factors of the targets' costs, or None if all are 1."""
+        return target_weight(self.class_weight, batch.targets, batch.predictions.logits.shape[-1])
 
     def _located_boxes(self, batch: Batch) -> Tensor:
         """Return the (B, P, 4) boxes whose position is compared with the targets."""

@@ -49,7 +49,9 @@ class ClosestPrediction(PlanMatcher):
     .. math:: \hat P_{ij} = 1 \text{ for } i = \arg\min_{l \le P} C_{lj} \text{ if } C_{ij} \le \text{threshold}
 
     A prediction that is closest to two targets carries mass 2. It is the limit `reg_pred = 0, reg_target → ∞, reg → 0`
-    of unbalanced transport. Beside the cost it takes O(B·P·T) time and memory, a dense plan.
+    of unbalanced transport. With `SigmoidFocalCost`, L1 and GIoU as its cost it is the `SimpleMinsumMatcher` of DINO
+    (Zhang et al., ICLR 2023), which lets the last of such targets have the prediction. Beside the cost it takes
+    O(B·P·T) time and memory, a dense plan.
 
     Args:
         threshold: the largest cost that matches; None for no limit.

@@ -68,7 +68,7 @@ class IoUThreshold(PlanMatcher):
 
     def _plan(self, batch: Batch) -> Plan:
         """Return the plan of a parsed batch; without modules from the IoU itself, for 1 - (1 - IoU) is rounded."""
-        if not self._matches_by_iou():
+        if not self._matches_by_iou() or self._target_weight(batch) is not None:
             return super()._plan(batch)
         iou = self._iou(batch)  # (B, T, P)
         if self.nonfinite == "propagate":

@@ -4,12 +4,16 @@ import math
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+Array = NDArray[np.floating]
+Index = NDArray[np.int64]
 
-def assign(cost: Tensor, mask: Tensor) -> Tensor:
-    """Return the prediction of each target in the assignment of least total cost.
+
+def assign_predictions(cost: Tensor, mask: Tensor, *, copies: int = 1, groups: int = 1, rounds: int = 1) -> Tensor:
+    """Return the target of each prediction in the assignment of least total cost.
 
     `min(P, T_b)` pairs are matched in each image, fewer where `inf` forbids it: then as many as possible, at the least
     cost among those. The batch crosses to the host and back in one transfer each way.
@@ -17,40 +21,59 @@ def assign(cost: Tensor, mask: Tensor) -> Tensor:
     Args:
         cost: (B, T, P); `inf` forbids a pair.
         mask: (B, T) bool, False for padding, whose cost is not read.
+        copies: times that each target takes part, less where there are fewer predictions: `P // T_b`, at least 1.
+        groups: number of equal runs of predictions, a divisor of P, each of which is assigned on its own.
+        rounds: number of assignments in turn, each of the predictions that those before have left.
 
     Raises:
         ValueError: the cost of a target that is not padding is NaN or -inf.
 
     Returns:
-        (B, T) index of the prediction, -1 for a target without one.
+        (B, P) index of the target, T for a prediction without one.
 
     References:
         D. F. Crouse, "On implementing 2D rectangular assignment algorithms", IEEE TAES 2016 (scipy's solver).
     """
+    images, num_targets, preds = cost.shape
     # NaN marks padded rows, so that mask and cost make the crossing together; a NaN or -inf cost becomes -inf
     cost = cost.nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf)
     host = cost.masked_fill(~mask.unsqueeze(-1), math.nan).cpu().numpy()
-    result = np.full(cost.shape[:2], -1, dtype=np.int64)
-    if cost.shape[2]:
-        for image, matrix in enumerate(host):
+    result = np.full((images, preds), num_targets, dtype=np.int64)
+    if preds:
+        for matrix, found in zip(host, result.reshape(images, groups, preds // groups), strict=True):
             rows = np.flatnonzero(~np.isnan(matrix[:, 0]))
             if rows.size:
-                _assign_image(matrix if rows.size == len(matrix) else matrix[rows], rows, result[image])
+                _assign_image(matrix if rows.size == len(matrix) else matrix[rows], rows, found, copies, rounds)
     return torch.from_numpy(result).to(cost.device)
 
 
-def _assign_image(matrix: np.ndarray, rows: np.ndarray, result: np.ndarray) -> None:
-    """Write the prediction of each of `rows` into `result`; `matrix` is (len(rows), P)."""
+def _assign_image(matrix: Array, rows: Index, found: Index, copies: int, rounds: int) -> None:
+    """Write the target, one of `rows`, of each prediction into `found`, (groups, P / groups); `matrix` is (T_b, P)."""
     if matrix.min() == -math.inf:
         raise ValueError("the cost must not hold NaN or -inf, got one for a target that is not padding")
+    size = found.shape[1]
+    copies = max(min(copies, size // len(rows)), 1)
+    for group, index in enumerate(found):
+        block = matrix[:, group * size : (group + 1) * size]
+        if copies > 1:
+            block = block.repeat(copies, axis=0)
+        free = np.arange(size)
+        for _ in range(rounds):
+            row, column = _least_cost_pairs(block.take(free, axis=1) if free.size < size else block)
+            index[free[column]] = rows[row // copies]
+            free = np.delete(free, column)
+
+
+def _least_cost_pairs(matrix: Array) -> tuple[Index, Index]:
+    """Return rows and columns of the assignment of a matrix in which `inf` forbids a pair."""
     forbidden = ~np.isfinite(matrix)
     if forbidden.any():
         finite = matrix[~forbidden]
         if not finite.size:
-            return
+            return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
         # one forbidden pair costs more than all finite ones together could save: most pairs first, then least cost
         low, high = float(finite.min()), float(finite.max())
         matrix = np.where(forbidden, (high - low + 1.0) * (min(matrix.shape) + 1.0), matrix.astype(np.float64) - low)
-    target, pred = linear_sum_assignment(matrix)
-    allowed = ~forbidden[target, pred]
-    result[rows[target[allowed]]] = pred[allowed]
+    row, column = linear_sum_assignment(matrix)
+    allowed = ~forbidden[row, column]
+    return row[allowed], column[allowed]

@@ -1,0 +1,24 @@
+"""What matchers for stacked decoder layers share: the matcher of one layer that they wrap."""
+
+from torch import Tensor
+
+from uotod._batch import Batch
+from uotod.match._base import Matcher
+
+
+class LayerMatcher(Matcher):
+    """Change how a matcher treats decoder layers; of a single layer the plan is that of the matcher."""
+
+    def __init__(self, matcher: Matcher) -> None:
+        if not isinstance(matcher, Matcher):
+            raise TypeError(f"matcher must be a Matcher, got {matcher!r} of type {type(matcher).__name__}")
+        super().__init__(background=matcher.background, nonfinite=matcher.nonfinite, validate=matcher.validate)
+        self.matcher = matcher
+
+    def compute_matching(self, cost_matrix: Tensor, target_mask: Tensor) -> Tensor:
+        """Return the matcher's plan of one layer's cost; see `Matcher.compute_matching`."""
+        return self.matcher.compute_matching(cost_matrix, target_mask)
+
+    def cost(self, batch: Batch) -> Tensor:
+        """Return the matcher's cost of each layer."""
+        return self.matcher.cost(batch)

@@ -1,0 +1,59 @@
+"""Unite the matchings of decoder layers: a matcher in, one that lets the layers vote out."""
+
+from uotod._batch import Batch
+from uotod._plan import AssignedPlan, Plan
+from uotod.match._layers import LayerMatcher
+from uotod.solvers.vote import union_vote
+
+
+class UnionVote(LayerMatcher):
+    r"""Match all decoder layers to the union of their pairs; a prediction keeps the target with the most votes.
+
+    .. math:: j(i) = \arg\max_{j \le T} \big| \{ l : \hat P^{(l)}_{ij} > 0 \} \big|, \qquad \text{the lowest on ties}
+
+    Every prediction that some layer matches is matched, in all layers to the same target; the others are background or
+    ignored, as their own layer says. So a target may have several predictions. Of a mass other than 1 a pair carries
+    the mean over the layers that voted for it. A bare cost, or an input of one layer, is the matcher's.
+
+    Time O(B P (L + T)) and (B, T + 2, P) integers on top of the matcher's.
+
+    Args:
+        matcher: matches each layer; it must give each prediction to one target or none, as `Hungarian` does. Options
+            such as `background` are its own.
+
+    Raises:
+        TypeError: `matcher` is not a matcher.
+        ValueError: at the call with several layers, the matcher may split a prediction among targets.
+
+    References:
+        Peng et al., "D-FINE", ICLR 2025; Huang et al., "DEIM", CVPR 2025: the union set ("GO") of their
+        implementations, used there for localisation only.
+
+    Examples:
+        >>> import torch
+        >>> from uotod.loss import DetectionLoss
+        >>> from uotod.match import Hungarian
+        >>> cls_loss, loc_loss = torch.nn.CrossEntropyLoss(reduction="none"), torch.nn.L1Loss(reduction="none")
+        >>> criterion = DetectionLoss(cls_loss, loc_loss, UnionVote(Hungarian(loc_match_module=loc_loss)))
+        >>> left, right = torch.tensor([[[0.0, 0, 1, 1]]]), torch.tensor([[[2.0, 0, 3, 1]]])
+        >>> final = {"pred_logits": torch.zeros(1, 2, 2), "pred_boxes": torch.cat((left, right), dim=1)}
+        >>> earlier = {"pred_logits": torch.zeros(1, 2, 2), "pred_boxes": torch.cat((right, left), dim=1)}
+        >>> target = {"labels": torch.tensor([[1]]), "boxes": left}
+        >>> criterion.terms(final | {"aux_outputs": [earlier]}, target)["num_pos"]
+        tensor(2.)
+    """
+
+    def plan(self, batch: Batch) -> Plan:
+        """Return the united plan of all layers."""
+        plan = self.matcher.plan(batch)
+        layers = batch.predictions.layers
+        if layers == 1:
+            return plan
+        if not isinstance(plan, AssignedPlan):
+            raise ValueError(
+                "UnionVote needs a matcher that gives each prediction to one target or none, "
+                f"got {type(self.matcher).__name__}, whose plan may split it"
+            )
+        shape = (layers, len(plan.index) // layers, plan.index.shape[1])
+        index, mass = union_vote(plan.index.view(shape), plan.mass.view(shape), plan.num_targets)
+        return AssignedPlan(index.flatten(0, 1), mass.flatten(0, 1), plan.num_targets, plan.has_background)
