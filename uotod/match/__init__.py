@@ -6,6 +6,7 @@ from uotod.match.closest import ClosestPrediction, ClosestTarget, Min
 from uotod.match.hungarian import Hungarian
 from uotod.match.iou_threshold import IoUThreshold
 from uotod.match.soft_min import SoftMin
+from uotod.match.task_aligned import TaskAligned
 from uotod.match.unbalanced_sinkhorn import UnbalancedSinkhorn
 from uotod.match.weighted_sum import WeightedSum
 
@@ -17,6 +18,7 @@ ALL_MATCHERS: dict[str, type[Matcher]] = {
     "IoUThreshold": IoUThreshold,
     "Min": Min,
     "SoftMin": SoftMin,
+    "TaskAligned": TaskAligned,
     "UnbalancedSinkhorn": UnbalancedSinkhorn,
     "WeightedSum": WeightedSum,
 }
@@ -31,6 +33,7 @@ __all__ = [
     "Matcher",
     "Min",
     "SoftMin",
+    "TaskAligned",
     "UnbalancedSinkhorn",
     "WeightedSum",
 ]
