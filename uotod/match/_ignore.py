@@ -14,6 +14,8 @@ def ignore_background(plan: Plan, boxes: Tensor, targets: Targets, threshold: fl
 
     .. math:: \mathrm{IoF}_{ij} = |b_i \cap c_j| / |b_i| > \text{threshold}
 
+    A matched prediction of a plan of one target a prediction keeps its background share, which tells its quality.
+
     Args:
         plan: plan of the batch.
         boxes: (B, P, 4) boxes or anchors, xyxy.
@@ -31,7 +33,7 @@ def ignore_background(plan: Plan, boxes: Tensor, targets: Targets, threshold: fl
     inside = by_blocks(_largest_intersection, crowds, boxes).squeeze(1)  # (B, P)
     dropped = inside > threshold * box_area(boxes)
     if isinstance(plan, AssignedPlan):
-        dropped = dropped & ~plan.is_positive()  # the background share of a matched prediction tells its quality
+        dropped = dropped & ~plan.is_positive()
     return plan.with_background(plan.background_mass().masked_fill(dropped, 0))
 
 
