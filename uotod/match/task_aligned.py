@@ -40,7 +40,8 @@ class TaskAligned(PlanMatcher):
     cross-entropy to the soft target `ŝ`, and localisation weighted by `ŝ`, both divided by `max(Σ ŝ, 1)`.
 
     The defaults are those of YOLOv8's loss; YOLO26's one-to-one head has `topk=7, topk2=1`. TOOD is
-    `TaskAligned(topk=13, alpha=1.0, overlap="iou", candidates="all", min_size=None, eps=1e-7)`.
+    `TaskAligned(topk=13, alpha=1.0, overlap="iou", candidates="all", min_size=None, eps=1e-7)`; it trains the first
+    four epochs with another matcher (ATSS), which is exchanged by writing `criterion.matching_method`.
 
     Args:
         topk: number of predictions that a target takes.
