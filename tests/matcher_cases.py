@@ -52,6 +52,18 @@ CASES = {
     "SoftMin-prediction": Case(
         lambda **o: match.SoftMin(source="prediction", reg=0.1, **COSTS, **o), unit_rows=True, soft=True
     ),
+    "TaskAligned": Case(lambda **o: match.TaskAligned(**o), unit_rows=True, own_cost=True, geometric=True),
+    "TaskAligned-e2e": Case(
+        lambda **o: match.TaskAligned(topk=7, topk2=1, **o), unit_rows=True, own_cost=True, geometric=True
+    ),
+    "TaskAligned-tood": Case(
+        lambda **o: match.TaskAligned(
+            topk=13, alpha=1.0, overlap="iou", candidates="all", min_size=None, eps=1e-7, scores=None, **o
+        ),
+        unit_rows=True,
+        own_cost=True,
+        geometric=True,
+    ),
     "UnbalancedSinkhorn": Case(lambda **o: match.UnbalancedSinkhorn(**COSTS, **o), soft=True),
     "UnbalancedSinkhorn-ssd": Case(
         lambda **o: match.UnbalancedSinkhorn(reg_pred=1e3, reg_target=1e-3, **COSTS, **o), soft=True

@@ -50,7 +50,8 @@ def test_background_predictions_inside_an_ignored_target_are_ignored(name) -> No
                     shares.append(inside / ((x2 - x1) * (y2 - y1)))
             if max(shares) > 0.5:
                 dropped += 1
-                expected[b, i, -1] = 0
+                if CASES[name].soft or (expected[b, i, :-1] == 0).all():
+                    expected[b, i, -1] = 0
     assert dropped > 3
     assert torch.equal(plan, expected)
 

@@ -75,25 +75,30 @@ class DensePlan:
 
 @dataclass(frozen=True)
 class AssignedPlan:
-    """A plan in which each prediction gives its mass to one target, to the background or to nothing.
+    """A plan in which each prediction gives mass to one target at most, to the background or to nothing.
 
     Attributes:
         index: (B, P) target of each prediction; `num_targets` for the background and -1 for an ignored prediction.
-        mass: (B, P) mass of each prediction.
+        mass: (B, P) mass that each prediction gives to what `index` says.
         num_targets: T.
         has_background: whether the dense layout has a background column.
+        background: (B, P) mass on the background, matched predictions included, or None for what `index` says: the
+            mass of unmatched predictions.
     """
 
     index: Tensor
     mass: Tensor
     num_targets: int
     has_background: bool
+    background: Tensor | None = None
 
     def to_dense(self) -> Tensor:
         """Return the public layout: (B, P, T + 1), or (B, P, T) without background."""
         columns = self.num_targets + 2
         plan = self.mass.new_zeros(*self.index.shape, columns)
         plan.scatter_(-1, self.index.remainder(columns).unsqueeze(-1), self.mass.unsqueeze(-1))  # -1: a column to drop
+        if self.background is not None:
+            plan[..., self.num_targets] = self.background
         return plan[..., : self.num_targets + self.has_background].contiguous()
 
     def is_positive(self) -> Tensor:
@@ -106,15 +111,24 @@ class AssignedPlan:
 
     def background_mass(self) -> Tensor:
         """Return the (B, P) mass that each prediction gives to the background."""
+        if not self.has_background:
+            return torch.zeros_like(self.mass)
+        if self.background is not None:
+            return self.background
         return self.mass.masked_fill(self.index != self.num_targets, 0)
 
     def with_background(self, mass: Tensor) -> "AssignedPlan":
-        """Return the plan with another (B, P) background mass, read where the background is assigned."""
+        """Return the plan with another (B, P) background mass, read where the plan may have some."""
+        if self.background is not None:
+            return replace(self, background=mass)
         return replace(self, mass=torch.where(self.index == self.num_targets, mass, self.mass))
 
     def repeat(self, layers: int) -> "AssignedPlan":
         """Return the plan once for each of `layers` decoder layers, stacked along the batch."""
-        return replace(self, index=self.index.repeat(layers, 1), mass=self.mass.repeat(layers, 1))
+        background = None if self.background is None else self.background.repeat(layers, 1)
+        return replace(
+            self, index=self.index.repeat(layers, 1), mass=self.mass.repeat(layers, 1), background=background
+        )
 
     def pairs(self, static: bool) -> Pairs:
         """Return the pairs that carry mass; with `static` all B·P predictions, which avoids a synchronisation."""

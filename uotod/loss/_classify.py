@@ -50,6 +50,10 @@ def fold_plan(plan: Plan, targets: Targets, num_classes: int, bg_class: int | No
             if not plan.num_targets:
                 return ClassLabels(positive, background, torch.full_like(plan.index, none), None, bg_class)
             index = torch.where(matched, targets.labels.gather(1, target), none)
+            if plan.background is not None:  # a matched prediction may have two classes: its target's and background
+                soft = positive.new_zeros(*positive.shape, num_classes + 1)
+                soft = soft.scatter_(2, index.unsqueeze(-1), positive.unsqueeze(-1))[..., :num_classes]
+                return ClassLabels(positive, background, None, soft, bg_class)
             return ClassLabels(positive, background, index, None, bg_class)
         assert targets.one_hot is not None
         if plan.num_targets:

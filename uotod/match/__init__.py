@@ -7,6 +7,7 @@ from uotod.match.hungarian import Hungarian
 from uotod.match.iou_threshold import IoUThreshold
 from uotod.match.shared_layers import SharedLayers
 from uotod.match.soft_min import SoftMin
+from uotod.match.task_aligned import TaskAligned
 from uotod.match.unbalanced_sinkhorn import UnbalancedSinkhorn
 from uotod.match.union_vote import UnionVote
 from uotod.match.weighted_sum import WeightedSum
@@ -20,6 +21,7 @@ ALL_MATCHERS: dict[str, type[Matcher]] = {
     "Min": Min,
     "SharedLayers": SharedLayers,
     "SoftMin": SoftMin,
+    "TaskAligned": TaskAligned,
     "UnbalancedSinkhorn": UnbalancedSinkhorn,
     "UnionVote": UnionVote,
     "WeightedSum": WeightedSum,
@@ -36,6 +38,7 @@ __all__ = [
     "Min",
     "SharedLayers",
     "SoftMin",
+    "TaskAligned",
     "UnbalancedSinkhorn",
     "UnionVote",
     "WeightedSum",

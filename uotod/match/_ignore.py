@@ -5,7 +5,7 @@ from torch import Tensor
 
 from uotod._boxes import box_area, pairwise_intersection
 from uotod._cost import by_blocks
-from uotod._plan import Plan
+from uotod._plan import AssignedPlan, Plan
 from uotod._targets import Targets
 
 
@@ -13,6 +13,8 @@ def ignore_background(plan: Plan, boxes: Tensor, targets: Targets, threshold: fl
     r"""Take the background mass of predictions whose intersection over foreground with an ignored target is large.
 
     .. math:: \mathrm{IoF}_{ij} = |b_i \cap c_j| / |b_i| > \text{threshold}
+
+    A matched prediction of a plan of one target a prediction keeps its background share, which tells its quality.
 
     Args:
         plan: plan of the batch.
@@ -29,7 +31,10 @@ def ignore_background(plan: Plan, boxes: Tensor, targets: Targets, threshold: fl
     nowhere = targets.boxes.new_zeros(4)  # a box without area meets nothing
     crowds = torch.where(targets.ignored.unsqueeze(-1), targets.boxes, nowhere)
     inside = by_blocks(_largest_intersection, crowds, boxes).squeeze(1)  # (B, P)
-    return plan.with_background(plan.background_mass().masked_fill(inside > threshold * box_area(boxes), 0))
+    dropped = inside > threshold * box_area(boxes)
+    if isinstance(plan, AssignedPlan):
+        dropped = dropped & ~plan.is_positive()
+    return plan.with_background(plan.background_mass().masked_fill(dropped, 0))
 
 
 def _largest_intersection(target_boxes: Tensor, boxes: Tensor) -> Tensor:

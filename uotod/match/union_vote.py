@@ -49,10 +49,10 @@ class UnionVote(LayerMatcher):
         layers = batch.predictions.layers
         if layers == 1:
             return plan
-        if not isinstance(plan, AssignedPlan):
+        if not isinstance(plan, AssignedPlan) or plan.background is not None:
             raise ValueError(
                 "UnionVote needs a matcher that gives each prediction to one target or none, "
-                f"got {type(self.matcher).__name__}, whose plan may split it"
+                f"got {type(self.matcher).__name__}, whose plan may split one"
             )
         shape = (layers, len(plan.index) // layers, plan.index.shape[1])
         index, mass = union_vote(plan.index.view(shape), plan.mass.view(shape), plan.num_targets)
