@@ -77,15 +77,9 @@ def soft_loss(module: nn.Module) -> Callable[[Tensor, SoftTarget], Tensor] | Non
 
 
 def class_weight(module: nn.Module, num_classes: int) -> Tensor | None:
-    """Return the (C,) class weights by which the loss and its mean are weighted, as in `CrossEntropyLoss`.
-
-    Raises:
-        ValueError: a module's `class_weight` has another shape.
-    """
+    """Return the (C,) class weights by which the loss and its mean are weighted, as in `CrossEntropyLoss`."""
     if not isinstance(module, (nn.CrossEntropyLoss, nn.NLLLoss)):
         declared: Tensor | None = getattr(module, "class_weight", None)
-        if declared is not None and declared.shape != (num_classes,):
-            raise ValueError(f"class_weight must have shape ({num_classes},), got {tuple(declared.shape)}")
         return declared
     ignored = module.ignore_index
     weight: Tensor | None = module.weight

@@ -32,9 +32,17 @@ class SoftmaxLoss(nn.Module, ABC):
         return reduce_loss(loss, self.reduction)
 
     def class_terms(self, logits: Tensor) -> ClassTerms:
-        """Return the loss as an affine function of the one-hot target."""
+        """Return the loss as an affine function of the one-hot target.
+
+        Raises:
+            ValueError: `class_weight` has another number of classes.
+        """
         gain = self._of_log_probability(torch.log_softmax(logits, dim=-1))
         if self.class_weight is not None:
+            if self.class_weight.shape != gain.shape[-1:]:
+                raise ValueError(
+                    f"class_weight must have shape ({gain.shape[-1]},), got {tuple(self.class_weight.shape)}"
+                )
             gain = gain * self.class_weight.to(gain.dtype)
         return ClassTerms(smooth_gain(gain, self.label_smoothing), None)
 
