@@ -25,6 +25,7 @@ from uotod.loss import (
     ScoreNormalizer,
     SigmoidFocalLoss,
     SoftmaxFocalLoss,
+    TotalMassNormalizer,
     VarifocalLoss,
 )
 from uotod.loss.mining import mine_hard_negatives
@@ -215,6 +216,22 @@ def test_an_ignored_prediction_contributes_nothing() -> None:
         (gradient,) = torch.autograd.grad(loss, problem.input["pred_logits"])
         assert (gradient[ignored] == 0).all()
         assert (gradient[~ignored] != 0).any(-1).all()
+
+
+def test_the_histogram_of_ghm_counts_predictions_by_their_mass() -> None:
+    for matcher in ("Hungarian", "IoUThreshold-band", "UnbalancedSinkhorn"):
+        for _ in range(20):
+            problem = problem_for("none", 2, 9, 3)
+            matching = CASES[matcher].build()
+            plan = matching(problem.input, problem.target, problem.anchors).flatten(0, 1)
+            labels = F.one_hot(problem.target["labels"].clamp(min=0), 4).double().repeat_interleave(9, 0)  # (B·P, T, C)
+            mass = plan.sum(1)
+            share = (plan[:, :-1].unsqueeze(-1) * labels).sum(1) / mass.where(mass > 0, 1).unsqueeze(-1)
+            logits = problem.input["pred_logits"].detach().flatten(0, 1)
+            expected = (mass.unsqueeze(-1) * oracle.ghm(logits, share, mass.tolist())).sum() / mass.sum().clamp(min=1)
+            criterion = DetectionLoss(GHMCLoss(reduction=N), L1, matching, "none", normalizer=TotalMassNormalizer())
+            terms = criterion.terms(problem.input, problem.target, problem.anchors)
+            torch.testing.assert_close(terms["loss_cls"], expected)
 
 
 def test_localisation_keeps_the_mass_of_the_plan() -> None:

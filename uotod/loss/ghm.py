@@ -31,7 +31,7 @@ class GHMCLoss(SoftTargetLoss):
         input: (..., C) logits; target: (..., C) values in [0, 1], or (...) integers in [0, C). Output: (..., C) or ().
 
     References:
-        Li et al., "Gradient harmonized single-stage detector", AAAI 2019, eqs. 5-9.
+        Li et al., "Gradient harmonized single-stage detector", AAAI 2019 (GHM-C).
 
     Examples:
         >>> GHMCLoss(reduction="none")(torch.tensor([[0.0, 0.0, 9.0]]), torch.tensor([[1.0, 0.0, 0.0]]))

@@ -26,7 +26,7 @@ class IoUAwareBCELoss(SoftTargetLoss):
         input: (..., C) logits; target: (..., C) qualities, or (...) integers in [0, C). Output: (..., C) or ().
 
     References:
-        Cai et al., "Align-DETR", 2023, eqs. 3-5 (without its decay by rank); Chen et al., "LW-DETR", 2024, sec. 3.3.
+        Cai et al., "Align-DETR", 2023 (without its decay by rank); Chen et al., "LW-DETR", 2024 (IA-BCE).
 
     Examples:
         >>> import torch

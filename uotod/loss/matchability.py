@@ -27,7 +27,7 @@ class MatchabilityAwareLoss(SoftTargetLoss):
         input: (..., C) logits; target: (..., C) qualities, or (...) integers in [0, C). Output: (..., C) or ().
 
     References:
-        Huang et al., "DEIM: DETR with improved matching for fast convergence", CVPR 2025, eq. 3.
+        Huang et al., "DEIM: DETR with improved matching for fast convergence", CVPR 2025 (MAL).
 
     Examples:
         >>> import torch

@@ -29,7 +29,7 @@ class PolyLoss(SoftmaxLoss):
         input: (..., C) logits; target: (...) integers in [0, C), or (..., C) one-hot. Output: (...) or ().
 
     References:
-        Leng et al., "PolyLoss", ICLR 2022, eq. 6.
+        Leng et al., "PolyLoss", ICLR 2022 (Poly-1).
 
     Examples:
         >>> PolyLoss()(torch.zeros(1, 2), torch.tensor([0]))
@@ -73,7 +73,7 @@ class SigmoidPolyLoss(nn.Module):
         input: (..., C) logits; target: (...) integers in [0, C), or (..., C) one-hot. Output: (..., C) or ().
 
     References:
-        Leng et al., "PolyLoss", ICLR 2022, sec. 5.2 and appendix.
+        Leng et al., "PolyLoss", ICLR 2022 (Poly-1 of the cross-entropy and of the focal loss).
 
     Examples:
         >>> SigmoidPolyLoss(reduction="none")(torch.zeros(1, 2), torch.tensor([0]))

@@ -25,7 +25,7 @@ class QualityFocalLoss(SoftTargetLoss):
         input: (..., C) logits; target: (..., C) qualities, or (...) integers in [0, C). Output: (..., C) or ().
 
     References:
-        Li et al., "Generalized focal loss", NeurIPS 2020, eq. 4.
+        Li et al., "Generalized focal loss", NeurIPS 2020 (QFL).
 
     Examples:
         >>> import torch

@@ -36,7 +36,7 @@ class VarifocalLoss(SoftTargetLoss):
         input: (..., C) logits; target: (..., C) qualities, or (...) integers in [0, C). Output: (..., C) or ().
 
     References:
-        Zhang et al., "VarifocalNet", CVPR 2021, eq. 2; Zhao et al., "DETRs beat YOLOs on real-time object detection",
+        Zhang et al., "VarifocalNet", CVPR 2021 (VFL); Zhao et al., "DETRs beat YOLOs on real-time object detection",
         CVPR 2024 (the loss of its implementation).
 
     Examples:
