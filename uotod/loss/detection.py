@@ -49,7 +49,8 @@ class DetectionLoss(_Loss):
         normalizer: what a mean divides by; `MassNormalizer()` by default.
         quality: how good a pair is, which scales the mass that classification sees: "iou" of predicted and target box,
             a callable of both `(N, 4), (N, 4)` that returns `(N,)` in [0, 1], or None for 1. The rest of the mass goes
-            to the background of that prediction; localisation keeps the plan's own. It has no gradient, and mining comes before.
+            to the background of that prediction; localisation keeps the plan's own. It has no gradient, and mining
+            comes before it.
         obj_loss_module: loss of `input["pred_objectness"]` with `reduction="none"`: a classification loss for one
             class, `(N, 1)` logits and targets, such as `ObjectnessLoss`. Its target is the positive mass of the
             prediction, and it is divided as localisation is.
