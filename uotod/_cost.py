@@ -3,8 +3,8 @@
 A module takes part in one of three ways:
 
 * `torch.nn` losses are known here by their exact type;
-* a module may offer `class_terms(logits)` (classification) or `pairwise(boxes, target_boxes)` (localisation), and
-  one that weighs others offers `parts()`;
+* a module may offer `class_terms(logits)` or `soft_loss(logits, target)` (classification) or
+  `pairwise(boxes, target_boxes)` (localisation), and one that weighs others offers `parts()`;
 * any other module is called on aligned rows, a bounded number at a time.
 """
 
@@ -34,6 +34,20 @@ class ClassTerms(NamedTuple):
     base: Tensor | None
 
 
+class SoftTarget(NamedTuple):
+    """What a classification loss that is not affine in its target sees of rows that share a mass between classes.
+
+    Attributes:
+        quality: (..., C) share of the row's mass on each class, in [0, 1], scaled by the quality of its pairs.
+        positive: (..., C) the same before that scaling: the one-hot label of a row with a single target.
+        mass: (...) mass of the row, by which its loss is multiplied afterwards; 0 for an ignored prediction.
+    """
+
+    quality: Tensor
+    positive: Tensor
+    mass: Tensor
+
+
 class Part(NamedTuple):
     """One weighted sub-loss of a loss; the name of a loss that is a single part is empty."""
 
@@ -57,10 +71,16 @@ def class_terms(module: nn.Module, logits: Tensor) -> ClassTerms | None:
     return None if known is None else known(module, logits)
 
 
+def soft_loss(module: nn.Module) -> Callable[[Tensor, SoftTarget], Tensor] | None:
+    """Return the method that evaluates (..., C) logits on a `SoftTarget`, or None if the module has none."""
+    return _fast_method(module, "soft_loss")
+
+
 def class_weight(module: nn.Module, num_classes: int) -> Tensor | None:
     """Return the (C,) class weights by which the loss and its mean are weighted, as in `CrossEntropyLoss`."""
     if not isinstance(module, (nn.CrossEntropyLoss, nn.NLLLoss)):
-        return None
+        declared: Tensor | None = getattr(module, "class_weight", None)
+        return declared
     ignored = module.ignore_index
     weight: Tensor | None = module.weight
     if 0 <= ignored < num_classes:

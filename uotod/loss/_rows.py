@@ -26,3 +26,13 @@ def one_hot_rows(target: Tensor, logits: Tensor) -> Tensor:
         if low < 0 or high >= num_classes:
             raise ValueError(f"target must lie in [0, {num_classes}), got {low if low < 0 else high}")
     return (target.unsqueeze(-1) == torch.arange(num_classes, device=target.device)).to(logits.dtype)
+
+
+def smooth_rows(one_hot: Tensor, smoothing: float) -> Tensor:
+    """Spread the share `smoothing` of (..., C) labels over all classes; a row of zeros stays one."""
+    return (1 - smoothing) * one_hot + smoothing * one_hot.mean(-1, keepdim=True) if smoothing else one_hot
+
+
+def smooth_gain(gain: Tensor, smoothing: float) -> Tensor:
+    """Return the (..., C) gain for which a label gives what its smoothed row gives with the one handed in."""
+    return smooth_rows(gain, smoothing)  # spreading is a symmetric map

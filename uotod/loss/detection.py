@@ -1,17 +1,20 @@
 """The detection loss: predictions and targets in, the plan's mass times the sub-losses out."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.loss import _Loss
 
 from uotod._batch import AnchorInput, Batch, PredictionDict, parse_batch
 from uotod._check import check_choice, check_flag, check_number, check_sub_loss
-from uotod._cost import parts_of
-from uotod._plan import Plan
+from uotod._plan import DensePlan, Plan
 from uotod._targets import TargetInput
 from uotod._tensors import reads_values
-from uotod.loss._classify import Classifier, fold_plan
+from uotod.loss._classify import Classifier, ClassLabels, fold_quality
+from uotod.loss._layers import name_terms, per_layer
 from uotod.loss._locate import localization_losses
+from uotod.loss._quality import Quality, check_quality, pair_quality
 from uotod.loss.mining import mine_hard_negatives
 from uotod.loss.normalize import Masses, MassNormalizer, Normalizer
 from uotod.match._base import Matcher
@@ -44,6 +47,14 @@ class DetectionLoss(_Loss):
         reduction: "mean" or "sum".
         min_negatives: background mass kept in an image even without positives, with mining.
         normalizer: what a mean divides by; `MassNormalizer()` by default.
+        quality: how good a pair is, which scales the mass that classification sees: "iou" of predicted and target box,
+            a callable of both `(N, 4), (N, 4)` that returns `(N,)` in [0, 1], or None for 1. The rest of the mass goes
+            to the background of that prediction; localisation keeps the plan's own. It has no gradient, and mining
+            comes before it.
+        obj_loss_module: loss of `input["pred_objectness"]` with `reduction="none"`: a classification loss for one
+            class, `(N, 1)` logits and targets, such as `ObjectnessLoss`. Its target is the positive mass of the
+            prediction, and it is divided as localisation is.
+        obj_quality: the same as `quality` for the target of objectness.
         validate: also check values (label range, inverted boxes, finiteness) on a GPU, which synchronises.
 
     Raises:
@@ -82,12 +93,16 @@ class DetectionLoss(_Loss):
         *,
         min_negatives: float = 0.0,
         normalizer: Normalizer | None = None,
+        quality: Quality | None = None,
+        obj_loss_module: nn.Module | None = None,
+        obj_quality: Quality | None = None,
         validate: bool = False,
     ) -> None:
         super().__init__(size_average, reduce, reduction)
         check_choice("reduction", self.reduction, ("mean", "sum"))
         check_sub_loss("cls_loss_module", cls_loss_module)
         check_sub_loss("loc_loss_module", loc_loss_module)
+        check_sub_loss("obj_loss_module", obj_loss_module, optional=True)
         if not isinstance(matching_method, Matcher):
             raise TypeError(f"matching_method must be a Matcher, got {matching_method!r}")
         check_choice("bg_class_position", bg_class_position, ("first", "last", "none"))
@@ -110,6 +125,10 @@ class DetectionLoss(_Loss):
             raise ValueError('normalizer needs reduction="mean", got reduction="sum"')
         if normalizer is not None and not isinstance(normalizer, Normalizer):
             raise TypeError(f"normalizer must be a Normalizer, got {normalizer!r}")
+        if obj_loss_module is not None and not matching_method.background:
+            raise ValueError("obj_loss_module needs a matching_method with background=True")
+        if obj_quality is not None and obj_loss_module is None:
+            raise ValueError(f"obj_quality needs an obj_loss_module, got {obj_quality!r} without")
         self.cls_loss_module = cls_loss_module
         self.loc_loss_module = loc_loss_module
         self.matching_method = matching_method
@@ -118,6 +137,8 @@ class DetectionLoss(_Loss):
         ratio = None if neg_to_pos_ratio is None else check_number("neg_to_pos_ratio", neg_to_pos_ratio, low=0.0)
         self.neg_to_pos_ratio = ratio
         self.min_negatives = check_number("min_negatives", min_negatives, low=0.0)
+        self.quality, self.obj_quality = check_quality("quality", quality), check_quality("obj_quality", obj_quality)
+        self.obj_loss_module = obj_loss_module
         self.normalizer = MassNormalizer() if normalizer is None else normalizer
         self.validate = check_flag("validate", validate)
 
@@ -125,8 +146,9 @@ class DetectionLoss(_Loss):
         """Return the loss, a tensor without dimensions.
 
         Args:
-            input: dict with `pred_logits` (B, P, C) and `pred_boxes` (B, P, 4), xyxy; optionally `aux_outputs`, a list
-                of such dicts, one for each earlier decoder layer.
+            input: dict with `pred_logits` (B, P, C) and `pred_boxes` (B, P, 4), xyxy; with an `obj_loss_module`
+                `pred_objectness` (B, P); optionally `aux_outputs`, a list of such dicts, one for each earlier decoder
+                layer.
             target: dict with `labels` (B, T) or one-hot (B, T, C), `boxes` (B, T, 4), xyxy, and optionally `mask`,
                 `ignore` and `weight` (B, T), see `Matcher`; or a list of one dict an image.
             anchors: (P, 4) or (B, P, 4) boxes, xyxy, `Anchors` or `Points`, for matchers that need them.
@@ -143,10 +165,10 @@ class DetectionLoss(_Loss):
         """Return the loss and what it is made of. Arguments as in `forward`.
 
         Returns:
-            "loss"; "loss_cls" and "loss_loc", and one term for each part of a composite, such as "loss_loc_giou",
-            which add up to those; for the decoder layer `i` of `aux_outputs` the same with `_i` behind. "loss" is the
-            sum of "loss_cls" and "loss_loc" over all layers. Detached: "num_pos" and "num_neg", the mass on targets
-            and on the background of the final layer.
+            "loss"; "loss_cls", "loss_loc" and, with an `obj_loss_module`, "loss_obj", and one term for each part of a
+            composite, such as "loss_loc_giou", which add up to those; for the decoder layer `i` of `aux_outputs` the
+            same with `_i` behind. "loss" is their sum over all layers. Detached: "num_pos" and "num_neg", the mass
+            that the plan gives to targets and to the background in the final layer.
         """
         matcher = self.matching_method
         validate = self.validate or matcher.validate
@@ -185,7 +207,7 @@ class DetectionLoss(_Loss):
 
     def _terms(self, batch: Batch, plan: Plan, bg_class: int | None) -> dict[str, Tensor]:
         logits, layers = batch.predictions.logits, batch.predictions.layers
-        classifier = Classifier(self.cls_loss_module, logits, bg_class)
+        classifier = Classifier(self.cls_loss_module, logits, bg_class, layers)
         positive = plan.positive_mass().sum(1)  # (layers * B,)
         if self.neg_to_pos_ratio is not None:
             kept = mine_hard_negatives(
@@ -196,42 +218,60 @@ class DetectionLoss(_Loss):
                 self.min_negatives,
             )
             plan = plan.with_background(kept)
-        cls = classifier.losses(fold_plan(plan, batch.targets, logits.shape[-1], bg_class))
-        cls_sums = torch.stack([_layer_sums(x.value, layers) for x in cls])  # (K, L)
-        loc_sums = torch.stack(localization_losses(self.loc_loss_module, batch, plan))  # (M, L)
-        num_pos = _layer_sums(positive, layers)
+        background = plan.background_mass().sum(1)
+        labels = self._labels(self.quality, batch, plan, logits.shape[-1], bg_class)
+        cls = classifier.losses(labels)
+        cls_values = torch.stack([per_layer(x.value, layers) for x in cls])  # (K, L, B)
+        num_pos, num_neg = per_layer(positive, layers), per_layer(background, layers)  # (L, B)
+        obj_values = self._objectness(batch, plan)  # (M, L, B)
         if self.reduction == "mean":
-            class_background = torch.stack([_layer_sums(x.background, layers) for x in cls])
+            class_background = torch.stack([per_layer(x.background, layers) for x in cls])
             if bg_class is None or self.use_hard_negative_mining:
                 class_background = torch.zeros_like(class_background)
             divisors = self.normalizer(
                 Masses(
                     positive=num_pos,
-                    class_positive=torch.stack([_layer_sums(x.positive, layers) for x in cls]),
+                    background=num_neg,
+                    scores=per_layer(labels.positive.sum(1), layers),
+                    targets=per_layer(batch.targets.mask.sum(1).to(num_pos.dtype), layers),
+                    class_positive=torch.stack([per_layer(x.positive, layers) for x in cls]),
                     class_background=class_background,
-                    targets=batch.targets.mask.sum().to(num_pos.dtype) / layers,
                 )
             )
-            cls_sums, loc_sums = cls_sums / divisors.classification, loc_sums / divisors.localization
-        num_neg = _layer_sums(plan.background_mass().sum(1), layers)
-        terms = {"loss": cls_sums.sum() + loc_sums.sum()}
-        terms |= _named("loss_cls", self.cls_loss_module, cls_sums) | _named("loss_loc", self.loc_loss_module, loc_sums)
-        return terms | {"num_pos": num_pos[-1].detach(), "num_neg": num_neg[-1].detach()}
+            cls_values, obj_values = cls_values / divisors.classification, obj_values / divisors.localization
+            # localisation is linear in the mass: dividing that serves divisors of a batch and of an image alike
+            plan = _divided(plan, divisors.localization.expand_as(num_pos).flatten())
+        cls_sums, obj_sums = cls_values.sum(-1), obj_values.sum(-1)  # (K, L), (M, L)
+        loc_sums = torch.stack(localization_losses(self.loc_loss_module, batch, plan))
+        terms = {"loss": cls_sums.sum() + loc_sums.sum() + obj_sums.sum()}
+        terms |= name_terms("loss_cls", self.cls_loss_module, cls_sums) | name_terms(
+            "loss_loc", self.loc_loss_module, loc_sums
+        )
+        if self.obj_loss_module is not None:
+            terms |= name_terms("loss_obj", self.obj_loss_module, obj_sums)
+        return terms | {"num_pos": num_pos[-1].sum().detach(), "num_neg": num_neg[-1].sum().detach()}
+
+    def _labels(
+        self, quality: Quality | None, batch: Batch, plan: Plan, num_classes: int, bg_class: int | None
+    ) -> ClassLabels:
+        validate = self.validate or self.matching_method.validate
+        return fold_quality(plan, pair_quality(quality, batch, plan, validate), batch.targets, num_classes, bg_class)
+
+    def _objectness(self, batch: Batch, plan: Plan) -> Tensor:
+        """Return the loss (M, L, B) of each part of the objectness loss: a classification with one class."""
+        layers, objectness = batch.predictions.layers, batch.predictions.objectness
+        if self.obj_loss_module is None:
+            return batch.predictions.logits.new_zeros(0, layers, 1)
+        if objectness is None:
+            raise ValueError("input must have the key 'pred_objectness' with an obj_loss_module")
+        one_class = replace(batch.targets, labels=torch.zeros_like(batch.targets.mask, dtype=torch.long), one_hot=None)
+        labels = self._labels(self.obj_quality, replace(batch, targets=one_class), plan, 1, None)
+        losses = Classifier(self.obj_loss_module, objectness.unsqueeze(-1), None, layers).losses(labels)
+        return torch.stack([per_layer(x.value, layers) for x in losses])
 
 
-def _layer_sums(values: Tensor, layers: int) -> Tensor:
-    """Sum (layers * B,) values over the images of each layer."""
-    return values.view(layers, -1).sum(1) if len(values) else values.new_zeros(layers) + values.sum()
-
-
-def _named(name: str, module: nn.Module, losses: Tensor) -> dict[str, Tensor]:
-    """Name the sum and, of a composite, the parts of (K, L) losses; earlier layers get their number behind."""
-    terms = {}
-    parts = parts_of(module)
-    layers = losses.shape[1]
-    for layer in range(layers):
-        suffix = "" if layer == layers - 1 else f"_{layer}"
-        terms[f"{name}{suffix}"] = losses[:, layer].sum()
-        if parts[0].name:
-            terms |= {f"{name}_{part.name}{suffix}": losses[k, layer] for k, part in enumerate(parts)}
-    return terms
+def _divided(plan: Plan, divisor: Tensor) -> Plan:
+    """Divide the mass of each image by its (B,) divisor."""
+    if isinstance(plan, DensePlan):
+        return replace(plan, positive=plan.positive / divisor[:, None, None])
+    return replace(plan, mass=plan.mass / divisor[:, None])

@@ -7,7 +7,7 @@ from uotod._boxes import full_precision
 from uotod._check import check_number
 from uotod._cost import ClassTerms
 from uotod.loss._reduce import check_reduction, reduce_loss
-from uotod.loss._rows import one_hot_rows
+from uotod.loss._rows import one_hot_rows, smooth_gain, smooth_rows
 
 
 class SigmoidFocalLoss(nn.Module):
@@ -23,6 +23,7 @@ class SigmoidFocalLoss(nn.Module):
     Args:
         alpha: weight of a one in [0, 1], `1 - alpha` that of a zero; -1 for no weights.
         gamma: focusing exponent, at least 0.
+        label_smoothing: share in [0, 1] of a label that is spread over all classes; the background stays zero.
         reduction: "none", "mean" (over all N·C values) or "sum".
 
     Shape:
@@ -37,26 +38,32 @@ class SigmoidFocalLoss(nn.Module):
         tensor([[0.0433, 0.1300]])
     """
 
-    def __init__(self, *, alpha: float = -1, gamma: float = 2.0, reduction: str = "mean") -> None:
+    def __init__(
+        self, *, alpha: float = -1, gamma: float = 2.0, label_smoothing: float = 0.0, reduction: str = "mean"
+    ) -> None:
         super().__init__()
         self.alpha, self.gamma = _check_alpha(alpha), check_number("gamma", gamma, low=0.0)
+        self.label_smoothing = check_number("label_smoothing", label_smoothing, low=0.0, high=1.0)
         self.reduction = check_reduction(reduction)
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """Return the loss of each row and class, or its mean or sum."""
         logits = full_precision(input)
         positive, negative = _focal_terms(logits, self.alpha, self.gamma)
-        one_hot = one_hot_rows(target, logits)
+        one_hot = smooth_rows(one_hot_rows(target, logits), self.label_smoothing)
         return reduce_loss(one_hot * positive + (1 - one_hot) * negative, self.reduction)
 
     def class_terms(self, logits: Tensor) -> ClassTerms:
         """Return the loss, summed over classes, as an affine function of the one-hot target."""
         positive, negative = _focal_terms(logits, self.alpha, self.gamma)
-        return ClassTerms(positive - negative, negative.sum(-1))
+        return ClassTerms(smooth_gain(positive - negative, self.label_smoothing), negative.sum(-1))
 
     def extra_repr(self) -> str:
         """Return the arguments for `repr`."""
-        return f"alpha={self.alpha}, gamma={self.gamma}, reduction={self.reduction!r}"
+        return (
+            f"alpha={self.alpha}, gamma={self.gamma}, label_smoothing={self.label_smoothing}, "
+            f"reduction={self.reduction!r}"
+        )
 
 
 class SigmoidFocalCost(nn.Module):

@@ -6,26 +6,35 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from uotod._check import check_flag, check_number
+
 
 class Masses(NamedTuple):
-    """The masses of a batch for `L` decoder layers and `K` classification sub-losses.
+    """The masses of `B` images for `L` decoder layers and `K` classification sub-losses.
 
     Attributes:
-        positive: (L,) mass on targets.
-        class_positive: (K, L) mass on targets, each weighted by its class weight.
-        class_background: (K, L) mass on the background, weighted likewise; 0 where it does not count (with mining, or
-            without a background class).
-        targets: () number of targets.
+        positive: (L, B) mass on targets.
+        background: (L, B) mass on the background.
+        scores: (L, B) mass on targets that classification sees, scaled by the quality of its pairs.
+        targets: (L, B) number of targets.
+        class_positive: (K, L, B) mass on targets that each sub-loss sees, weighted by its class weight.
+        class_background: (K, L, B) mass on the background, weighted likewise; 0 where it does not count (with mining,
+            or without a background class).
     """
 
     positive: Tensor
+    background: Tensor
+    scores: Tensor
+    targets: Tensor
     class_positive: Tensor
     class_background: Tensor
-    targets: Tensor
 
 
 class Divisors(NamedTuple):
-    """The divisors of the classification sub-losses, (K, L), and of localisation, (L,)."""
+    """The divisors of the classification sub-losses, (K, L, B), and of localisation, (L, B).
+
+    A last dimension of 1 is a divisor that the images share.
+    """
 
     classification: Tensor
     localization: Tensor
@@ -41,18 +50,14 @@ class Normalizer(nn.Module, ABC):
 
     def __init__(self, *, distributed: bool = False) -> None:
         super().__init__()
-        self.distributed = distributed
+        self.distributed = check_flag("distributed", distributed)
 
     @torch.no_grad()
     def forward(self, masses: Masses) -> Divisors:
         """Return the divisors of a batch, at least 1 each."""
         local = self.divisors(masses)
-        if self.distributed and torch.distributed.is_available() and torch.distributed.is_initialized():
-            flat = torch.cat((local.classification.flatten(), local.localization))
-            torch.distributed.all_reduce(flat)
-            flat = flat / torch.distributed.get_world_size()
-            count = local.classification.numel()
-            local = Divisors(flat[:count].view_as(local.classification), flat[count:])
+        if self.distributed:
+            local = Divisors(*_rank_mean(*local))
         return Divisors(local.classification.clamp(min=1), local.localization.clamp(min=1))
 
     @abstractmethod
@@ -67,17 +72,35 @@ class Normalizer(nn.Module, ABC):
 class MassNormalizer(Normalizer):
     """Divide localisation by the positive mass, and classification by the class-weighted mass that it sees.
 
+    The background counts where it has a class of its own and is not mined. This is the mean of
+    `torch.nn.CrossEntropyLoss`, hence also that of DETR.
+
     Args: those of `Normalizer`.
 
     Examples:
-        >>> one = torch.ones(1)
-        >>> MassNormalizer()(Masses(4 * one, 4 * one[None], 6 * one[None], torch.tensor(3.0)))
-        Divisors(classification=tensor([[10.]]), localization=tensor([4.]))
+        >>> four, six, three = torch.full((1, 1), 4.0), torch.full((1, 1), 6.0), torch.full((1, 1), 3.0)
+        >>> masses = Masses(four, six, four, three, class_positive=four[None], class_background=six[None])
+        >>> divisors = MassNormalizer()(masses)
+        >>> divisors.classification.item(), divisors.localization.item()
+        (10.0, 4.0)
     """
 
     def divisors(self, masses: Masses) -> Divisors:
         """Return the masses themselves."""
-        return Divisors(masses.class_positive + masses.class_background, masses.positive)
+        return Divisors(_total(masses.class_positive + masses.class_background), _total(masses.positive))
+
+
+class TotalMassNormalizer(Normalizer):
+    """Divide localisation by the positive mass, and classification by the positive and the background mass.
+
+    Unlike `MassNormalizer` it counts the background always, and every class once.
+
+    Args: those of `Normalizer`.
+    """
+
+    def divisors(self, masses: Masses) -> Divisors:
+        """Return all mass for classification, the positive mass for localisation."""
+        return Divisors(_total(masses.positive + masses.background)[None], _total(masses.positive))
 
 
 class TargetNormalizer(Normalizer):
@@ -86,11 +109,138 @@ class TargetNormalizer(Normalizer):
     Args: those of `Normalizer`.
 
     Examples:
-        >>> one = torch.ones(1)
-        >>> TargetNormalizer()(Masses(4 * one, 4 * one[None], 6 * one[None], torch.tensor(3.0)))
-        Divisors(classification=tensor([[3.]]), localization=tensor([3.]))
+        >>> four, six, three = torch.full((1, 1), 4.0), torch.full((1, 1), 6.0), torch.full((1, 1), 3.0)
+        >>> masses = Masses(four, six, four, three, class_positive=four[None], class_background=six[None])
+        >>> TargetNormalizer()(masses).classification.item()
+        3.0
     """
 
     def divisors(self, masses: Masses) -> Divisors:
         """Return the number of targets for every sub-loss and layer."""
-        return Divisors(masses.targets.expand_as(masses.class_positive), masses.targets.expand_as(masses.positive))
+        return _both(_total(masses.targets))
+
+
+class PositiveNormalizer(Normalizer):
+    """Divide both by the positive mass: the number of positive predictions of a plan whose rows sum to 1.
+
+    This is what SSD, FCOS, ATSS, GFL and YOLOX do.
+
+    Args: those of `Normalizer`.
+    """
+
+    def divisors(self, masses: Masses) -> Divisors:
+        """Return the positive mass for every sub-loss."""
+        return _both(_total(masses.positive))
+
+
+class ScoreNormalizer(Normalizer):
+    """Divide both by the sum of the scores that classification is taught, as TOOD and YOLOv8 do.
+
+    A score is the mass of a pair times its `quality`; without quality this is `PositiveNormalizer`.
+
+    Args: those of `Normalizer`.
+    """
+
+    def divisors(self, masses: Masses) -> Divisors:
+        """Return the sum of scores for every sub-loss."""
+        return _both(_total(masses.scores))
+
+
+class PerImageNormalizer(Normalizer):
+    """Divide both, in each image, by its own positive mass, and average over the images: RetinaNet of torchvision.
+
+    The divisor of an image is `B · max(N_pos, 1)`.
+
+    Args:
+        distributed: average the number of images `B` over the ranks.
+
+    Examples:
+        >>> positive, zero = torch.tensor([[4.0, 0.0]]), torch.zeros(1, 2)
+        >>> PerImageNormalizer()(Masses(positive, zero, zero, zero, zero[None], zero[None])).localization
+        tensor([[8., 2.]])
+    """
+
+    @torch.no_grad()
+    def forward(self, masses: Masses) -> Divisors:
+        """Return the divisors of each image, at least 1 each."""
+        local = self.divisors(masses)
+        if not self.distributed:
+            return local
+        images = local.localization.new_full((1,), max(masses.positive.shape[1], 1))
+        (mean,) = _rank_mean(images)  # the only number that the ranks share
+        return Divisors(*(x * mean / images for x in local))
+
+    def divisors(self, masses: Masses) -> Divisors:
+        """Return the divisors of the images of this process."""
+        return _both(masses.positive.clamp(min=1) * max(masses.positive.shape[1], 1))
+
+
+class MovingAverageNormalizer(Normalizer):
+    r"""Divide both by a moving average of the positive mass, as RetinaNet of detectron2 does.
+
+    .. math:: d = m\, a + (1 - m) \max(N_\text{pos}, 1)
+
+    The average `a` is the buffer `average`. `forward` leaves it alone; call `update` with the "num_pos" that
+    `DetectionLoss.terms` returns, after each training step.
+
+    Args:
+        momentum: `m` in [0, 1].
+        initial: first value of `a`, at least 1; 100 for RetinaNet, 300 for FCOS.
+        distributed: average `N_pos` over the ranks, here and in `update`.
+
+    Examples:
+        >>> normalizer = MovingAverageNormalizer(momentum=0.9, initial=100)
+        >>> normalizer.update(torch.tensor(50.0))
+        >>> normalizer.average
+        tensor(95.)
+    """
+
+    average: Tensor
+
+    def __init__(self, *, momentum: float = 0.9, initial: float = 100.0, distributed: bool = False) -> None:
+        super().__init__(distributed=distributed)
+        self.momentum = check_number("momentum", momentum, low=0.0, high=1.0)
+        self.register_buffer("average", torch.tensor(check_number("initial", initial, low=1.0)))
+
+    @torch.no_grad()
+    def forward(self, masses: Masses) -> Divisors:
+        """Return the average with the positive mass of this batch taken in, for each decoder layer."""
+        return self.divisors(masses)
+
+    def divisors(self, masses: Masses) -> Divisors:
+        """Return the same: the ranks share the positive mass, not the average."""
+        return _both(self._blend(_total(masses.positive)))
+
+    @torch.no_grad()
+    def update(self, num_pos: Tensor) -> None:
+        """Take the positive mass () of a batch into the average."""
+        self.average.copy_(self._blend(num_pos.to(self.average)))
+
+    def extra_repr(self) -> str:
+        """Return the arguments for `repr`."""
+        return f"momentum={self.momentum}, {super().extra_repr()}"
+
+    def _blend(self, num_pos: Tensor) -> Tensor:
+        if self.distributed:
+            (num_pos,) = _rank_mean(num_pos)
+        return self.momentum * self.average.to(num_pos) + (1 - self.momentum) * num_pos.clamp(min=1)
+
+
+def _total(masses: Tensor) -> Tensor:
+    """Sum (..., B) masses over the images, (..., 1)."""
+    return masses.sum(-1, keepdim=True)
+
+
+def _both(divisor: Tensor) -> Divisors:
+    """Divide classification and localisation by the same (L, B)."""
+    return Divisors(divisor[None], divisor)
+
+
+def _rank_mean(*values: Tensor) -> list[Tensor]:
+    """Return the mean of each tensor over the ranks, in one reduction; outside of `torch.distributed` the tensor."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return list(values)
+    flat = torch.cat([x.flatten() for x in values])
+    torch.distributed.all_reduce(flat)
+    flat = flat / torch.distributed.get_world_size()
+    return [part.view_as(x) for part, x in zip(torch.split(flat, [x.numel() for x in values]), values, strict=True)]

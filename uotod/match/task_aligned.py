@@ -166,7 +166,8 @@ class TaskAligned(PlanMatcher):
     def _metric(self, batch: Batch, overlap: Tensor) -> Tensor:
         """Return the metric (B, T, P) of all pairs, padding included."""
         metric = (-super()._pair_cost(batch)).exp() if self._has_modules() else self._alignment(batch, overlap)
-        return metric if batch.targets.weight is None else metric ** batch.targets.weight.unsqueeze(-1)
+        weight = self._target_weight(batch)
+        return metric if weight is None else metric ** weight.unsqueeze(-1)
 
     def _alignment(self, batch: Batch, overlap: Tensor) -> Tensor:
         return _class_scores(batch) ** self.alpha * overlap**self.beta

@@ -1,0 +1,51 @@
+"""The IoU-aware binary cross-entropy of LW-DETR and RF-DETR."""
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from uotod._check import check_number
+from uotod._cost import SoftTarget
+from uotod.loss._soft import SoftTargetLoss
+
+
+class IoUAwareBCELoss(SoftTargetLoss):
+    r"""Teach scores a mean of what they say and of the quality `u` of their box.
+
+    .. math::
+        L(x, u) = -y \big(t \ln p + (1 - t) \ln(1 - p)\big) - (1 - y)\, p^\gamma \ln(1 - p), \qquad
+        t = \max(p^\alpha u^{1 - \alpha}, 0.01), \qquad p = \sigma(x)
+
+    with the one-hot label `y`; `t` has no gradient. `alpha=0` makes the quality itself the target.
+
+    Args:
+        alpha: share of the score in the target, in [0, 1].
+        gamma: focusing exponent of negatives, at least 0.
+        reduction: "none", "mean" (over all N·C values) or "sum".
+
+    Shape:
+        input: (..., C) logits; target: (..., C) qualities, or (...) integers in [0, C). Output: (..., C) or ().
+
+    References:
+        Cai et al., "Align-DETR", 2023 (without its decay by rank); Chen et al., "LW-DETR", 2024 (IA-BCE).
+
+    Examples:
+        >>> import torch
+        >>> IoUAwareBCELoss(reduction="none")(torch.zeros(1, 2), torch.tensor([[0.5, 0.0]]))
+        tensor([[0.6931, 0.1733]])
+    """
+
+    def __init__(self, *, alpha: float = 0.25, gamma: float = 2.0, reduction: str = "mean") -> None:
+        super().__init__(reduction)
+        self.alpha = check_number("alpha", alpha, low=0.0, high=1.0)
+        self.gamma = check_number("gamma", gamma, low=0.0)
+
+    def extra_repr(self) -> str:
+        """Return the arguments for `repr`."""
+        return f"alpha={self.alpha}, gamma={self.gamma}, reduction={self.reduction!r}"
+
+    def _values(self, logits: Tensor, target: SoftTarget) -> Tensor:
+        log_p, log_q = F.logsigmoid(logits), F.logsigmoid(-logits)  # q = 1 - p
+        goal = (self.alpha * log_p.detach()).exp() * target.quality.clamp(min=0) ** (1 - self.alpha)
+        one = target.positive * goal.clamp(min=0.01)
+        zero = (target.positive - one) + (1 - target.positive) * (self.gamma * log_p).exp()
+        return -one * log_p - zero * log_q

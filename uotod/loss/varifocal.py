@@ -1,0 +1,67 @@
+"""The varifocal loss, as VarifocalNet and as RT-DETR compute it."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from uotod._check import check_choice, check_number
+from uotod._cost import SoftTarget
+from uotod.loss._soft import SoftTargetLoss
+
+
+class VarifocalLoss(SoftTargetLoss):
+    r"""Teach scores a quality `q` in [0, 1]; weigh positives with it, and down-weight easy negatives.
+
+    .. math::
+        L(x, q) = -w \big(q \ln p + (1 - q) \ln(1 - p)\big), \qquad p = \sigma(x)
+
+    ============= ==============================================================
+    `form`        weight
+    ============= ==============================================================
+    "varifocal"   :math:`w = q` where `q > 0`, else :math:`\alpha p^\gamma`
+    "rtdetr"      :math:`w = q + \alpha p^\gamma (1 - y)`, without gradient
+    ============= ==============================================================
+
+    `y` is the one-hot label: a pair of quality 0 is a negative in the first form and has no loss in the second, which
+    `MatchabilityAwareLoss` repairs. Only the second is continuous in `q` and `y`: take it for plans that split the
+    mass of a prediction. With `alpha=1, gamma=0` both are the binary cross-entropy on labels.
+
+    Args:
+        alpha: weight of negatives, at least 0.
+        gamma: focusing exponent of negatives, at least 0.
+        form: "varifocal" (also that of Ultralytics) or "rtdetr" (also that of D-FINE).
+        reduction: "none", "mean" (over all N·C values) or "sum".
+
+    Shape:
+        input: (..., C) logits; target: (..., C) qualities, or (...) integers in [0, C). Output: (..., C) or ().
+
+    References:
+        Zhang et al., "VarifocalNet", CVPR 2021 (VFL); Zhao et al., "DETRs beat YOLOs on real-time object detection",
+        CVPR 2024 (the loss of its implementation).
+
+    Examples:
+        >>> import torch
+        >>> VarifocalLoss(reduction="none")(torch.zeros(1, 2), torch.tensor([[0.5, 0.0]]))
+        tensor([[0.3466, 0.1300]])
+    """
+
+    def __init__(
+        self, *, alpha: float = 0.75, gamma: float = 2.0, form: str = "varifocal", reduction: str = "mean"
+    ) -> None:
+        super().__init__(reduction)
+        self.alpha, self.gamma = check_number("alpha", alpha, low=0.0), check_number("gamma", gamma, low=0.0)
+        check_choice("form", form, ("varifocal", "rtdetr"))
+        self.form = form
+
+    def extra_repr(self) -> str:
+        """Return the arguments for `repr`."""
+        return f"alpha={self.alpha}, gamma={self.gamma}, form={self.form!r}, reduction={self.reduction!r}"
+
+    def _values(self, logits: Tensor, target: SoftTarget) -> Tensor:
+        quality = target.quality
+        loss = F.binary_cross_entropy_with_logits(logits, quality, reduction="none")
+        if self.form == "rtdetr":
+            focus = (self.gamma * F.logsigmoid(logits.detach())).exp()
+            return (quality + self.alpha * focus * (1 - target.positive)) * loss
+        focus = (self.gamma * F.logsigmoid(logits)).exp()
+        return torch.where(quality > 0, quality, self.alpha * focus) * loss
