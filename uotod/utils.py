@@ -12,11 +12,15 @@ from uotod._boxes import (
     box_xyxy_to_cxcywh,
     box_xyxy_to_xywh,
 )
+from uotod._coders import BoxCoder, DeltaCoder, DistanceCoder
 from uotod._nms import batched_nms, nms
 from uotod._targets import pad_targets
 
 __all__ = [
     "Anchors",
+    "BoxCoder",
+    "DeltaCoder",
+    "DistanceCoder",
     "Points",
     "batched_nms",
     "box_area",

@@ -123,3 +123,29 @@ def balanced_l1(d: float, alpha: float, gamma: float, beta: float, steps: int = 
         return h / 3 * (slope[0] + slope[-1] + 4 * sum(slope[1:-1:2]) + 2 * sum(slope[2:-1:2]))
 
     return integral(0.0, min(abs(d), beta)) + (integral(beta, abs(d)) if abs(d) > beta else 0.0)
+
+
+def deltas(box: Box, anchor: Box, weights: tuple[float, float, float, float]) -> list[float]:
+    """Return the deltas of a box of positive size from an anchor of positive size."""
+    (x, y), (w, h), (xa, ya), (wa, ha) = _center(box), _size(box), _center(anchor), _size(anchor)
+    plain = ((x - xa) / wa, (y - ya) / ha, log(w / wa), log(h / ha))
+    return [weight * value for weight, value in zip(weights, plain, strict=True)]
+
+
+def distances(box: Box, point: tuple[float, float], stride: float = 1.0) -> list[float]:
+    """Return left, upper, right and lower distance of a point from the sides of a box, in strides."""
+    x, y = point
+    return [d / stride for d in (x - box[0], y - box[1], box[2] - x, box[3] - y)]
+
+
+def center_size(box: Box, width: float = 1.0, height: float = 1.0) -> list[float]:
+    x1, y1, x2, y2 = box[0] / width, box[1] / height, box[2] / width, box[3] / height
+    return [(x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1]
+
+
+def smooth_l1(values: list[float], targets: list[float], beta: float) -> float:
+    total = 0.0
+    for value, target in zip(values, targets, strict=True):
+        d = abs(value - target)
+        total += d**2 / (2 * beta) if d < beta else d - beta / 2
+    return total

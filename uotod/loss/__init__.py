@@ -4,6 +4,7 @@ from torch import nn
 
 from uotod.loss.alpha_iou import AlphaIoULoss
 from uotod.loss.balanced_l1 import BalancedL1Loss
+from uotod.loss.box_space import BoxSpace
 from uotod.loss.detection import DetectionLoss
 from uotod.loss.eiou import EIoULoss, ExtendedIoULoss
 from uotod.loss.focal import SigmoidFocalCost, SigmoidFocalLoss
@@ -19,6 +20,7 @@ from uotod.loss.wise_iou import WiseIoULoss
 ALL_LOSSES: dict[str, type[nn.Module]] = {
     "AlphaIoULoss": AlphaIoULoss,
     "BalancedL1Loss": BalancedL1Loss,
+    "BoxSpace": BoxSpace,
     "CIoULoss": CIoULoss,
     "DIoULoss": DIoULoss,
     "DetectionLoss": DetectionLoss,
@@ -40,6 +42,7 @@ __all__ = [
     "ALL_LOSSES",
     "AlphaIoULoss",
     "BalancedL1Loss",
+    "BoxSpace",
     "CIoULoss",
     "DIoULoss",
     "DetectionLoss",
