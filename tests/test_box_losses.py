@@ -368,3 +368,13 @@ class TestMmdet:
             expected = reference(boxes, target, alpha=alpha, gamma=gamma, reduction="none")
             actual = BalancedL1Loss(alpha=alpha, gamma=gamma, reduction="none")(boxes, target)
             torch.testing.assert_close(actual, expected)
+
+    def test_balanced_l1_with_another_beta_has_kinks_at_zero_and_beta(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        reference = mmdet_losses("balanced_l1_loss", monkeypatch).balanced_l1_loss
+        d = torch.tensor([1e-9, 0.2 - 1e-6, 0.2 + 1e-6], dtype=torch.float64, requires_grad=True)
+        (theirs,) = torch.autograd.grad(reference(d, 0 * d.detach(), beta=0.2, reduction="sum"), d)
+        (ours,) = torch.autograd.grad(BalancedL1Loss(beta=0.2, reduction="sum")(d, 0 * d.detach()), d)
+        assert theirs[0] > 1.9
+        assert theirs[1] - theirs[2] > 0.05
+        assert ours[0] < 1e-6
+        assert abs(ours[1] - ours[2]) < 1e-4

@@ -245,7 +245,7 @@ class TestFields:
                 "anchors must have strides (Anchors or Points) for Seen",
             ),
             (("stride",), Anchors(torch.tensor([0.0, 0, 1, 1]).expand(4, 4)), "anchors must have strides (Anchors or"),
-            (("color",), None, "Seen.needs must hold names among ['anchors', 'centers', 'stride'"),
+            (("color",), None, "Seen.needs must hold names among ['anchors', 'centers', 'stride', 'pred_dist']"),
         ],
     )
     @pytest.mark.parametrize("targets", [0, 2])

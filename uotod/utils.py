@@ -13,6 +13,7 @@ from uotod._boxes import (
     box_xyxy_to_xywh,
 )
 from uotod._coders import BoxCoder, DeltaCoder, DistanceCoder
+from uotod._distribution import distribution_to_box
 from uotod._nms import batched_nms, nms
 from uotod._targets import pad_targets
 
@@ -32,6 +33,7 @@ __all__ = [
     "box_xywh_to_xyxy",
     "box_xyxy_to_cxcywh",
     "box_xyxy_to_xywh",
+    "distribution_to_box",
     "nms",
     "pad_targets",
 ]

@@ -149,3 +149,15 @@ def smooth_l1(values: list[float], targets: list[float], beta: float) -> float:
         d = abs(value - target)
         total += d**2 / (2 * beta) if d < beta else d - beta / 2
     return total
+
+
+def distribution_focal(logits: list[list[float]], targets: list[float], bins: list[float]) -> float:
+    """Return the mean over the sides of the cross-entropy with the two bins around each clamped distance."""
+    total = 0.0
+    for side, distance in zip(logits, targets, strict=True):
+        y = min(max(distance, bins[0]), bins[-1])
+        n = max(i for i in range(len(bins) - 1) if bins[i] <= y)
+        partition = log(sum(exp(x) for x in side))
+        width = bins[n + 1] - bins[n]
+        total -= (bins[n + 1] - y) / width * (side[n] - partition) + (y - bins[n]) / width * (side[n + 1] - partition)
+    return total / len(targets)

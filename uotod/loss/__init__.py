@@ -6,6 +6,7 @@ from uotod.loss.alpha_iou import AlphaIoULoss
 from uotod.loss.balanced_l1 import BalancedL1Loss
 from uotod.loss.box_space import BoxSpace
 from uotod.loss.detection import DetectionLoss
+from uotod.loss.distribution import DistributionFocalLoss
 from uotod.loss.eiou import EIoULoss, ExtendedIoULoss
 from uotod.loss.focal import SigmoidFocalCost, SigmoidFocalLoss
 from uotod.loss.inner_iou import InnerIoULoss
@@ -24,6 +25,7 @@ ALL_LOSSES: dict[str, type[nn.Module]] = {
     "CIoULoss": CIoULoss,
     "DIoULoss": DIoULoss,
     "DetectionLoss": DetectionLoss,
+    "DistributionFocalLoss": DistributionFocalLoss,
     "EIoULoss": EIoULoss,
     "ExtendedIoULoss": ExtendedIoULoss,
     "GIoULoss": GIoULoss,
@@ -46,6 +48,7 @@ __all__ = [
     "CIoULoss",
     "DIoULoss",
     "DetectionLoss",
+    "DistributionFocalLoss",
     "EIoULoss",
     "ExtendedIoULoss",
     "GIoULoss",

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from uotod._batch import Batch
 
-FIELDS = ("anchors", "centers", "stride")
+FIELDS = ("anchors", "centers", "stride", "pred_dist")
 
 
 class Field(NamedTuple):
@@ -42,6 +42,11 @@ def _field(name: str, module: nn.Module, batch: Batch) -> Field:
     owner = type(module).__name__
     if name not in FIELDS:
         raise ValueError(f"{owner}.needs must hold names among {list(FIELDS)}, got {name!r}")
+    if name == "pred_dist":
+        dist = batch.predictions.dist
+        if dist is None:
+            raise ValueError(f"input must have the key 'pred_dist' for {owner}")
+        return Field(dist, dist.new_zeros(()))
     if batch.anchors is None:
         raise ValueError(f"anchors must be given for {owner}, got None")
     if name == "anchors":
