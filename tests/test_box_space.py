@@ -10,7 +10,15 @@ from tests.oracles import box_loss as oracle
 from tests.problems import random_boxes, random_problem
 from tests.test_boxes import EDGE_CASES
 from uotod import _cost
-from uotod.loss import BalancedL1Loss, BoxSpace, DetectionLoss, GIoULoss, MultipleObjectiveLoss
+from uotod.loss import (
+    BalancedL1Loss,
+    BoxSpace,
+    DetectionLoss,
+    DistributionFocalLoss,
+    GIoULoss,
+    MultipleObjectiveLoss,
+    _locate,
+)
 from uotod.match import BalancedSinkhorn, Hungarian, IoUThreshold
 from uotod.utils import Anchors, DeltaCoder, DistanceCoder, Points, box_xyxy_to_cxcywh
 
@@ -206,6 +214,23 @@ class TestFields:
             assert terms[key].item() == pytest.approx(expected, rel=1e-6, abs=1e-9)
         terms["loss"].backward()
         assert problem.input["pred_boxes"].grad.isfinite().all()
+
+    @pytest.mark.parametrize("space", ["cxcywh", *CODERS])
+    @pytest.mark.parametrize("targets", [0, 1, 4])
+    @pytest.mark.parametrize("matcher", ["assigned", "dense"])
+    def test_shapes_that_do_not_depend_on_data_give_the_same(self, space, targets, matcher, monkeypatch) -> None:
+        problem = random_problem(3, 6, targets)
+        problem.input["pred_dist"] = torch.randn(3, 6, 4, 5, dtype=torch.float64).requires_grad_()
+        kind = {"assigned": Hungarian, "dense": BalancedSinkhorn}[matcher]
+        parts = [BoxSpace(nn.L1Loss(reduction=N), CODERS.get(space, space)), DistributionFocalLoss(reduction=N)]
+        loss = criterion(MultipleObjectiveLoss(parts), kind(loc_match_module=nn.L1Loss(reduction=N)))
+        results = []
+        for static in (False, True):
+            monkeypatch.setattr(_locate, "_has_static_shapes", lambda boxes, static=static: static)
+            value = loss(problem.input, problem.target, problem.anchors)
+            results.append([value, *torch.autograd.grad(value, list(problem.input.values()), allow_unused=False)])
+        for dynamic, static in zip(*results, strict=True):
+            torch.testing.assert_close(static, dynamic)
 
     def test_points_serve_as_anchors(self) -> None:
         problem = random_problem(2, 5, 3)

@@ -18,10 +18,9 @@ def localization_losses(module: nn.Module, batch: Batch, plan: Plan) -> list[Ten
     layers = predictions.layers
     per_layer = max(len(predictions.boxes) // layers, 1)
     parts = [(part, fields_of(part.module, batch)) for part in parts_of(module)]
-    # on a GPU the shape must not depend on data: reading how many pairs there are would synchronise
-    static = predictions.boxes.device.type == "cuda"
+    static = _has_static_shapes(predictions.boxes)
     pairs = plan.pairs(static)
-    if not len(pairs.mass):
+    if not len(pairs.mass) or not batch.targets.boxes.shape[1]:  # a prediction may stand for no pair without targets
         zero = predictions.boxes.new_zeros(layers) + predictions.boxes[..., :0].sum()
         return [zero + sum(field.values[..., :0].sum() for field in fields.values()) for _, fields in parts]
     boxes, target_boxes = predictions.boxes[pairs.image, pairs.pred], batch.targets.boxes[pairs.image, pairs.target]
@@ -38,3 +37,8 @@ def localization_losses(module: nn.Module, batch: Batch, plan: Plan) -> list[Ten
         value = part.weight * pairs.mass.to(rows.dtype) * rows
         losses.append(value.new_zeros(layers).index_add(0, pairs.image // per_layer, value))
     return losses
+
+
+def _has_static_shapes(boxes: Tensor) -> bool:
+    """Tell whether shapes must not depend on data: reading from a GPU how many pairs there are would synchronise."""
+    return boxes.device.type == "cuda"
