@@ -26,6 +26,7 @@ from uotod.loss import (
     InnerIoULoss,
     IoULoss,
     MPDIoULoss,
+    MultipleObjectiveLoss,
     SIoULoss,
     WiseIoULoss,
 )
@@ -331,6 +332,11 @@ def test_bad_arguments_raise(build, message: str) -> None:
 def test_the_losses_print_their_arguments() -> None:
     assert repr(AlphaIoULoss(kind="giou")) == "AlphaIoULoss(kind='giou', alpha=3.0, eps=1e-07, reduction='mean')"
     assert repr(BalancedL1Loss()) == "BalancedL1Loss(alpha=0.5, gamma=1.5, beta=1.0, reduction='mean')"
+
+
+def test_a_sum_names_them_by_their_class() -> None:
+    modules = [MPDIoULoss(image_size=(1, 1)), EIoULoss(), InnerIoULoss(), GIoULoss(), BalancedL1Loss()]
+    assert MultipleObjectiveLoss(modules).names == ("mpdiou", "eiou", "inner_iou", "giou", "balanced_l1")
 
 
 class TestMmdet:
