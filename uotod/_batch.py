@@ -25,12 +25,14 @@ class Predictions:
         boxes: (layers * images, P, 4) boxes, xyxy.
         layers: number of stacked decoder layers.
         objectness: (layers * images, P) objectness before the sigmoid, or None if there is none.
+        dist: (layers * images, P, 4, K + 1) logits of the distances of the sides, or None if there are none.
     """
 
     logits: Tensor
     boxes: Tensor
     layers: int
     objectness: Tensor | None = None
+    dist: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -103,11 +105,13 @@ def _cut(fields: Mapping[str, Any], rows: slice) -> dict[str, Any]:
 def _stack(layers: list[Predictions]) -> Predictions:
     """Stack the predictions of several decoder layers along the batch."""
     objectness = [x.objectness for x in layers if x.objectness is not None]
+    dist = [x.dist for x in layers if x.dist is not None]
     return Predictions(
         torch.cat([x.logits for x in layers]),
         torch.cat([x.boxes for x in layers]),
         len(layers),
         torch.cat(objectness) if objectness else None,
+        torch.cat(dist) if dist else None,
     )
 
 
@@ -134,20 +138,24 @@ def _parse_layer(
                 f"got {tuple(logits.shape)}"
             )
         check_device(f"{name}['pred_logits']", logits, like.logits.device)
-        if ("pred_objectness" in layer) != (like.objectness is not None):
-            raise ValueError(f"{name} must have the key 'pred_objectness' if and only if the final layer has it")
+        for key, value in (("pred_objectness", like.objectness), ("pred_dist", like.dist)):
+            if (key in layer) != (value is not None):
+                raise ValueError(f"{name} must have the key {key!r} if and only if the final layer has it")
     tensors = {"pred_logits": logits, "pred_boxes": boxes}
     if "pred_objectness" in layer:
         tensors["pred_objectness"] = _parse_objectness(name, layer, logits)
+    if "pred_dist" in layer:
+        tensors["pred_dist"] = _parse_dist(name, layer, logits, None if like is None else like.dist)
     if nonfinite == "error":
         for key, tensor in tensors.items():
             check_finite(f"{name}[{key!r}]", tensor, validate, hint=' (nonfinite="propagate" lets them through)')
-    objectness = tensors.get("pred_objectness")
+    objectness, dist = tensors.get("pred_objectness"), tensors.get("pred_dist")
     return Predictions(
         full_precision(logits),
         full_precision(boxes),
         layers=1,
         objectness=None if objectness is None else full_precision(objectness),
+        dist=None if dist is None else full_precision(dist),
     )
 
 
@@ -162,3 +170,20 @@ def _parse_objectness(name: str, layer: PredictionDict, logits: Tensor) -> Tenso
         )
     check_device(f"{name}['pred_objectness']", objectness, logits.device)
     return objectness
+
+
+def _parse_dist(name: str, layer: PredictionDict, logits: Tensor, like: Tensor | None) -> Tensor:
+    dist = entry(name, layer, "pred_dist")
+    if not dist.is_floating_point():
+        raise TypeError(f"{name}['pred_dist'] must have a floating dtype, got {dist.dtype}")
+    if dist.dim() != 4 or dist.shape[:3] != (*logits.shape[:2], 4) or dist.shape[3] < 2:
+        raise ValueError(
+            f"{name}['pred_dist'] must have shape {(*logits.shape[:2], 4)} + (K + 1,) with K >= 1 to fit its logits, "
+            f"got {tuple(dist.shape)}"
+        )
+    if like is not None and dist.shape != like.shape:
+        raise ValueError(
+            f"{name}['pred_dist'] must have shape {tuple(like.shape)} like the final layer, got {tuple(dist.shape)}"
+        )
+    check_device(f"{name}['pred_dist']", dist, logits.device)
+    return dist

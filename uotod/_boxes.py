@@ -1,12 +1,9 @@
 """All geometry of axis-aligned boxes: tensors of boxes in, converted boxes, areas or overlaps out."""
 
-import math
-from typing import Literal
-
 import torch
 from torch import Tensor
 
-OverlapKind = Literal["iou", "giou", "diou", "ciou"]
+from uotod._overlap import Coordinates, OverlapKind, intersection, overlap
 
 
 def box_cxcywh_to_xyxy(boxes: Tensor) -> Tensor:
@@ -174,18 +171,12 @@ def box_ciou(boxes: Tensor, other: Tensor) -> Tensor:
 
 def pairwise_overlap(boxes: Tensor, other: Tensor, kind: OverlapKind, eps: float) -> Tensor:
     """Return the overlap of every pair of (..., N, 4) and (..., M, 4) boxes as (..., N, M); see `aligned_overlap`."""
-    _check_boxes("boxes", boxes, min_dim=2)
-    _check_boxes("other", other, min_dim=2)
-    if boxes.shape[:-2] != other.shape[:-2]:
-        raise ValueError(f"other must have the leading shape {tuple(boxes.shape[:-2])}, got {tuple(other.shape[:-2])}")
-    return _overlap(
-        [x[..., :, None] for x in _coordinates(boxes)], [x[..., None, :] for x in _coordinates(other)], kind, eps
-    )
+    return overlap(*pairwise_coordinates(boxes, other), kind, eps)
 
 
 def pairwise_intersection(boxes: Tensor, other: Tensor) -> Tensor:
     """Return the area that every pair of (..., N, 4) and (..., M, 4) boxes shares, as (..., N, M)."""
-    return _intersection([x[..., :, None] for x in _coordinates(boxes)], [x[..., None, :] for x in _coordinates(other)])
+    return intersection(*pairwise_coordinates(boxes, other))
 
 
 def aligned_overlap(boxes: Tensor, other: Tensor, kind: OverlapKind, eps: float) -> Tensor:
@@ -194,60 +185,29 @@ def aligned_overlap(boxes: Tensor, other: Tensor, kind: OverlapKind, eps: float)
     `eps` is added to the denominators (union, enclosing area, squared diagonal). With `eps=0` a denominator of zero
     makes its quotient zero instead.
     """
-    return _overlap(list(boxes.unbind(-1)), list(other.unbind(-1)), kind, eps)
+    return overlap(aligned_coordinates(boxes), aligned_coordinates(other), kind, eps)
+
+
+def aligned_coordinates(boxes: Tensor) -> Coordinates:
+    """Return `(x1, y1, x2, y2)` of (..., 4) boxes, each (...), for functions of boxes in the same rows."""
+    x1, y1, x2, y2 = boxes.unbind(-1)
+    return x1, y1, x2, y2
+
+
+def pairwise_coordinates(boxes: Tensor, other: Tensor) -> tuple[Coordinates, Coordinates]:
+    """Return the coordinates of (..., N, 4) and (..., M, 4) boxes, which broadcast to all pairs (..., N, M)."""
+    _check_boxes("boxes", boxes, min_dim=2)
+    _check_boxes("other", other, min_dim=2)
+    if boxes.shape[:-2] != other.shape[:-2]:
+        raise ValueError(f"other must have the leading shape {tuple(boxes.shape[:-2])}, got {tuple(other.shape[:-2])}")
+    x1, y1, x2, y2 = (x[..., :, None] for x in _coordinates(boxes))
+    a1, b1, a2, b2 = (x[..., None, :] for x in _coordinates(other))
+    return (x1, y1, x2, y2), (a1, b1, a2, b2)
 
 
 def full_precision(x: Tensor) -> Tensor:
     """Return half-precision tensors in float32 and all others as they are."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-
-
-def _overlap(box: list[Tensor], other: list[Tensor], kind: OverlapKind, eps: float) -> Tensor:
-    """Compute one member of the IoU family on broadcastable coordinates `[x1, y1, x2, y2]`."""
-    (ax1, ay1, ax2, ay2), (bx1, by1, bx2, by2) = box, other
-    aw, ah, bw, bh = ((v).clamp(min=0) for v in (ax2 - ax1, ay2 - ay1, bx2 - bx1, by2 - by1))
-    intersection = _intersection(box, other)
-    union = aw * ah + bw * bh - intersection
-    iou = _quotient(intersection, union, eps)
-    if kind == "iou":
-        return iou
-
-    hull_w = torch.maximum(ax2, bx2) - torch.minimum(ax1, bx1)
-    hull_h = torch.maximum(ay2, by2) - torch.minimum(ay1, by1)
-    if kind == "giou":
-        hull = hull_w * hull_h
-        return iou - _quotient(hull - union, hull, eps)
-
-    distance = ((ax1 + ax2 - bx1 - bx2) / 2) ** 2 + ((ay1 + ay2 - by1 - by2) / 2) ** 2
-    diou = iou - _quotient(distance, hull_w**2 + hull_h**2, eps)
-    if kind == "diou":
-        return diou
-
-    v = 4 / math.pi**2 * (_aspect_angle(bw, bh) - _aspect_angle(aw, ah)) ** 2
-    with torch.no_grad():
-        alpha = _quotient(v, 1 - iou + v, eps)
-    return diou - alpha * v
-
-
-def _intersection(box: list[Tensor], other: list[Tensor]) -> Tensor:
-    (ax1, ay1, ax2, ay2), (bx1, by1, bx2, by2) = box, other
-    width = (torch.minimum(ax2, bx2) - torch.maximum(ax1, bx1)).clamp(min=0)
-    height = (torch.minimum(ay2, by2) - torch.maximum(ay1, by1)).clamp(min=0)
-    return width * height
-
-
-def _quotient(numerator: Tensor, denominator: Tensor, eps: float) -> Tensor:
-    if eps > 0:
-        return numerator / (denominator + eps)
-    # `where` before the division: the gradient of a masked 0/0 would still be NaN
-    return numerator / torch.where(denominator > 0, denominator, 1.0)
-
-
-def _aspect_angle(width: Tensor, height: Tensor) -> Tensor:
-    """Return arctan(width / height), with a value and a zero gradient for a box without extent."""
-    # the gradient divides by w² + h², which underflows in float32 below about 1e-19
-    empty = torch.maximum(width, height) < 1e-12
-    return torch.atan2(torch.where(empty, 1.0, width), torch.where(empty, 1.0, height))
 
 
 def _coordinates(boxes: Tensor) -> tuple[Tensor, ...]:

@@ -147,6 +147,8 @@ def _part_box_cost(module: nn.Module, target_boxes: Tensor, boxes: Tensor) -> Te
         return value
     if type(module) in _KNOWN_BOX_COSTS:
         return _KNOWN_BOX_COSTS[type(module)](module, boxes, target_boxes)
+    if getattr(module, "needs", ()):
+        raise ValueError(f"{type(module).__name__} cannot be a matching cost: each row of it needs {module.needs}")
     return _box_cost_by_rows(module, boxes, target_boxes)
 
 

@@ -12,11 +12,16 @@ from uotod._boxes import (
     box_xyxy_to_cxcywh,
     box_xyxy_to_xywh,
 )
+from uotod._coders import BoxCoder, DeltaCoder, DistanceCoder
+from uotod._distribution import distribution_to_box
 from uotod._nms import batched_nms, nms
 from uotod._targets import pad_targets
 
 __all__ = [
     "Anchors",
+    "BoxCoder",
+    "DeltaCoder",
+    "DistanceCoder",
     "Points",
     "batched_nms",
     "box_area",
@@ -28,6 +33,7 @@ __all__ = [
     "box_xywh_to_xyxy",
     "box_xyxy_to_cxcywh",
     "box_xyxy_to_xywh",
+    "distribution_to_box",
     "nms",
     "pad_targets",
 ]

@@ -2,12 +2,19 @@
 
 from torch import nn
 
+from uotod.loss.alpha_iou import AlphaIoULoss
+from uotod.loss.balanced_l1 import BalancedL1Loss
+from uotod.loss.box_space import BoxSpace
 from uotod.loss.detection import DetectionLoss
+from uotod.loss.distribution import DistributionFocalLoss
+from uotod.loss.eiou import EIoULoss, ExtendedIoULoss
 from uotod.loss.focal import SigmoidFocalCost, SigmoidFocalLoss
 from uotod.loss.ghm import GHMCLoss
+from uotod.loss.inner_iou import InnerIoULoss
 from uotod.loss.iou import CIoULoss, DIoULoss, GIoULoss, IoULoss
 from uotod.loss.iou_aware import IoUAwareBCELoss
 from uotod.loss.matchability import MatchabilityAwareLoss
+from uotod.loss.mpdiou import MPDIoULoss
 from uotod.loss.multiple import MultipleObjectiveLoss
 from uotod.loss.negative_prob import NegativeProbLoss
 from uotod.loss.normalize import (
@@ -25,40 +32,60 @@ from uotod.loss.normalize import (
 from uotod.loss.objectness import ObjectnessLoss
 from uotod.loss.poly import PolyLoss, SigmoidPolyLoss
 from uotod.loss.quality_focal import QualityFocalLoss
+from uotod.loss.siou import SIoULoss
 from uotod.loss.softmax_focal import SoftmaxFocalLoss
 from uotod.loss.varifocal import VarifocalLoss
+from uotod.loss.wise_iou import WiseIoULoss
 
 ALL_LOSSES: dict[str, type[nn.Module]] = {
+    "AlphaIoULoss": AlphaIoULoss,
+    "BalancedL1Loss": BalancedL1Loss,
+    "BoxSpace": BoxSpace,
     "CIoULoss": CIoULoss,
     "DIoULoss": DIoULoss,
     "DetectionLoss": DetectionLoss,
+    "DistributionFocalLoss": DistributionFocalLoss,
+    "EIoULoss": EIoULoss,
+    "ExtendedIoULoss": ExtendedIoULoss,
     "GHMCLoss": GHMCLoss,
     "GIoULoss": GIoULoss,
+    "InnerIoULoss": InnerIoULoss,
     "IoUAwareBCELoss": IoUAwareBCELoss,
     "IoULoss": IoULoss,
+    "MPDIoULoss": MPDIoULoss,
     "MatchabilityAwareLoss": MatchabilityAwareLoss,
     "MultipleObjectiveLoss": MultipleObjectiveLoss,
     "NegativeProbLoss": NegativeProbLoss,
     "ObjectnessLoss": ObjectnessLoss,
     "PolyLoss": PolyLoss,
     "QualityFocalLoss": QualityFocalLoss,
+    "SIoULoss": SIoULoss,
     "SigmoidFocalCost": SigmoidFocalCost,
     "SigmoidFocalLoss": SigmoidFocalLoss,
     "SigmoidPolyLoss": SigmoidPolyLoss,
     "SoftmaxFocalLoss": SoftmaxFocalLoss,
     "VarifocalLoss": VarifocalLoss,
+    "WiseIoULoss": WiseIoULoss,
 }
 
 __all__ = [
     "ALL_LOSSES",
+    "AlphaIoULoss",
+    "BalancedL1Loss",
+    "BoxSpace",
     "CIoULoss",
     "DIoULoss",
     "DetectionLoss",
+    "DistributionFocalLoss",
     "Divisors",
+    "EIoULoss",
+    "ExtendedIoULoss",
     "GHMCLoss",
     "GIoULoss",
+    "InnerIoULoss",
     "IoUAwareBCELoss",
     "IoULoss",
+    "MPDIoULoss",
     "MassNormalizer",
     "Masses",
     "MatchabilityAwareLoss",
@@ -71,6 +98,7 @@ __all__ = [
     "PolyLoss",
     "PositiveNormalizer",
     "QualityFocalLoss",
+    "SIoULoss",
     "ScoreNormalizer",
     "SigmoidFocalCost",
     "SigmoidFocalLoss",
@@ -79,4 +107,5 @@ __all__ = [
     "TargetNormalizer",
     "TotalMassNormalizer",
     "VarifocalLoss",
+    "WiseIoULoss",
 ]

@@ -2,45 +2,20 @@
 
 from typing import ClassVar
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from uotod._boxes import OverlapKind, aligned_overlap, full_precision, pairwise_overlap
-from uotod._check import check_choice, check_number
-from uotod.loss._reduce import check_reduction, reduce_loss
+from uotod._check import check_choice
+from uotod._overlap import Coordinates, OverlapKind, overlap
+from uotod.loss._pairs import BoxPairLoss
 
 
-class _OverlapLoss(nn.Module):
-    """One minus an overlap, for aligned rows or for all pairs."""
+class _OverlapLoss(BoxPairLoss):
+    """One minus an overlap."""
 
     kind: ClassVar[OverlapKind]
 
-    def __init__(self, *, eps: float = 1e-7, reduction: str = "mean") -> None:
-        super().__init__()
-        self.eps = check_number("eps", eps, low=0.0)
-        self.reduction = check_reduction(reduction)
-
-    def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        """Return the loss of (..., 4) boxes against the (..., 4) targets in the same rows, both xyxy.
-
-        Raises:
-            ValueError: the shapes differ or do not end in 4.
-        """
-        if input.shape != target.shape or input.shape[-1:] != (4,):
-            raise ValueError(
-                "input and target must have the same shape (..., 4), "
-                f"got {tuple(input.shape)} and {tuple(target.shape)}"
-            )
-        overlap = aligned_overlap(full_precision(input), full_precision(target), self.kind, self.eps)
-        return reduce_loss(self._of_overlap(overlap), self.reduction)
-
-    def pairwise(self, boxes: Tensor, target_boxes: Tensor) -> Tensor:
-        """Return the unreduced loss (B, T, P) of all pairs of (B, P, 4) boxes and (B, T, 4) targets."""
-        # CIoU is not symmetric in its gradient only: the values do not depend on the order
-        return self._of_overlap(pairwise_overlap(target_boxes, boxes, self.kind, self.eps))
-
-    def extra_repr(self) -> str:
-        """Return the arguments for `repr`."""
-        return f"eps={self.eps}, reduction={self.reduction!r}"
+    def _of_pair(self, box: Coordinates, target: Coordinates) -> Tensor:
+        return self._of_overlap(overlap(box, target, self.kind, self.eps))
 
     def _of_overlap(self, overlap: Tensor) -> Tensor:
         return 1 - overlap

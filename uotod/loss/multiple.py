@@ -91,7 +91,7 @@ def _names(modules: Sequence[nn.Module]) -> tuple[str, ...]:
     names, seen = [], Counter[str]()
     for module in modules:
         stem = re.sub(r"Loss$", "", type(module).__name__) or "loss"
-        stem = re.sub(r"[A-Z]?IoU", lambda match: match[0].capitalize(), stem)  # GIoU is one word
+        stem = re.sub(r"[A-Z]*IoU", lambda match: match[0].capitalize(), stem)  # GIoU is one word
         name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", stem).lower()
         seen[name] += 1
         names.append(name if seen[name] == 1 else f"{name}#{seen[name]}")

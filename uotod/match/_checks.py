@@ -54,7 +54,9 @@ def finite_predictions(batch: Batch) -> Tensor:
     """Return the (B, P) bool mask of predictions without NaN or infinity."""
     predictions = batch.predictions
     finite = predictions.logits.isfinite().all(-1) & predictions.boxes.isfinite().all(-1)
-    return finite if predictions.objectness is None else finite & predictions.objectness.isfinite()
+    if predictions.objectness is not None:
+        finite = finite & predictions.objectness.isfinite()
+    return finite if predictions.dist is None else finite & predictions.dist.isfinite().all(-1).all(-1)
 
 
 def replace_nonfinite(cost: Tensor, batch: Batch, background_cost: float) -> Tensor:

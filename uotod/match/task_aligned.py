@@ -11,9 +11,10 @@ from torch import Tensor
 
 from uotod._anchors import Locations
 from uotod._batch import Batch
-from uotod._boxes import OverlapKind, pairwise_overlap
+from uotod._boxes import pairwise_overlap
 from uotod._check import check_choice, check_integer, check_number
 from uotod._cost import by_blocks
+from uotod._overlap import OverlapKind
 from uotod._plan import AssignedPlan, Plan
 from uotod.match._base import PlanMatcher
 from uotod.match._checks import finite_predictions

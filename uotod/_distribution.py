@@ -1,0 +1,53 @@
+"""Boxes as distributions of the distances from a point to their sides: logits of bins in, expected boxes out."""
+
+import torch
+from torch import Tensor
+
+from uotod._boxes import full_precision
+from uotod._coders import DistanceCoder
+
+
+def bins_of(pred_dist: Tensor, bins: Tensor | None) -> Tensor:
+    """Return the (K + 1,) positions of the bins of (..., K + 1) logits: those given, or 0, 1, ..., K.
+
+    Raises:
+        ValueError: there are fewer than two bins, or their number differs from that of the logits.
+    """
+    count = pred_dist.shape[-1]
+    if count < 2:
+        raise ValueError(f"pred_dist must have at least two bins, got the shape {tuple(pred_dist.shape)}")
+    if bins is None:
+        return torch.arange(count, device=pred_dist.device, dtype=pred_dist.dtype)
+    if len(bins) != count:
+        raise ValueError(f"pred_dist must have {len(bins)} bins like the argument bins, got {count}")
+    return bins.to(pred_dist.device, pred_dist.dtype)
+
+
+def distribution_to_box(pred_dist: Tensor, anchors: Tensor, stride: Tensor, bins: Tensor | None = None) -> Tensor:
+    r"""Return the boxes whose sides are at the expected distances, `Σ_n softmax(pred_dist)_n y_n` strides.
+
+    Args:
+        pred_dist: (..., 4, K + 1) logits of the distances of the left, upper, right and lower side.
+        anchors: (..., 2) points, or (..., 4) anchors, xyxy, whose centres are meant.
+        stride: (...) strides, in the units of the boxes.
+        bins: (K + 1,) distances `y` in strides that the logits stand for; 0, 1, ..., K by default.
+
+    Returns:
+        (..., 4) boxes, xyxy.
+
+    Raises:
+        ValueError: a shape is wrong.
+
+    References:
+        Li et al., "Generalized focal loss", NeurIPS 2020, eqs. 3-5.
+
+    Examples:
+        >>> even = torch.zeros(1, 4, 5)  # K = 4: each side 2 strides away
+        >>> distribution_to_box(even, torch.tensor([[20.0, 20.0]]), torch.tensor([8.0]))
+        tensor([[ 4.,  4., 36., 36.]])
+    """
+    if pred_dist.dim() < 2 or pred_dist.shape[-2] != 4:
+        raise ValueError(f"pred_dist must have shape (..., 4, K + 1), got {tuple(pred_dist.shape)}")
+    pred_dist = full_precision(pred_dist)
+    distances = pred_dist.softmax(-1) @ bins_of(pred_dist, bins)
+    return DistanceCoder(by_stride=True).decode(distances, anchors, stride)

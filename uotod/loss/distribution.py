@@ -1,0 +1,88 @@
+"""The distribution focal loss: logits of the distances to the sides of a box in, their loss out."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from uotod._boxes import full_precision
+from uotod._check import check_number
+from uotod._coders import DistanceCoder
+from uotod._distribution import bins_of
+from uotod.loss._reduce import check_reduction, reduce_loss
+
+
+class DistributionFocalLoss(nn.Module):
+    r"""Raise the probability of the two bins around the true distance of each side from its point.
+
+    .. math:: L = -\frac{1}{4} \sum_\text{sides} \left( \frac{y_{n + 1} - y}{y_{n + 1} - y_n} \ln S_n
+        + \frac{y - y_n}{y_{n + 1} - y_n} \ln S_{n + 1} \right), \qquad y_n \le y \le y_{n + 1}
+
+    `S` is the softmax of the logits and `y` the distance in strides, clamped to the range of the bins. As the
+    localisation loss of a `DetectionLoss` it reads `input["pred_dist"]` (B, P, 4, K + 1) and needs anchors with
+    strides; the boxes that it is given are not read. `uotod.utils.distribution_to_box` turns the logits into the boxes.
+
+    Args:
+        bins: increasing distances, in strides, that the logits stand for; 0, 1, ..., K by default.
+        reduction: "none", "mean" (over boxes) or "sum".
+
+    Shape:
+        input and target: (..., 4) boxes, xyxy; pred_dist: (..., 4, K + 1) logits of the left, upper, right and lower
+        side; anchors: (..., 4) boxes, xyxy, whose centres are the points, or (..., 2) points; stride: (...). Output:
+        (...) or ().
+
+    Raises:
+        ValueError: a shape is wrong, or the bins do not increase.
+
+    References:
+        Li et al., "Generalized focal loss", NeurIPS 2020, eq. 6.
+
+    Examples:
+        >>> logits, point, stride = torch.zeros(1, 4, 5), torch.tensor([[20.0, 20.0]]), torch.tensor([8.0])
+        >>> target = torch.tensor([[8.0, 4.0, 24.0, 36.0]])
+        >>> DistributionFocalLoss()(target, target, pred_dist=logits, anchors=point, stride=stride)  # ln 5
+        tensor(1.6094)
+    """
+
+    needs = ("pred_dist", "anchors", "stride")
+    bins: Tensor | None
+
+    def __init__(self, *, bins: Sequence[float] | None = None, reduction: str = "mean") -> None:
+        super().__init__()
+        self.reduction = check_reduction(reduction)
+        values = None
+        if bins is not None:
+            positions = [check_number(f"bins[{i}]", x) for i, x in enumerate(bins)]
+            if len(positions) < 2 or any(a >= b for a, b in pairwise(positions)):
+                raise ValueError(f"bins must hold at least two increasing distances, got {positions}")
+            values = torch.tensor(positions, dtype=torch.float64)
+        self.register_buffer("bins", values, persistent=False)
+
+    def forward(self, input: Tensor, target: Tensor, *, pred_dist: Tensor, anchors: Tensor, stride: Tensor) -> Tensor:
+        """Return the loss of each row, or its mean or sum.
+
+        Raises:
+            ValueError: a shape is wrong, or the number of bins differs from that of the logits.
+        """
+        if pred_dist.shape[:-1] != target.shape or target.shape[-1:] != (4,):
+            raise ValueError(
+                "target and pred_dist must have the shapes (..., 4) and (..., 4, K + 1), "
+                f"got {tuple(target.shape)} and {tuple(pred_dist.shape)}"
+            )
+        pred_dist = full_precision(pred_dist)
+        bins = bins_of(pred_dist, self.bins)
+        distance = DistanceCoder(by_stride=True).encode(target, anchors, stride).to(pred_dist.dtype)
+        # not below, nor above the ends of the bins
+        distance = torch.minimum(torch.maximum(distance, bins[0]), bins[-1])  # (..., 4)
+        left = (torch.searchsorted(bins, distance.contiguous(), right=True) - 1).clamp(0, len(bins) - 2)
+        share = (distance - bins[left]) / (bins[left + 1] - bins[left])
+        log_p = F.log_softmax(pred_dist, dim=-1)
+        near, far = (log_p.gather(-1, index.unsqueeze(-1)).squeeze(-1) for index in (left, left + 1))
+        loss = -((1 - share) * near + share * far).mean(-1)
+        return reduce_loss(loss, self.reduction)
+
+    def extra_repr(self) -> str:
+        """Return the arguments for `repr`."""
+        return f"bins={None if self.bins is None else self.bins.tolist()}, reduction={self.reduction!r}"
