@@ -3,6 +3,7 @@
 from uotod.match._base import Matcher
 from uotod.match.balanced_sinkhorn import BalancedSinkhorn
 from uotod.match.closest import ClosestPrediction, ClosestTarget, Min
+from uotod.match.fcos import FCOS
 from uotod.match.hungarian import Hungarian
 from uotod.match.iou_threshold import IoUThreshold
 from uotod.match.soft_min import SoftMin
@@ -13,6 +14,7 @@ ALL_MATCHERS: dict[str, type[Matcher]] = {
     "BalancedSinkhorn": BalancedSinkhorn,
     "ClosestPrediction": ClosestPrediction,
     "ClosestTarget": ClosestTarget,
+    "FCOS": FCOS,
     "Hungarian": Hungarian,
     "IoUThreshold": IoUThreshold,
     "Min": Min,
@@ -23,6 +25,7 @@ ALL_MATCHERS: dict[str, type[Matcher]] = {
 
 __all__ = [
     "ALL_MATCHERS",
+    "FCOS",
     "BalancedSinkhorn",
     "ClosestPrediction",
     "ClosestTarget",
