@@ -35,6 +35,14 @@ CASES = {
     "ClosestTarget": Case(lambda **o: match.ClosestTarget(**COSTS, **o), unit_rows=True),
     "FCOS": Case(lambda **o: match.FCOS(**o), unit_rows=True, own_cost=True),
     "FCOS-box": Case(lambda **o: match.FCOS(radius=None, **COSTS, **o), unit_rows=True, own_cost=True),
+    "GridCell": Case(lambda **o: match.GridCell(**o), unit_rows=True, own_cost=True, geometric=True),
+    "GridCell-anchor": Case(
+        lambda **o: match.GridCell(choose="anchor", positive=0.3, ignore=None, **o), unit_rows=True, own_cost=True
+    ),
+    "GridCell-cost": Case(lambda **o: match.GridCell(ignore=None, **COSTS, **o), unit_rows=True, own_cost=True),
+    "GridCell-prediction": Case(
+        lambda **o: match.GridCell(choose="prediction", ignore=None, **o), unit_rows=True, own_cost=True
+    ),
     "Hungarian": Case(lambda **o: match.Hungarian(**COSTS, **o), unit_rows=True),
     "IoUThreshold": Case(lambda **o: match.IoUThreshold(**o), unit_rows=True, own_cost=True),
     "IoUThreshold-band": Case(

@@ -58,3 +58,72 @@ def torchvision_fcos(
         best = max(range(len(scores)), key=lambda j: (scores[j], -j), default=None)
         result.append(best if best is not None and scores[best] > 1e-5 else None)
     return result
+
+
+def iou(box: Box, other: Box) -> float:
+    width = max(min(box[2], other[2]) - max(box[0], other[0]), 0.0)
+    height = max(min(box[3], other[3]) - max(box[1], other[1]), 0.0)
+    union = area(box) + area(other) - width * height
+    return width * height / union if union > 0 else 0.0
+
+
+def shape_iou(box: Box, other: Box) -> float:
+    """Return the IoU of two boxes as if they had the same centre."""
+    (w, h), (v, g) = ((b[2] - b[0], b[3] - b[1]) for b in (box, other))
+    return iou([-w / 2, -h / 2, w / 2, h / 2], [-v / 2, -g / 2, v / 2, g / 2])
+
+
+def responsible(
+    points: Sequence[Point], strides: Sequence[float], levels: Sequence[int], targets: Sequence[Box]
+) -> set[tuple[int, int]]:
+    """Return the pairs (point, target) that share a cell; a target off the grid of a level is in its nearest cell."""
+    cell = [(math.floor(x / s), math.floor(y / s)) for (x, y), s in zip(points, strides, strict=True)]
+    grids = {level: [c for c, other in zip(cell, levels, strict=True) if other == level] for level in set(levels)}
+    extent = {
+        level: [(min(c[k] for c in grid), max(c[k] for c in grid)) for k in (0, 1)] for level, grid in grids.items()
+    }
+    pairs = set()
+    for i, (own, stride, level) in enumerate(zip(cell, strides, levels, strict=True)):
+        for j, (x1, y1, x2, y2) in enumerate(targets):
+            place = []
+            for axis, centre in enumerate(((x1 + x2) / 2, (y1 + y2) / 2)):
+                low, high = extent[level][axis]
+                place.append(min(max(math.floor(centre / stride), low), high))
+            if tuple(place) == own:
+                pairs.add((i, j))
+    return pairs
+
+
+def grid_cell(
+    pairs: set[tuple[int, int]],
+    similarity: Sequence[Sequence[float]],
+    overlap: Sequence[Sequence[float]],
+    positive: float | None,
+    ignore: float | None,
+) -> list[int | str | None]:
+    """Give each target its best free responsible prediction, the best pair first; then apply the two thresholds.
+
+    Args:
+        pairs: (prediction, target) that share a cell.
+        similarity: IoU [prediction][target] by which a prediction is chosen and `positive` matches.
+        overlap: IoU [prediction][target] by which `ignore` ignores.
+        positive: least similarity of a further match.
+        ignore: largest overlap of the background.
+    """
+    result: list[int | str | None] = []
+    for i, row in enumerate(similarity):
+        own = [j for j in range(len(row)) if (i, j) in pairs]
+        best = max(own, key=lambda j: (row[j], -j), default=None)
+        if best is not None and positive is not None and row[best] >= positive:
+            result.append(best)
+        elif ignore is not None and any(value > ignore for value in overlap[i]):
+            result.append("ignored")
+        else:
+            result.append(None)
+    predictions, targets = set(), set()
+    for _, j, i in sorted((-similarity[i][j], j, i) for i, j in pairs):
+        if i not in predictions and j not in targets:
+            predictions.add(i)
+            targets.add(j)
+            result[i] = j
+    return result

@@ -4,6 +4,7 @@ from uotod.match._base import Matcher
 from uotod.match.balanced_sinkhorn import BalancedSinkhorn
 from uotod.match.closest import ClosestPrediction, ClosestTarget, Min
 from uotod.match.fcos import FCOS
+from uotod.match.grid_cell import GridCell
 from uotod.match.hungarian import Hungarian
 from uotod.match.iou_threshold import IoUThreshold
 from uotod.match.soft_min import SoftMin
@@ -15,6 +16,7 @@ ALL_MATCHERS: dict[str, type[Matcher]] = {
     "ClosestPrediction": ClosestPrediction,
     "ClosestTarget": ClosestTarget,
     "FCOS": FCOS,
+    "GridCell": GridCell,
     "Hungarian": Hungarian,
     "IoUThreshold": IoUThreshold,
     "Min": Min,
@@ -29,6 +31,7 @@ __all__ = [
     "BalancedSinkhorn",
     "ClosestPrediction",
     "ClosestTarget",
+    "GridCell",
     "Hungarian",
     "IoUThreshold",
     "Matcher",

@@ -22,6 +22,43 @@ def reaches(boxes: Tensor, points: Tensor) -> Tensor:
     return (nearest > 0) & (offset < radius) & (farthest >= low) & (farthest <= high)
 
 
+def cells(centers: Tensor, stride: Tensor, level: Tensor, num_levels: int) -> Tensor:
+    """Return the cell of each point in the grid of its level, and the extent of that grid.
+
+    Args:
+        centers: (B, P, 2) points (x, y).
+        stride: (B, P) width of a cell, in the unit of the points.
+        level: (B, P) index of the grid, below `num_levels`.
+        num_levels: number of grids.
+
+    Returns:
+        (B, P, 7): the stride; the cell (column, row); the first and the last cell of its grid.
+    """
+    cell = (centers / stride.unsqueeze(-1)).floor()  # (B, P, 2)
+    index = level.unsqueeze(-1).expand_as(cell)
+    blank = cell.new_zeros(len(cell), num_levels, 2)
+    first, last = (blank.scatter_reduce(1, index, cell, kind, include_self=False) for kind in ("amin", "amax"))
+    return torch.cat((stride.unsqueeze(-1), cell, first.gather(1, index), last.gather(1, index)), dim=-1)
+
+
+def in_cell(boxes: Tensor, cells: Tensor) -> Tensor:
+    """Tell which cells hold the centre of a box; a centre outside the grid is held by the nearest cell.
+
+    A centre on the border of two cells belongs to the one on the right or below.
+
+    Args:
+        boxes: (B, T, 4) boxes, xyxy.
+        cells: (B, P, 7) as `cells` returns them.
+
+    Returns:
+        (B, T, P) bool.
+    """
+    stride, column, row, left, top, right, bottom = cells.unsqueeze(1).unbind(-1)  # (B, 1, P)
+    x, y = ((boxes[..., :2] + boxes[..., 2:]) / 2).unsqueeze(2).unbind(-1)  # (B, T, 1)
+    same_column = (x / stride).floor().clamp(left, right) == column
+    return same_column & ((y / stride).floor().clamp(top, bottom) == row)
+
+
 def _side_distances(x: Tensor, y: Tensor, box: tuple[Tensor, Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     """Return the least and the largest of the distances to the left, upper, right and lower side."""
     x1, y1, x2, y2 = box
