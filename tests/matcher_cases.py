@@ -29,6 +29,13 @@ CASES = {
     "BalancedSinkhorn-pot": Case(
         lambda **o: match.BalancedSinkhorn(**COSTS, solver="pot", reg=0.05, **o), unit_rows=True, soft=True
     ),
+    "CenterRegion": Case(lambda **o: match.CenterRegion(**o), unit_rows=True, own_cost=True),
+    "CenterRegion-overlap": Case(
+        lambda **o: match.CenterRegion(positive=0.4, min_iof=0.01, **COSTS, **o), unit_rows=True, own_cost=True
+    ),
+    "CenterRegion-ring": Case(
+        lambda **o: match.CenterRegion(positive=0.4, negative=0.8, **o), unit_rows=True, own_cost=True, geometric=True
+    ),
     "ClosestPrediction": Case(lambda **o: match.ClosestPrediction(**COSTS, **o)),
     "ClosestPrediction-threshold": Case(lambda **o: match.ClosestPrediction(**COSTS, threshold=1.0, **o)),
     "ClosestPrediction-uniform": Case(lambda **o: match.ClosestPrediction(**COSTS, uniform_background=True, **o)),

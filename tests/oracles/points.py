@@ -127,3 +127,40 @@ def grid_cell(
             targets.add(j)
             result[i] = j
     return result
+
+
+def resized(box: Box, scale: float) -> list[float]:
+    """Return a box with sides `scale` times as long around the same centre."""
+    x, y, w, h = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2, (box[2] - box[0]) / 2, (box[3] - box[1]) / 2
+    return [x - scale * w, y - scale * h, x + scale * w, y + scale * h]
+
+
+def center_region(
+    points: Sequence[Point],
+    cells: Sequence[Box],
+    targets: Sequence[Box],
+    positive: float,
+    negative: float | None,
+    min_iof: float | None,
+) -> list[int | str | None]:
+    """Give each point the smallest target whose core holds it, else ignore it in the ring of any."""
+    result: list[int | str | None] = []
+    for point, cell in zip(points, cells, strict=True):
+
+        def holds(region: Box, point: Point = point) -> bool:
+            return region[0] < point[0] < region[2] and region[1] < point[1] < region[3]
+
+        def has_share(region: Box, cell: Box = cell) -> bool:
+            width = max(min(cell[2], region[2]) - max(cell[0], region[0]), 0.0)
+            height = max(min(cell[3], region[3]) - max(cell[1], region[1]), 0.0)
+            return min_iof is not None and width * height > min_iof * area(cell)
+
+        inside = holds if min_iof is None else has_share
+        own = [j for j, box in enumerate(targets) if inside(resized(box, positive)) and holds(box)]
+        if own:
+            result.append(min(own, key=lambda j: (area(targets[j]), j)))
+        elif negative is not None and any(inside(resized(box, negative)) for box in targets):
+            result.append("ignored")
+        else:
+            result.append(None)
+    return result

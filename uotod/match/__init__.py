@@ -2,6 +2,7 @@
 
 from uotod.match._base import Matcher
 from uotod.match.balanced_sinkhorn import BalancedSinkhorn
+from uotod.match.center_region import CenterRegion
 from uotod.match.closest import ClosestPrediction, ClosestTarget, Min
 from uotod.match.fcos import FCOS
 from uotod.match.grid_cell import GridCell
@@ -13,6 +14,7 @@ from uotod.match.weighted_sum import WeightedSum
 
 ALL_MATCHERS: dict[str, type[Matcher]] = {
     "BalancedSinkhorn": BalancedSinkhorn,
+    "CenterRegion": CenterRegion,
     "ClosestPrediction": ClosestPrediction,
     "ClosestTarget": ClosestTarget,
     "FCOS": FCOS,
@@ -29,6 +31,7 @@ __all__ = [
     "ALL_MATCHERS",
     "FCOS",
     "BalancedSinkhorn",
+    "CenterRegion",
     "ClosestPrediction",
     "ClosestTarget",
     "GridCell",

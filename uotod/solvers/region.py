@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from uotod._boxes import box_area, pairwise_intersection
+
 
 def reaches(boxes: Tensor, points: Tensor) -> Tensor:
     """Tell which points lie in a box, near its centre, and at a distance from its sides that is in their range.
@@ -20,6 +22,24 @@ def reaches(boxes: Tensor, points: Tensor) -> Tensor:
     nearest, farthest = _side_distances(x, y, (x1, y1, x2, y2))
     offset = torch.maximum((x - (x1 + x2) / 2).abs(), (y - (y1 + y2) / 2).abs())
     return (nearest > 0) & (offset < radius) & (farthest >= low) & (farthest <= high)
+
+
+def contains(boxes: Tensor, points: Tensor) -> Tensor:
+    """Tell which (B, P, 2) points lie inside, not on a side of, which (B, T, 4) boxes: (B, T, P) bool."""
+    x, y = points.unsqueeze(1).unbind(-1)  # (B, 1, P)
+    x1, y1, x2, y2 = boxes.unsqueeze(2).unbind(-1)  # (B, T, 1)
+    return (x > x1) & (x < x2) & (y > y1) & (y < y2)
+
+
+def overlaps(boxes: Tensor, cells: Tensor, share: float) -> Tensor:
+    """Tell which (B, P, 4) cells have more than a share of their area in which (B, T, 4) boxes: (B, T, P) bool."""
+    return pairwise_intersection(boxes, cells) > share * box_area(cells).unsqueeze(1)
+
+
+def scaled(boxes: Tensor, scale: float) -> Tensor:
+    """Return (..., 4) boxes, xyxy, with sides `scale` times as long around the same centres."""
+    centre, half = (boxes[..., :2] + boxes[..., 2:]) / 2, (boxes[..., 2:] - boxes[..., :2]) / 2
+    return torch.cat((centre - scale * half, centre + scale * half), dim=-1)
 
 
 def cells(centers: Tensor, stride: Tensor, level: Tensor, num_levels: int) -> Tensor:
