@@ -29,10 +29,27 @@ CASES = {
     "BalancedSinkhorn-pot": Case(
         lambda **o: match.BalancedSinkhorn(**COSTS, solver="pot", reg=0.05, **o), unit_rows=True, soft=True
     ),
+    "CenterRegion": Case(lambda **o: match.CenterRegion(**o), unit_rows=True, own_cost=True),
+    "CenterRegion-overlap": Case(
+        lambda **o: match.CenterRegion(positive=0.4, min_iof=0.01, **COSTS, **o), unit_rows=True, own_cost=True
+    ),
+    "CenterRegion-ring": Case(
+        lambda **o: match.CenterRegion(positive=0.4, negative=0.8, **o), unit_rows=True, own_cost=True, geometric=True
+    ),
     "ClosestPrediction": Case(lambda **o: match.ClosestPrediction(**COSTS, **o)),
     "ClosestPrediction-threshold": Case(lambda **o: match.ClosestPrediction(**COSTS, threshold=1.0, **o)),
     "ClosestPrediction-uniform": Case(lambda **o: match.ClosestPrediction(**COSTS, uniform_background=True, **o)),
     "ClosestTarget": Case(lambda **o: match.ClosestTarget(**COSTS, **o), unit_rows=True),
+    "FCOS": Case(lambda **o: match.FCOS(**o), unit_rows=True, own_cost=True),
+    "FCOS-box": Case(lambda **o: match.FCOS(radius=None, **COSTS, **o), unit_rows=True, own_cost=True),
+    "GridCell": Case(lambda **o: match.GridCell(**o), unit_rows=True, own_cost=True, geometric=True),
+    "GridCell-anchor": Case(
+        lambda **o: match.GridCell(choose="anchor", positive=0.3, ignore=None, **o), unit_rows=True, own_cost=True
+    ),
+    "GridCell-cost": Case(lambda **o: match.GridCell(ignore=None, **COSTS, **o), unit_rows=True, own_cost=True),
+    "GridCell-prediction": Case(
+        lambda **o: match.GridCell(choose="prediction", ignore=None, **o), unit_rows=True, own_cost=True
+    ),
     "Hungarian": Case(lambda **o: match.Hungarian(**COSTS, **o), unit_rows=True),
     "Hungarian-copies": Case(lambda **o: match.Hungarian(**COSTS, copies=2, **o), unit_rows=True),
     "Hungarian-rounds": Case(lambda **o: match.Hungarian(**COSTS, rounds=2, **o), unit_rows=True),

@@ -2,7 +2,10 @@
 
 from uotod.match._base import Matcher
 from uotod.match.balanced_sinkhorn import BalancedSinkhorn
+from uotod.match.center_region import CenterRegion
 from uotod.match.closest import ClosestPrediction, ClosestTarget, Min
+from uotod.match.fcos import FCOS
+from uotod.match.grid_cell import GridCell
 from uotod.match.hungarian import Hungarian
 from uotod.match.iou_threshold import IoUThreshold
 from uotod.match.shared_layers import SharedLayers
@@ -14,8 +17,11 @@ from uotod.match.weighted_sum import WeightedSum
 
 ALL_MATCHERS: dict[str, type[Matcher]] = {
     "BalancedSinkhorn": BalancedSinkhorn,
+    "CenterRegion": CenterRegion,
     "ClosestPrediction": ClosestPrediction,
     "ClosestTarget": ClosestTarget,
+    "FCOS": FCOS,
+    "GridCell": GridCell,
     "Hungarian": Hungarian,
     "IoUThreshold": IoUThreshold,
     "Min": Min,
@@ -29,9 +35,12 @@ ALL_MATCHERS: dict[str, type[Matcher]] = {
 
 __all__ = [
     "ALL_MATCHERS",
+    "FCOS",
     "BalancedSinkhorn",
+    "CenterRegion",
     "ClosestPrediction",
     "ClosestTarget",
+    "GridCell",
     "Hungarian",
     "IoUThreshold",
     "Matcher",

@@ -19,6 +19,7 @@ from uotod._plan import AssignedPlan, Plan
 from uotod.match._base import PlanMatcher
 from uotod.match._checks import finite_predictions
 from uotod.solvers.aligned import align, normalized_scores, relative_scores
+from uotod.solvers.region import contains
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -184,7 +185,7 @@ class TaskAligned(PlanMatcher):
         boxes = batch.targets.boxes
         if self.min_size is not None:
             boxes = _grow(boxes, self._least_side(batch.anchors))
-        return by_blocks(_contains, boxes, batch.anchors.centers)
+        return by_blocks(contains, boxes, batch.anchors.centers)
 
     def _least_side(self, anchors: Locations) -> Tensor:
         """Return the side (B, 1, 1) that targets are grown to."""
@@ -214,10 +215,3 @@ def _grow(boxes: Tensor, side: Tensor) -> Tensor:
     low, high = boxes[..., :2], boxes[..., 2:]
     centre, small = (low + high) / 2, high - low < side
     return torch.cat((torch.where(small, centre - side / 2, low), torch.where(small, centre + side / 2, high)), dim=-1)
-
-
-def _contains(boxes: Tensor, points: Tensor) -> Tensor:
-    """Return where (B, T, P) the points (B, P, 2) lie strictly inside the boxes (B, T, 4)."""
-    x, y = (v.unsqueeze(1) for v in points.unbind(-1))
-    x1, y1, x2, y2 = (v.unsqueeze(2) for v in boxes.unbind(-1))
-    return (x > x1) & (x < x2) & (y > y1) & (y < y2)

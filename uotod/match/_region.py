@@ -1,0 +1,66 @@
+"""Rules by which a prediction may match only the targets that its anchor or point belongs to."""
+
+import math
+from abc import abstractmethod
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from uotod._anchors import Locations
+from uotod._batch import Batch
+from uotod._boxes import box_area
+from uotod._plan import AssignedPlan, Plan
+from uotod.match._base import PlanMatcher
+from uotod.match._checks import finite_predictions
+from uotod.solvers.nearest import nearest_target
+
+
+class RegionMatcher(PlanMatcher):
+    """Match each prediction to the cheapest target whose region holds its point; without modules, to the smallest.
+
+    A subclass says by `_candidates` which pairs are allowed; all others cost `inf`.
+    """
+
+    @abstractmethod
+    def _candidates(self, batch: Batch) -> Tensor:
+        """Return the (B, T, P) bool mask of allowed pairs, in which padding may be allowed too."""
+
+    def cost(self, batch: Batch) -> Tensor:
+        """Return the target-major cost (B, T + 1, P), or (B, T, P) without background, of a parsed batch."""
+        cost = super().cost(batch)
+        with torch.no_grad(), torch.autocast(cost.device.type, enabled=False):
+            allowed = F.pad(self._candidates(batch), (0, 0, 0, int(self.background)), value=True)
+            return cost.masked_fill_(~allowed, math.inf)  # of our own: the base has just made it
+
+    def _pair_cost(self, batch: Batch) -> Tensor:
+        if not self._has_no_modules():
+            return super()._pair_cost(batch)
+        return box_area(batch.targets.boxes).unsqueeze(-1).expand(-1, -1, batch.predictions.boxes.shape[1])
+
+    def _match(self, cost: Tensor, mask: Tensor) -> Plan:
+        num_targets = mask.shape[1]
+        index = nearest_target(cost[:, :num_targets])  # (B, P)
+        index = index.masked_fill(index < 0, num_targets)
+        return AssignedPlan(index, cost.new_ones(index.shape), num_targets, self.background)
+
+    def _has_no_modules(self) -> bool:
+        return self.cls_match_module is None and self.loc_match_module is None
+
+    def _drop_nonfinite(self, allowed: Tensor, batch: Batch) -> Tensor:
+        """Forbid the pairs of predictions that are not finite, which can only be there if they are propagated."""
+        return allowed & finite_predictions(batch).unsqueeze(1) if self.nonfinite == "propagate" else allowed
+
+    def _locations(self, batch: Batch) -> Locations:
+        if batch.anchors is None:
+            raise ValueError(f"anchors must be given to {type(self).__name__}: boxes, Anchors or Points, got None")
+        return batch.anchors
+
+    def _strides(self, batch: Batch, purpose: str) -> Tensor:
+        stride = self._locations(batch).stride
+        if stride is None:
+            raise ValueError(
+                f"anchors must have a stride, which {type(self).__name__} needs for {purpose}: "
+                "pass Anchors(boxes, stride) or Points, got boxes without stride"
+            )
+        return stride

@@ -1,0 +1,156 @@
+"""The rule of YOLO v1 to v4: the cell that holds a target's centre is responsible, by one of its predictions."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from uotod._batch import Batch
+from uotod._boxes import pairwise_overlap
+from uotod._check import check_choice, check_number
+from uotod._cost import by_blocks
+from uotod._plan import AssignedPlan, Plan
+from uotod.match._checks import replace_nonfinite
+from uotod.match._region import RegionMatcher
+from uotod.solvers.region import cells, in_cell
+from uotod.solvers.threshold import threshold_match
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from uotod.match._base import MatcherOptions
+
+
+class GridCell(RegionMatcher):
+    r"""Match each target to the best prediction of the cells that hold its centre, one for all levels together.
+
+    Prediction `i`, whose anchor or point is centred on :math:`a_i` at stride :math:`s_i`, is responsible for target
+    `j`, centred on :math:`c_j`, if both are in the same cell of the level's grid:
+
+    .. math:: \lfloor a_i / s_i \rfloor = \lfloor c_j / s_i \rfloor \quad \text{in both axes.}
+
+    Among the predictions that are responsible for it, a target takes the one of the largest IoU, whatever it is. A
+    prediction serves one target: pairs are fixed in the order of decreasing IoU, the lowest target and then the lowest
+    prediction first on ties, and a target that loses its choice takes its next best responsible prediction, or none
+    if there is no other. The rest is background, or ignored if it overlaps a target anyway.
+
+    * YOLO v1: `choose="prediction", ignore=None`, with several `Points` at each cell;
+    * YOLO v2: `choose="shape", ignore=0.6`, with `Anchors` of one stride;
+    * YOLO v3: the defaults, with `Anchors` of three strides;
+    * YOLO v4: `choose="shape", positive=0.213, ignore=0.7`, as its authors' program is configured;
+    * mmdet's YOLO v3: `choose="anchor", positive=0.5, ignore=0.5, is_anchor_based=True`.
+
+    A centre on the border of two cells belongs to the cell on the right or below, and one outside the grid, such as on
+    the right border of the image, to the nearest cell: in a complete grid every target has a cell on every level.
+    Anchors must be centred inside their cells, as those of `Points.from_levels` are by default; cells are square in
+    the unit of the boxes. Without modules the cost of a responsible pair is `1 - IoU`; with modules it is theirs, and
+    `1 - cost` takes the place of the IoU. Every other pair costs `inf`. The background cost is not read.
+    `compute_matching` takes the pairs that a cost does not forbid for responsible ones, and ignores nothing.
+
+    Time O(B·P·T) a round, a few rounds on the CPU and min(T, P) on a GPU, where none is waited for; (B, T, P) floats.
+
+    Args:
+        choose: what is compared with the target: "shape", the anchor moved to the target's centre; "anchor", the
+            anchor where it is; "prediction", the predicted box. A point is the cell around it.
+        positive: IoU (that of `choose`) from which every other responsible prediction is matched too, to the best of
+            its targets; None for one prediction a target.
+        ignore: IoU of a prediction with any target above which it is ignored, a row of zeros, if it is not matched;
+            None to ignore nothing. It is the predicted box that counts, or the anchor with `is_anchor_based=True`.
+
+    The other arguments are those of `Matcher`.
+
+    Raises:
+        TypeError: an argument has the wrong type.
+        ValueError: an argument is out of its range; in a call: anchors or their stride are missing.
+
+    References:
+        Redmon et al., "You only look once", CVPR 2016, sec. 2; Redmon and Farhadi, "YOLO9000", CVPR 2017, sec. 2;
+        "YOLOv3: an incremental improvement", 2018, sec. 2.1 (one prior a target, threshold 0.5); Bochkovskiy et al.,
+        "YOLOv4", 2020, sec. 3.4 (several anchors for a target).
+
+    Examples:
+        >>> from uotod.utils import Anchors
+        >>> wide, high = [0.0, 2.0, 8.0, 6.0], [2.0, 0.0, 6.0, 8.0]  # of the cell of 8 x 8
+        >>> anchors = Anchors(torch.tensor([wide, high]), stride=8)
+        >>> input = {"pred_logits": torch.zeros(1, 2, 2), "pred_boxes": anchors.boxes[None]}
+        >>> target = {"labels": torch.ones(1, 1).long(), "boxes": torch.tensor([[[0.0, 0.0, 4.0, 7.0]]])}
+        >>> GridCell()(input, target, anchors)
+        tensor([[[0., 1.],
+                 [1., 0.]]])
+    """
+
+    def __init__(
+        self,
+        *,
+        choose: str = "shape",
+        positive: float | None = None,
+        ignore: float | None = 0.5,
+        **matcher: Unpack[MatcherOptions],
+    ) -> None:
+        super().__init__(**matcher)
+        check_choice("choose", choose, ("shape", "anchor", "prediction"))
+        self.choose = choose
+        self.positive = None if positive is None else check_number("positive", positive, low=0.0, high=1.0)
+        self.ignore = None if ignore is None else check_number("ignore", ignore, low=0.0, high=1.0)
+
+    def _plan(self, batch: Batch) -> Plan:
+        """Return the plan of a parsed batch; without modules from the IoU itself, for 1 - (1 - IoU) is rounded."""
+        if self._has_no_modules():
+            similarity = self._similarity(batch)
+            if self.nonfinite == "propagate":
+                similarity = -replace_nonfinite(-similarity, batch, background_cost=0.0)
+            similarity = similarity.masked_fill(~self._candidates(batch), -math.inf)
+        else:
+            similarity = 1 - self.cost(batch)[:, : batch.targets.mask.shape[1]]
+        plan = self._assign(similarity, batch.targets.mask)
+        if self.ignore is None or not plan.num_targets:
+            return plan
+        ignored = (plan.index == plan.num_targets) & (self._largest_overlap(batch) > self.ignore)
+        return replace(plan, index=plan.index.masked_fill(ignored, -1))
+
+    def _match(self, cost: Tensor, mask: Tensor) -> Plan:
+        return self._assign(1 - cost[:, : mask.shape[1]], mask)
+
+    def _assign(self, similarity: Tensor, mask: Tensor) -> AssignedPlan:
+        positive = math.inf if self.positive is None else self.positive
+        index = threshold_match(similarity, mask, positive, negative=math.inf, force_match="best")
+        return AssignedPlan(index, similarity.new_ones(index.shape), mask.shape[1], self.background)
+
+    def _candidates(self, batch: Batch) -> Tensor:
+        places, stride = self._locations(batch), self._strides(batch, "its cells")
+        grid = cells(places.centers, stride, places.level, places.num_levels)
+        return by_blocks(in_cell, batch.targets.boxes, grid)
+
+    def _pair_cost(self, batch: Batch) -> Tensor:
+        return 1 - self._similarity(batch) if self._has_no_modules() else super()._pair_cost(batch)
+
+    def _similarity(self, batch: Batch) -> Tensor:
+        boxes = batch.predictions.boxes if self.choose == "prediction" else self._locations(batch).boxes
+        targets = batch.targets.boxes
+        if self.choose == "shape":
+            boxes, targets = _centred(boxes), _centred(targets)
+        return by_blocks(_iou, targets, boxes)
+
+    def _largest_overlap(self, batch: Batch) -> Tensor:
+        """Return the (B, P) largest IoU of each predicted box, or anchor, with a target."""
+        nowhere = batch.targets.boxes.new_zeros(4)  # a box without area meets nothing
+        targets = torch.where(batch.targets.mask.unsqueeze(-1), batch.targets.boxes, nowhere)
+        return by_blocks(_largest_iou, targets, self._located_boxes(batch)).squeeze(1)
+
+
+_iou = partial(pairwise_overlap, kind="iou", eps=0.0)
+
+
+def _largest_iou(targets: Tensor, boxes: Tensor) -> Tensor:
+    return _iou(targets, boxes).amax(1, keepdim=True)
+
+
+def _centred(boxes: Tensor) -> Tensor:
+    """Return boxes of the same size around the origin."""
+    half = (boxes[..., 2:] - boxes[..., :2]) / 2
+    return torch.cat((-half, half), dim=-1)

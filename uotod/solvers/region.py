@@ -1,0 +1,88 @@
+"""Which points belong to which targets: boxes and points in, a bool mask of pairs out."""
+
+import torch
+from torch import Tensor
+
+from uotod._boxes import box_area, pairwise_intersection
+
+
+def reaches(boxes: Tensor, points: Tensor) -> Tensor:
+    """Tell which points lie in a box, near its centre, and at a distance from its sides that is in their range.
+
+    Args:
+        boxes: (B, T, 4) boxes, xyxy.
+        points: (B, P, 5): x, y, the largest distance from the centre along an axis (exclusive), and the least and the
+            largest distance from the farthest side (inclusive).
+
+    Returns:
+        (B, T, P) bool.
+    """
+    x, y, radius, low, high = points.unsqueeze(1).unbind(-1)  # (B, 1, P)
+    x1, y1, x2, y2 = boxes.unsqueeze(2).unbind(-1)  # (B, T, 1)
+    nearest, farthest = _side_distances(x, y, (x1, y1, x2, y2))
+    offset = torch.maximum((x - (x1 + x2) / 2).abs(), (y - (y1 + y2) / 2).abs())
+    return (nearest > 0) & (offset < radius) & (farthest >= low) & (farthest <= high)
+
+
+def contains(boxes: Tensor, points: Tensor) -> Tensor:
+    """Tell which (B, P, 2) points lie inside, not on a side of, which (B, T, 4) boxes: (B, T, P) bool."""
+    x, y = points.unsqueeze(1).unbind(-1)  # (B, 1, P)
+    x1, y1, x2, y2 = boxes.unsqueeze(2).unbind(-1)  # (B, T, 1)
+    return (x > x1) & (x < x2) & (y > y1) & (y < y2)
+
+
+def overlaps(boxes: Tensor, cells: Tensor, share: float) -> Tensor:
+    """Tell which (B, P, 4) cells have more than a share of their area in which (B, T, 4) boxes: (B, T, P) bool."""
+    return pairwise_intersection(boxes, cells) > share * box_area(cells).unsqueeze(1)
+
+
+def scaled(boxes: Tensor, scale: float) -> Tensor:
+    """Return (..., 4) boxes, xyxy, with sides `scale` times as long around the same centres."""
+    centre, half = (boxes[..., :2] + boxes[..., 2:]) / 2, (boxes[..., 2:] - boxes[..., :2]) / 2
+    return torch.cat((centre - scale * half, centre + scale * half), dim=-1)
+
+
+def cells(centers: Tensor, stride: Tensor, level: Tensor, num_levels: int) -> Tensor:
+    """Return the cell of each point in the grid of its level, and the extent of that grid.
+
+    Args:
+        centers: (B, P, 2) points (x, y).
+        stride: (B, P) width of a cell, in the unit of the points.
+        level: (B, P) index of the grid, below `num_levels`.
+        num_levels: number of grids.
+
+    Returns:
+        (B, P, 7): the stride; the cell (column, row); the first and the last cell of its grid.
+    """
+    cell = (centers / stride.unsqueeze(-1)).floor()  # (B, P, 2)
+    index = level.unsqueeze(-1).expand_as(cell)
+    blank = cell.new_zeros(len(cell), num_levels, 2)
+    first, last = (blank.scatter_reduce(1, index, cell, kind, include_self=False) for kind in ("amin", "amax"))
+    return torch.cat((stride.unsqueeze(-1), cell, first.gather(1, index), last.gather(1, index)), dim=-1)
+
+
+def in_cell(boxes: Tensor, cells: Tensor) -> Tensor:
+    """Tell which cells hold the centre of a box; a centre outside the grid is held by the nearest cell.
+
+    A centre on the border of two cells belongs to the one on the right or below.
+
+    Args:
+        boxes: (B, T, 4) boxes, xyxy.
+        cells: (B, P, 7) as `cells` returns them.
+
+    Returns:
+        (B, T, P) bool.
+    """
+    stride, column, row, left, top, right, bottom = cells.unsqueeze(1).unbind(-1)  # (B, 1, P)
+    x, y = ((boxes[..., :2] + boxes[..., 2:]) / 2).unsqueeze(2).unbind(-1)  # (B, T, 1)
+    same_column = (x / stride).floor().clamp(left, right) == column
+    return same_column & ((y / stride).floor().clamp(top, bottom) == row)
+
+
+def _side_distances(x: Tensor, y: Tensor, box: tuple[Tensor, Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Return the least and the largest of the distances to the left, upper, right and lower side."""
+    x1, y1, x2, y2 = box
+    left, right, top, bottom = x - x1, x2 - x, y - y1, y2 - y
+    nearest = torch.minimum(torch.minimum(left, right), torch.minimum(top, bottom))
+    farthest = torch.maximum(torch.maximum(left, right), torch.maximum(top, bottom))
+    return nearest, farthest
