@@ -35,6 +35,11 @@ CASES = {
     "ClosestTarget": Case(lambda **o: match.ClosestTarget(**COSTS, **o), unit_rows=True),
     "Hungarian": Case(lambda **o: match.Hungarian(**COSTS, **o), unit_rows=True),
     "IoUThreshold": Case(lambda **o: match.IoUThreshold(**o), unit_rows=True, own_cost=True),
+    "IoUThreshold-all": Case(
+        lambda **o: match.IoUThreshold(negative=(0.05, 0.4), force_match="all_best", min_positive=0.1, **o),
+        unit_rows=True,
+        own_cost=True,
+    ),
     "IoUThreshold-band": Case(
         lambda **o: match.IoUThreshold(positive=0.3, negative=0.1, force_match="low_quality", **o),
         unit_rows=True,
