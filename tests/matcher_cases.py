@@ -25,6 +25,13 @@ class Case(NamedTuple):
 
 
 CASES = {
+    "ATSS": Case(lambda **o: match.ATSS(**o), unit_rows=True, own_cost=True, geometric=True),
+    "ATSS-alpha": Case(
+        lambda **o: match.ATSS(topk=3, alpha=0.8, is_anchor_based=False, **o),
+        unit_rows=True,
+        own_cost=True,
+        geometric=True,
+    ),
     "BalancedSinkhorn": Case(lambda **o: match.BalancedSinkhorn(**COSTS, **o), unit_rows=True, soft=True),
     "BalancedSinkhorn-pot": Case(
         lambda **o: match.BalancedSinkhorn(**COSTS, solver="pot", reg=0.05, **o), unit_rows=True, soft=True

@@ -1,6 +1,7 @@
 """The rules of anchors as loops over images, targets and predictions, for the tests to compare with."""
 
 import math
+import statistics
 from collections.abc import Sequence
 
 Box = Sequence[float]
@@ -52,3 +53,30 @@ def threshold_assignment(
                 free_targets.remove(j)
                 result[i] = j
     return result
+
+
+def atss_assignment(
+    similarity: Sequence[Sequence[float]],
+    anchors: Sequence[Box],
+    levels: Sequence[int],
+    boxes: Sequence[Box],
+    topk: int,
+    margin: float,
+) -> list[int]:
+    """Assign each anchor by its row of similarities to a target, `len(boxes)` for the background."""
+    best: dict[int, tuple[float, int]] = {}
+    for j, (x1, y1, x2, y2) in enumerate(boxes):
+        centres = [((a[0] + a[2]) / 2, (a[1] + a[3]) / 2) for a in anchors]
+        distance = [(x - (x1 + x2) / 2) ** 2 + (y - (y1 + y2) / 2) ** 2 for x, y in centres]
+        candidates = []
+        for level in set(levels):
+            candidates += sorted((i for i in range(len(anchors)) if levels[i] == level), key=distance.__getitem__)[
+                :topk
+            ]
+        values = [similarity[i][j] for i in candidates]
+        threshold = statistics.fmean(values) + (statistics.stdev(values) if len(values) > 1 else 0) if values else 0
+        for i in candidates:
+            x, y = centres[i]
+            if similarity[i][j] >= threshold and min(x - x1, y - y1, x2 - x, y2 - y) > margin:
+                best[i] = max(best.get(i, (-math.inf, 0)), (similarity[i][j], -j))
+    return [-best[i][1] if i in best else len(boxes) for i in range(len(anchors))]

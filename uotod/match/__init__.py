@@ -1,6 +1,7 @@
 """Matchers: each turns the cost of predictions and targets into a transport plan."""
 
 from uotod.match._base import Matcher
+from uotod.match.atss import ATSS
 from uotod.match.balanced_sinkhorn import BalancedSinkhorn
 from uotod.match.closest import ClosestPrediction, ClosestTarget, Min
 from uotod.match.hungarian import Hungarian
@@ -10,6 +11,7 @@ from uotod.match.unbalanced_sinkhorn import UnbalancedSinkhorn
 from uotod.match.weighted_sum import WeightedSum
 
 ALL_MATCHERS: dict[str, type[Matcher]] = {
+    "ATSS": ATSS,
     "BalancedSinkhorn": BalancedSinkhorn,
     "ClosestPrediction": ClosestPrediction,
     "ClosestTarget": ClosestTarget,
@@ -23,6 +25,7 @@ ALL_MATCHERS: dict[str, type[Matcher]] = {
 
 __all__ = [
     "ALL_MATCHERS",
+    "ATSS",
     "BalancedSinkhorn",
     "ClosestPrediction",
     "ClosestTarget",

@@ -11,15 +11,19 @@ from uotod.match._base import PlanMatcher
 
 
 class OverlapMatcher(PlanMatcher):
-    """A matcher that works on the IoU, or on 1 - cost if modules are given."""
+    """A matcher that works on a similarity: the IoU, or 1 - cost if modules or weights of targets are given."""
 
     def _has_modules(self) -> bool:
         return self.cls_match_module is not None or self.loc_match_module is not None
 
-    def _iou(self, batch: Batch) -> Tensor:
-        """Return the IoU (B, T, P) of the located boxes with the targets."""
+    def _reads_cost(self, batch: Batch) -> bool:
+        """Tell whether the cost is more than the similarity without modules."""
+        return self._has_modules() or batch.targets.weight is not None
+
+    def _similarity(self, batch: Batch) -> Tensor:
+        """Return the similarity (B, T, P) without modules: the IoU of the located boxes with the targets."""
         overlap = partial(pairwise_overlap, kind="iou", eps=0.0)
         return by_blocks(overlap, batch.targets.boxes, self._located_boxes(batch))
 
     def _pair_cost(self, batch: Batch) -> Tensor:
-        return super()._pair_cost(batch) if self._has_modules() else 1 - self._iou(batch)
+        return super()._pair_cost(batch) if self._has_modules() else 1 - self._similarity(batch)

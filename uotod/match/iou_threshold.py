@@ -85,7 +85,7 @@ class IoUThreshold(OverlapMatcher):
 
     def _plan(self, batch: Batch) -> Plan:
         """Return the plan of a parsed batch; without modules from the IoU itself, for 1 - (1 - IoU) is rounded."""
-        if self._has_modules():
+        if self._reads_cost(batch):
             return super()._plan(batch)
         boxes, targets = self._located_boxes(batch), batch.targets
         finite = finite_predictions(batch) if self.nonfinite == "propagate" else None

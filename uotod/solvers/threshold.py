@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from uotod.solvers.topk import stable_topk
+from uotod.solvers.candidates import stable_topk, suitors
 
 
 class ThresholdRule(NamedTuple):
@@ -60,6 +60,7 @@ def threshold_match(
         return similarity(targets).masked_fill(~mask[:, targets].unsqueeze(-1), -math.inf)
 
     nearest, forced, tops = _Largest(), _Largest(), []
+    is_tied = torch.zeros(images, preds, dtype=torch.bool, device=mask.device)
     for targets in chunks:
         values = block(targets)  # (B, t, P)
         nearest.add(values, targets.start)
@@ -67,15 +68,16 @@ def threshold_match(
             top = values.max(2)  # (B, t)
             tops.append((top.values, top.indices))
         if rule.force_match in ("low_quality", "all_best"):
-            counts = (tops[-1][0] > 0) & (tops[-1][0] >= rule.floor)
-            ties = (values == tops[-1][0].unsqueeze(-1)) & counts.unsqueeze(-1)
-            forced.add(values.masked_fill(~ties, -math.inf), targets.start)
+            counts = (top.values > 0) & (top.values >= rule.floor)
+            ties = values == top.values.where(counts, math.inf).unsqueeze(-1)
+            if rule.force_match == "low_quality":
+                is_tied |= ties.any(1)
+            else:
+                forced.add(values.masked_fill(~ties, -math.inf), targets.start)
 
     low, high = rule.negative
     is_background = ((nearest.value >= low) & (nearest.value < high)) | ~mask.any(1, keepdim=True)
-    is_positive = nearest.value >= rule.positive
-    if rule.force_match == "low_quality":
-        is_positive = is_positive | (forced.value > -math.inf)
+    is_positive = (nearest.value >= rule.positive) | is_tied
     assigned = torch.where(is_positive, nearest.index, torch.where(is_background, num_targets, -1))
     if rule.force_match == "all_best":
         return torch.where(forced.value > -math.inf, forced.index, assigned)
@@ -111,21 +113,15 @@ def greedy_pairs(value: Tensor, index: Tensor, preds: int) -> Tensor:
     """
     images, num_targets, _ = value.shape
     targets = torch.arange(num_targets, device=value.device).expand(images, -1)
-    target_of = targets.unsqueeze(-1).expand_as(index).flatten(1)  # (B, T·K)
-    pred_of = index.flatten(1)
     owner = torch.full((images, preds), -1, device=value.device)
     for _ in range(min(num_targets, preds)):
         best, slot = value.max(2)  # (B, T)
         wish = index.gather(2, slot.unsqueeze(2)).squeeze(2)
-        flat = value.flatten(1)
-        top = value.new_full((images, preds), -math.inf).scatter_reduce(1, pred_of, flat, "amax")
-        rivals = torch.where(flat == top.gather(1, pred_of), target_of, num_targets)
-        suitor = torch.full_like(owner, num_targets).scatter_reduce(1, pred_of, rivals, "amin")
-        wins = (best > -math.inf) & (suitor.gather(1, wish) == targets)
+        wins = (best > -math.inf) & (suitors(value, index, preds).gather(1, wish) == targets)
         owner = _scatter_targets(owner, wish, wins)
         if value.device.type == "cpu" and bool((wins | (best == -math.inf)).all()):
             break
-        taken = (owner >= 0).gather(1, pred_of).view_as(value)
+        taken = (owner >= 0).gather(1, index.flatten(1)).view_as(value)
         value = value.masked_fill(wins.unsqueeze(2) | taken, -math.inf)
     return owner
 

@@ -1,4 +1,6 @@
-"""The k largest values of each row, with ties that do not depend on the device: the lowest index comes first."""
+"""The best candidates of each target and what becomes of predictions that several want; the lowest index wins ties."""
+
+import math
 
 import torch
 from torch import Tensor
@@ -32,3 +34,23 @@ def stable_topk(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
     index = index.clamp(max=values.shape[-1] - 1)  # of a row with NaN nothing is chosen
     found, order = values.gather(-1, index).sort(dim=-1, descending=True, stable=True)
     return found, index.gather(-1, order)
+
+
+def suitors(value: Tensor, index: Tensor, preds: int) -> Tensor:
+    """Return for each prediction the target that lists it with the largest value, the lowest on ties.
+
+    Args:
+        value: (B, T, K) values of the candidates of each target; `-inf` for none.
+        index: (B, T, K) predictions of these values; one may be listed twice.
+        preds: number of predictions.
+
+    Returns:
+        (B, P) target of each prediction, T for none.
+    """
+    images, num_targets, _ = value.shape
+    listed, flat = index.flatten(1), value.flatten(1)  # (B, T·K)
+    target = torch.arange(num_targets, device=value.device)[None, :, None].expand_as(index).flatten(1)
+    top = value.new_full((images, preds), -math.inf).scatter_reduce(1, listed, flat, "amax")
+    wins = (flat == top.gather(1, listed)) & (flat > -math.inf)
+    nobody = torch.full((images, preds), num_targets, device=value.device)
+    return nobody.scatter_reduce(1, listed, torch.where(wins, target, num_targets), "amin")

@@ -1,36 +1,15 @@
-"""The rules of anchors: equal to loops and to the references, in bounded memory, and what they do at their limits."""
+"""Thresholds on the IoU: equal to a loop and to the reference, in bounded memory, and what they do at their limits."""
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from tests.anchor_problems import SIZES, assigned, problem_on_a_grid
 from tests.oracles import anchors as oracle
 from tests.problems import random_boxes, random_problem
 from uotod.match import IoUThreshold, iou_threshold
-from uotod.solvers.topk import stable_topk
+from uotod.solvers.candidates import stable_topk
 from uotod.utils import box_iou
-
-SIZES = [(30, 4), (12, 1), (9, 0), (1, 3), (3, 8), (5, 5)]
-
-
-def assigned(plan: Tensor) -> list[list[int]]:
-    """Return the index of the target of each prediction of a plan (B, P, T + 1), -1 for a row of zeros."""
-    return torch.where(plan.sum(-1) > 0, plan.argmax(-1), -1).tolist()
-
-
-def grid_boxes(*shape: int) -> Tensor:
-    """Return xyxy boxes on a coarse grid, for which many overlaps tie and some boxes are equal."""
-    low = torch.randint(0, 4, (*shape, 2)).double()
-    return torch.cat((low, low + torch.randint(1, 4, (*shape, 2))), dim=-1)
-
-
-def problem_on_a_grid(preds: int, targets: int, *, images: int = 2):
-    """Return a random problem whose boxes lie on a coarse grid."""
-    problem = random_problem(images, preds, targets)
-    problem.input["pred_boxes"] = grid_boxes(images, preds)
-    boxes, mask = problem.target["boxes"], problem.target["mask"]
-    problem.target["boxes"] = grid_boxes(images, targets).where(mask.unsqueeze(-1), boxes)
-    return problem
 
 
 class TestStableTopk:
@@ -139,6 +118,14 @@ class TestIoUThreshold:
         problem.target["mask"][0] = False
         plan = IoUThreshold(negative=(0.1, 0.3))(problem.input, problem.target)
         assert (plan[0, :, -1] == 1).all()
+
+    def test_the_weight_of_a_target_counts(self) -> None:
+        boxes = torch.tensor([[[0.0, 0.0, 2.0, 2.0], [0.0, 0.0, 2.0, 1.5]]])
+        input = {"pred_logits": torch.zeros(1, 1, 2), "pred_boxes": boxes[:, :1]}
+        target = {"boxes": boxes[:, 1:], "labels": torch.zeros(1, 1, dtype=torch.long)}
+        matcher = IoUThreshold(positive=0.7, force_match=None)
+        assert assigned(matcher(input, target)) == [[0]]  # an IoU of 0.75
+        assert assigned(matcher(input, target | {"weight": torch.full((1, 1), 2.0)})) == [[1]]  # 1 - 2 (1 - 0.75)
 
     def test_a_module_may_have_similarities_above_one(self) -> None:
         assert IoUThreshold(positive=1.5, loc_match_module=nn.L1Loss(reduction="none")).positive == 1.5
