@@ -68,6 +68,10 @@ CASES = {
     "UnbalancedSinkhorn-pot": Case(
         lambda **o: match.UnbalancedSinkhorn(solver="pot", reg=0.1, **COSTS, **o), soft=True
     ),
+    "Uniform": Case(lambda **o: match.Uniform(**o), unit_rows=True, own_cost=True, geometric=True),
+    "Uniform-modules": Case(
+        lambda **o: match.Uniform(match_times=2, **COSTS, **o), unit_rows=True, own_cost=True, geometric=True
+    ),
     "WeightedSum": Case(
         lambda **o: match.WeightedSum([match.Hungarian(**COSTS, **o), match.SoftMin(**COSTS, **o)]),
         soft=True,

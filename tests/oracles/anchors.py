@@ -80,3 +80,34 @@ def atss_assignment(
             if similarity[i][j] >= threshold and min(x - x1, y - y1, x2 - x, y2 - y) > margin:
                 best[i] = max(best.get(i, (-math.inf, 0)), (similarity[i][j], -j))
     return [-best[i][1] if i in best else len(boxes) for i in range(len(anchors))]
+
+
+def uniform_choices(pred_boxes: Sequence[Box], anchors: Sequence[Box], boxes: Sequence[Box], k: int) -> list[set[int]]:
+    """Return for each prediction the targets that choose it, by its box or by its anchor."""
+    chosen: list[set[int]] = [set() for _ in anchors]
+    for j, box in enumerate(boxes):
+        for located in (pred_boxes, anchors):
+            for i in sorted(range(len(anchors)), key=[l1(x, box) for x in located].__getitem__)[:k]:
+                chosen[i].add(j)
+    return chosen
+
+
+def uniform_assignment(
+    pred_boxes: Sequence[Box], anchors: Sequence[Box], boxes: Sequence[Box], k: int, positive: float, negative: float
+) -> list[int]:
+    """Assign each prediction to a target, `len(boxes)` for the background or -1 if it is ignored."""
+    result = []
+    for i, chosen in enumerate(uniform_choices(pred_boxes, anchors, boxes, k)):
+        if chosen:
+            j = min(chosen, key=lambda j: (l1(pred_boxes[i], boxes[j]), j))
+            result.append(j if iou(anchors[i], boxes[j]) >= positive else IGNORED)
+        else:
+            is_near = any(iou(pred_boxes[i], box) > negative for box in boxes)
+            result.append(IGNORED if is_near else len(boxes))
+    return result
+
+
+def l1(a: Box, b: Box) -> float:
+    """Return the L1 distance of the centres and sizes of two xyxy boxes."""
+    centre = abs((a[0] + a[2]) / 2 - (b[0] + b[2]) / 2) + abs((a[1] + a[3]) / 2 - (b[1] + b[3]) / 2)
+    return centre + abs((a[2] - a[0]) - (b[2] - b[0])) + abs((a[3] - a[1]) - (b[3] - b[1]))

@@ -8,6 +8,7 @@ from uotod.match.hungarian import Hungarian
 from uotod.match.iou_threshold import IoUThreshold
 from uotod.match.soft_min import SoftMin
 from uotod.match.unbalanced_sinkhorn import UnbalancedSinkhorn
+from uotod.match.uniform import Uniform
 from uotod.match.weighted_sum import WeightedSum
 
 ALL_MATCHERS: dict[str, type[Matcher]] = {
@@ -20,6 +21,7 @@ ALL_MATCHERS: dict[str, type[Matcher]] = {
     "Min": Min,
     "SoftMin": SoftMin,
     "UnbalancedSinkhorn": UnbalancedSinkhorn,
+    "Uniform": Uniform,
     "WeightedSum": WeightedSum,
 }
 
@@ -35,5 +37,6 @@ __all__ = [
     "Min",
     "SoftMin",
     "UnbalancedSinkhorn",
+    "Uniform",
     "WeightedSum",
 ]
