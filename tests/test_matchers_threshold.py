@@ -8,6 +8,7 @@ from tests.anchor_problems import SIZES, assigned, problem_on_a_grid
 from tests.oracles import anchors as oracle
 from tests.problems import random_boxes, random_problem
 from uotod.match import IoUThreshold, iou_threshold
+from uotod.solvers import threshold
 from uotod.solvers.candidates import stable_topk
 from uotod.utils import box_iou
 
@@ -87,6 +88,17 @@ class TestIoUThreshold:
         matcher.plan(batch)
         assert max(sizes) <= iou_threshold.MAX_BLOCK_ELEMENTS
         assert sum(sizes) in (80 * 20_000, 2 * 80 * 20_000)
+
+    @pytest.mark.parametrize("floor", [0.0, 0.3])
+    def test_a_gpu_which_must_not_look_whether_targets_compete_finds_the_same(
+        self, floor: float, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        problems = [problem_on_a_grid(30, 4), random_problem(3, 500, 5), random_problem(2, 3, 8)]
+        matcher = IoUThreshold(min_positive=floor)
+        plans = [matcher(x.input, x.target) for x in problems]
+        monkeypatch.setattr(threshold, "_are_distinct", lambda wish, wants, preds: False)
+        for problem, plan in zip(problems, plans, strict=True):
+            assert torch.equal(matcher(problem.input, problem.target), plan)
 
     @pytest.mark.parametrize("seed", range(10))
     def test_equal_targets_share_out_their_best_anchors(self, seed: int) -> None:
