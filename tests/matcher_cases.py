@@ -25,6 +25,13 @@ class Case(NamedTuple):
 
 
 CASES = {
+    "ATSS": Case(lambda **o: match.ATSS(**o), unit_rows=True, own_cost=True, geometric=True),
+    "ATSS-alpha": Case(
+        lambda **o: match.ATSS(topk=3, alpha=0.8, is_anchor_based=False, **o),
+        unit_rows=True,
+        own_cost=True,
+        geometric=True,
+    ),
     "BalancedSinkhorn": Case(lambda **o: match.BalancedSinkhorn(**COSTS, **o), unit_rows=True, soft=True),
     "BalancedSinkhorn-pot": Case(
         lambda **o: match.BalancedSinkhorn(**COSTS, solver="pot", reg=0.05, **o), unit_rows=True, soft=True
@@ -54,6 +61,11 @@ CASES = {
     "Hungarian-copies": Case(lambda **o: match.Hungarian(**COSTS, copies=2, **o), unit_rows=True),
     "Hungarian-rounds": Case(lambda **o: match.Hungarian(**COSTS, rounds=2, **o), unit_rows=True),
     "IoUThreshold": Case(lambda **o: match.IoUThreshold(**o), unit_rows=True, own_cost=True),
+    "IoUThreshold-all": Case(
+        lambda **o: match.IoUThreshold(negative=(0.05, 0.4), force_match="all_best", min_positive=0.1, **o),
+        unit_rows=True,
+        own_cost=True,
+    ),
     "IoUThreshold-band": Case(
         lambda **o: match.IoUThreshold(positive=0.3, negative=0.1, force_match="low_quality", **o),
         unit_rows=True,
@@ -89,6 +101,10 @@ CASES = {
         lambda **o: match.UnbalancedSinkhorn(solver="pot", reg=0.1, **COSTS, **o), soft=True
     ),
     "UnionVote": Case(lambda **o: match.UnionVote(match.Hungarian(**COSTS, **o)), unit_rows=True, own_cost=True),
+    "Uniform": Case(lambda **o: match.Uniform(**o), unit_rows=True, own_cost=True, geometric=True),
+    "Uniform-modules": Case(
+        lambda **o: match.Uniform(match_times=2, **COSTS, **o), unit_rows=True, own_cost=True, geometric=True
+    ),
     "WeightedSum": Case(
         lambda **o: match.WeightedSum([match.Hungarian(**COSTS, **o), match.SoftMin(**COSTS, **o)]),
         soft=True,

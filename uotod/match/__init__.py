@@ -1,6 +1,7 @@
 """Matchers: each turns the cost of predictions and targets into a transport plan."""
 
 from uotod.match._base import Matcher
+from uotod.match.atss import ATSS
 from uotod.match.balanced_sinkhorn import BalancedSinkhorn
 from uotod.match.center_region import CenterRegion
 from uotod.match.closest import ClosestPrediction, ClosestTarget, Min
@@ -12,10 +13,12 @@ from uotod.match.shared_layers import SharedLayers
 from uotod.match.soft_min import SoftMin
 from uotod.match.task_aligned import TaskAligned
 from uotod.match.unbalanced_sinkhorn import UnbalancedSinkhorn
+from uotod.match.uniform import Uniform
 from uotod.match.union_vote import UnionVote
 from uotod.match.weighted_sum import WeightedSum
 
 ALL_MATCHERS: dict[str, type[Matcher]] = {
+    "ATSS": ATSS,
     "BalancedSinkhorn": BalancedSinkhorn,
     "CenterRegion": CenterRegion,
     "ClosestPrediction": ClosestPrediction,
@@ -29,12 +32,14 @@ ALL_MATCHERS: dict[str, type[Matcher]] = {
     "SoftMin": SoftMin,
     "TaskAligned": TaskAligned,
     "UnbalancedSinkhorn": UnbalancedSinkhorn,
+    "Uniform": Uniform,
     "UnionVote": UnionVote,
     "WeightedSum": WeightedSum,
 }
 
 __all__ = [
     "ALL_MATCHERS",
+    "ATSS",
     "FCOS",
     "BalancedSinkhorn",
     "CenterRegion",
@@ -49,6 +54,7 @@ __all__ = [
     "SoftMin",
     "TaskAligned",
     "UnbalancedSinkhorn",
+    "Uniform",
     "UnionVote",
     "WeightedSum",
 ]

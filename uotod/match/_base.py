@@ -182,7 +182,7 @@ class Matcher(nn.Module, ABC):
 
     def _pair_cost(self, batch: Batch) -> Tensor:
         """Return the cost (B, T, P) of all pairs, padding included."""
-        if self.cls_match_module is None and self.loc_match_module is None:
+        if not self._has_modules():
             raise ValueError(
                 f"{type(self).__name__} needs cls_match_module or loc_match_module to compute a cost, got neither"
             )
@@ -199,6 +199,9 @@ class Matcher(nn.Module, ABC):
     def _target_weight(self, batch: Batch) -> Tensor | None:
         """Return the (B, T) factors of the targets' costs, or None if all are 1."""
         return target_weight(self.class_weight, batch.targets, batch.predictions.logits.shape[-1])
+
+    def _has_modules(self) -> bool:
+        return self.cls_match_module is not None or self.loc_match_module is not None
 
     def _located_boxes(self, batch: Batch) -> Tensor:
         """Return the (B, P, 4) boxes whose position is compared with the targets."""

@@ -34,7 +34,7 @@ class RegionMatcher(PlanMatcher):
             return cost.masked_fill_(~allowed, math.inf)  # of our own: the base has just made it
 
     def _pair_cost(self, batch: Batch) -> Tensor:
-        if not self._has_no_modules():
+        if self._has_modules():
             return super()._pair_cost(batch)
         return box_area(batch.targets.boxes).unsqueeze(-1).expand(-1, -1, batch.predictions.boxes.shape[1])
 
@@ -43,9 +43,6 @@ class RegionMatcher(PlanMatcher):
         index = nearest_target(cost[:, :num_targets])  # (B, P)
         index = index.masked_fill(index < 0, num_targets)
         return AssignedPlan(index, cost.new_ones(index.shape), num_targets, self.background)
-
-    def _has_no_modules(self) -> bool:
-        return self.cls_match_module is None and self.loc_match_module is None
 
     def _drop_nonfinite(self, allowed: Tensor, batch: Batch) -> Tensor:
         """Forbid the pairs of predictions that are not finite, which can only be there if they are propagated."""

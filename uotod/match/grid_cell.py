@@ -18,7 +18,7 @@ from uotod._plan import AssignedPlan, Plan
 from uotod.match._checks import replace_nonfinite
 from uotod.match._region import RegionMatcher
 from uotod.solvers.region import cells, in_cell
-from uotod.solvers.threshold import threshold_match
+from uotod.solvers.threshold import ThresholdRule, threshold_match
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -100,7 +100,7 @@ class GridCell(RegionMatcher):
 
     def _plan(self, batch: Batch) -> Plan:
         """Return the plan of a parsed batch; without modules from the IoU itself, for 1 - (1 - IoU) is rounded."""
-        if self._has_no_modules():
+        if not self._has_modules() and self._target_weight(batch) is None:
             similarity = self._similarity(batch)
             if self.nonfinite == "propagate":
                 similarity = -replace_nonfinite(-similarity, batch, background_cost=0.0)
@@ -118,8 +118,10 @@ class GridCell(RegionMatcher):
 
     def _assign(self, similarity: Tensor, mask: Tensor) -> AssignedPlan:
         positive = math.inf if self.positive is None else self.positive
-        index = threshold_match(similarity, mask, positive, negative=math.inf, force_match="best")
-        return AssignedPlan(index, similarity.new_ones(index.shape), mask.shape[1], self.background)
+        rule = ThresholdRule(positive, (-math.inf, math.inf), "best", -math.inf)
+        num_targets, preds = similarity.shape[1:]
+        index = threshold_match(lambda some: similarity[:, some], mask, preds, rule, max(num_targets, 1))
+        return AssignedPlan(index, similarity.new_ones(index.shape), num_targets, self.background)
 
     def _candidates(self, batch: Batch) -> Tensor:
         places, stride = self._locations(batch), self._strides(batch, "its cells")
@@ -127,7 +129,7 @@ class GridCell(RegionMatcher):
         return by_blocks(in_cell, batch.targets.boxes, grid)
 
     def _pair_cost(self, batch: Batch) -> Tensor:
-        return 1 - self._similarity(batch) if self._has_no_modules() else super()._pair_cost(batch)
+        return super()._pair_cost(batch) if self._has_modules() else 1 - self._similarity(batch)
 
     def _similarity(self, batch: Batch) -> Tensor:
         boxes = batch.predictions.boxes if self.choose == "prediction" else self._locations(batch).boxes

@@ -162,9 +162,6 @@ class TaskAligned(PlanMatcher):
         cost = -self._alignment(batch, self._overlap(batch)).log() if own else super()._pair_cost(batch)
         return cost.masked_fill(~self._inside(batch), math.inf)
 
-    def _has_modules(self) -> bool:
-        return self.cls_match_module is not None or self.loc_match_module is not None
-
     def _metric(self, batch: Batch, overlap: Tensor) -> Tensor:
         """Return the metric (B, T, P) of all pairs, padding included."""
         metric = (-super()._pair_cost(batch)).exp() if self._has_modules() else self._alignment(batch, overlap)

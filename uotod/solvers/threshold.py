@@ -1,26 +1,49 @@
 """Matching by thresholds on a similarity: SSD's and RetinaNet's rule for anchors."""
 
 import math
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from uotod.solvers.candidates import stable_topk, suitors
+
+
+class ThresholdRule(NamedTuple):
+    """What `threshold_match` does with a prediction of a given best similarity.
+
+    Attributes:
+        positive: least similarity of a match.
+        negative: half-open interval of the similarity of the background.
+        force_match: "best" gives every target its best prediction (see `greedy_pairs`); "low_quality" makes the
+            predictions that tie a target's best similarity, if that is above 0, positive for their own best target,
+            and "all_best" for the target whose best they tie, of several the most similar one.
+        floor: least best similarity of a target for which something is forced.
+    """
+
+    positive: float
+    negative: tuple[float, float]
+    force_match: str | None
+    floor: float
+
 
 def threshold_match(
-    similarity: Tensor, mask: Tensor, positive: float, negative: float, force_match: str | None
+    similarity: Callable[[slice], Tensor], mask: Tensor, preds: int, rule: ThresholdRule, chunk: int
 ) -> Tensor:
     """Assign each prediction by its best similarity to a target.
 
-    A prediction goes to its best target from `positive` on, to the background below `negative`, and is ignored
-    between. `force_match="best"` also gives every target its best prediction (see `force_best`), and "low_quality"
-    makes the predictions that tie a target's best similarity, if that is above 0, positive for their own best target.
+    A prediction goes to its best target from `positive` on, to the background in the interval `negative`, and is
+    ignored elsewhere; in an image without targets all is background. The lowest index wins ties. Memory: a few
+    (B, chunk, P) blocks and, if two targets share their best prediction, the (B, T, min(T, P)) best of each target.
 
     Args:
-        similarity: (B, T, P), in practice the IoU; `-inf` forbids a pair.
+        similarity: function of a slice of the targets that returns their (B, t, P) values, in practice the IoU;
+            `-inf` forbids a pair. It is called once, or twice with "best", for each chunk.
         mask: (B, T) bool, False for padding.
-        positive: least similarity of a match.
-        negative: similarity below which a prediction is background.
-        force_match: "best", "low_quality" or None.
+        preds: P.
+        rule: thresholds and what is forced.
+        chunk: number of targets at a time.
 
     Returns:
         (B, P) index of the target, T for the background, -1 for an ignored prediction.
@@ -28,43 +51,104 @@ def threshold_match(
     References:
         Liu et al., "SSD", ECCV 2016, sec. 2.2; Lin et al., "Focal loss for dense object detection", ICCV 2017, sec. 4.
     """
-    images, num_targets, preds = similarity.shape
-    if not num_targets or not preds:
-        return torch.full((images, preds), num_targets, device=similarity.device)
-    similarity = similarity.masked_fill(~mask.unsqueeze(-1), -math.inf)
-    value, index = similarity.max(1)  # (B, P)
-    is_positive = value >= positive
-    if force_match == "low_quality":
-        best = similarity.amax(2, keepdim=True)
-        is_positive = is_positive | ((similarity == best) & (best > 0)).any(1)
-    other = torch.where(value < negative, num_targets, -1)
-    index = torch.where(is_positive, index, other)
-    return force_best(index, similarity) if force_match == "best" else index
+    images, num_targets = mask.shape
+    if not images or not num_targets or not preds:
+        return torch.full((images, preds), num_targets, device=mask.device)
+    chunks = [slice(start, min(start + chunk, num_targets)) for start in range(0, num_targets, chunk)]
+
+    def block(targets: slice) -> Tensor:
+        return similarity(targets).masked_fill(~mask[:, targets].unsqueeze(-1), -math.inf)
+
+    nearest, forced, tops = _Largest(), _Largest(), []
+    is_tied = torch.zeros(images, preds, dtype=torch.bool, device=mask.device)
+    for targets in chunks:
+        values = block(targets)  # (B, t, P)
+        nearest.add(values, targets.start)
+        if rule.force_match is not None:
+            top = values.max(2)  # (B, t)
+            tops.append((top.values, top.indices))
+        if rule.force_match in ("low_quality", "all_best"):
+            counts = (top.values > 0) & (top.values >= rule.floor)
+            ties = values == top.values.where(counts, math.inf).unsqueeze(-1)
+            if rule.force_match == "low_quality":
+                is_tied |= ties.any(1)
+            else:
+                forced.add(values.masked_fill(~ties, -math.inf), targets.start)
+
+    low, high = rule.negative
+    is_background = ((nearest.value >= low) & (nearest.value < high)) | ~mask.any(1, keepdim=True)
+    is_positive = (nearest.value >= rule.positive) | is_tied
+    assigned = torch.where(is_positive, nearest.index, torch.where(is_background, num_targets, -1))
+    if rule.force_match == "all_best":
+        return torch.where(forced.value > -math.inf, forced.index, assigned)
+    if rule.force_match != "best":
+        return assigned
+
+    best, wish = (torch.cat(parts, dim=1) for parts in zip(*tops, strict=True))  # (B, T)
+    wants = (best > -math.inf) & (best >= rule.floor)
+    if mask.device.type == "cpu" and _are_distinct(wish, wants, preds):
+        owner = _scatter_targets(torch.full_like(assigned, -1), wish, wants)
+    else:
+        # of its `T` best predictions, at most `T - 1` can be taken from a target
+        count = min(num_targets, preds)
+        found = [stable_topk(block(targets), count) for targets in chunks]
+        value, index = (torch.cat(parts, dim=1) for parts in zip(*found, strict=True))  # (B, T, K)
+        owner = greedy_pairs(value.masked_fill(value < rule.floor, -math.inf), index, preds)
+    return torch.where(owner >= 0, owner, assigned)
 
 
-def force_best(assigned: Tensor, similarity: Tensor) -> Tensor:
-    """Give every target its best prediction, a distinct one for distinct targets wherever that is possible.
+def greedy_pairs(value: Tensor, index: Tensor, preds: int) -> Tensor:
+    """Pair targets and predictions in the order of decreasing value, each target and each prediction at most once.
 
-    Pairs are fixed in the order of decreasing similarity, each target and each prediction at most once; the lowest
-    target, then the lowest prediction wins ties. All pairs that are best for both of their sides are fixed at once,
-    which gives the result of the sequential rule in typically one or two rounds.
+    The lowest target, then the lowest prediction wins ties. All pairs that are best for both of their sides are fixed
+    at once, which gives the result of the sequential rule in typically one or two rounds.
 
     Args:
-        assigned: (B, P) assignment to be overruled.
-        similarity: (B, T, P); `-inf` forbids a pair.
+        value: (B, T, K) values of the best candidates of each target, in descending order; `-inf` for none.
+        index: (B, T, K) predictions of these values, the lowest first on ties.
+        preds: number of predictions.
 
     Returns:
-        (B, P) the assignment with the forced pairs.
+        (B, P) target of each prediction, -1 for none.
     """
-    images, num_targets, preds = similarity.shape
-    targets = torch.arange(num_targets, device=assigned.device).expand(images, -1)
+    images, num_targets, _ = value.shape
+    targets = torch.arange(num_targets, device=value.device).expand(images, -1)
+    owner = torch.full((images, preds), -1, device=value.device)
     for _ in range(min(num_targets, preds)):
-        value, wish = similarity.max(2)  # (B, T)
-        suitor = similarity.max(1).indices  # (B, P)
-        wins = (value > -math.inf) & (suitor.gather(1, wish) == targets)
-        forced = torch.full_like(assigned, -1).scatter_reduce(1, wish, torch.where(wins, targets, -1), "amax")
-        assigned = torch.where(forced >= 0, forced, assigned)
-        if assigned.device.type == "cpu" and bool((wins | (value == -math.inf)).all()):
+        best, slot = value.max(2)  # (B, T)
+        wish = index.gather(2, slot.unsqueeze(2)).squeeze(2)
+        wins = (best > -math.inf) & (suitors(value, index, preds).gather(1, wish) == targets)
+        owner = _scatter_targets(owner, wish, wins)
+        if value.device.type == "cpu" and bool((wins | (best == -math.inf)).all()):
             break
-        similarity = similarity.masked_fill(wins.unsqueeze(2) | (forced >= 0).unsqueeze(1), -math.inf)
-    return assigned
+        taken = (owner >= 0).gather(1, index.flatten(1)).view_as(value)
+        value = value.masked_fill(wins.unsqueeze(2) | taken, -math.inf)
+    return owner
+
+
+class _Largest:
+    """The running maximum over the targets, and its index; the lowest index wins ties."""
+
+    value: Tensor
+    index: Tensor
+
+    def add(self, values: Tensor, start: int) -> None:
+        """Take in (B, t, P) values of the targets from `start` on."""
+        value, index = values.max(1)  # (B, P)
+        if not start:
+            self.value, self.index = value, index
+            return
+        self.index = torch.where(value > self.value, index + start, self.index)
+        self.value = torch.maximum(value, self.value)
+
+
+def _are_distinct(wish: Tensor, wants: Tensor, preds: int) -> bool:
+    """Tell whether no two targets that want a prediction wish for the same one."""
+    count = torch.zeros(len(wish), preds, dtype=torch.int32).scatter_add(1, wish, wants.int())
+    return bool((count <= 1).all())
+
+
+def _scatter_targets(owner: Tensor, wish: Tensor, wins: Tensor) -> Tensor:
+    """Write each target that wins at its (B, T) wish into the (B, P) owners."""
+    targets = torch.arange(wish.shape[1], device=wish.device).expand_as(wish)
+    return owner.scatter_reduce(1, wish, torch.where(wins, targets, -1), "amax")

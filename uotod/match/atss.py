@@ -1,0 +1,118 @@
+"""Adaptive training sample selection: anchors and targets in, a plan by a threshold of each target out."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from uotod._batch import Batch
+from uotod._check import check_integer, check_number
+from uotod._cost import gather_classes
+from uotod._plan import AssignedPlan, Plan
+from uotod.match._checks import finite_predictions
+from uotod.match._overlap import OverlapMatcher
+from uotod.solvers.atss import atss_match, nearest_per_level
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from uotod.match._base import MatcherOptions
+
+
+class ATSS(OverlapMatcher):
+    r"""Match each target to the nearby anchors whose IoU stands out, by a threshold from their statistics.
+
+    The candidates `A_j` of target `j` are, on each level, the `topk` anchors whose centres are nearest to its own
+    (L2). With `u_ij` the IoU of an anchor with the target, anchor `i` of `A_j` is positive if its centre lies inside
+    the target and
+
+    .. math:: u_{ij} \ge \operatorname{mean}_{A_j} u + \operatorname{std}_{A_j} u
+
+    with the sample standard deviation, which is 0 for a single candidate. An anchor that is positive for several
+    targets goes to the one with the highest IoU, then to the lowest index; all others are background. A target may
+    stay without anchors: its centre-most anchors lie outside, or two unequal candidates, neither of which can reach
+    the threshold, are all it has. The background cost is not read.
+
+    `anchors` must be given: `Anchors` or `Points` with levels; a plain tensor counts as a single level. Without
+    modules the cost is `1 - IoU`; with modules, or weights of targets, `1 - cost` takes the place of the IoU. Takes
+    O(B·T·P·L) time for L levels and a few (B, T, P) tensors. A prediction that is not finite is never positive.
+
+    Args:
+        topk: number of candidates on each level.
+        margin: least distance, exclusive, of an anchor's centre from the sides of its target, in the units of the
+            boxes.
+        alpha: with `alpha < 1` (DDOD: 0.8) the IoU is replaced by :math:`s^{1 - \alpha} u^\alpha`, where `s` is the
+            sigmoid of the logit of the target's class. Only without modules.
+        is_anchor_based: here True by default; with False the IoU is that of the predicted boxes (as in DDOD), and
+            the anchors serve for the distances only.
+
+    The other arguments are those of `Matcher`. `compute_matching`, which knows no geometry, takes the `topk` cheapest
+    predictions as candidates, as if they lay inside and on one level.
+
+    Raises:
+        ValueError: an argument is out of its range, or `anchors` is missing in `forward`.
+
+    References:
+        Zhang et al., "Bridging the gap between anchor-based and anchor-free detection via adaptive training sample
+        selection", CVPR 2020, algorithm 1 (topk 9); Chen et al., "Disentangle your dense object detector", ACM MM 2021
+        (alpha).
+
+    Examples:
+        >>> from uotod.utils import Anchors
+        >>> boxes = torch.tensor([[0.0, 0, 8, 8], [8, 0, 16, 8], [16, 0, 24, 8], [24, 0, 32, 8], [0, 0, 32, 32]])
+        >>> anchors = Anchors.from_levels([boxes[:4], boxes[4:]], strides=[8, 32])
+        >>> input = {"pred_logits": torch.zeros(1, 5, 2), "pred_boxes": boxes[None]}
+        >>> target = {"boxes": torch.tensor([[[1.0, 0, 9, 8]]]), "labels": torch.tensor([[1]])}
+        >>> ATSS()(input, target, anchors)[0, :, 0]
+        tensor([1., 0., 0., 0., 0.])
+    """
+
+    def __init__(
+        self, *, topk: int = 9, margin: float = 0.0, alpha: float = 1.0, **matcher: Unpack[MatcherOptions]
+    ) -> None:
+        matcher.setdefault("is_anchor_based", True)
+        super().__init__(**matcher)
+        self.topk = check_integer("topk", topk, low=1)
+        self.margin = check_number("margin", margin, low=0.0)
+        self.alpha = check_number("alpha", alpha, low=0.0, high=1.0)
+        if self.alpha < 1 and self._has_modules():
+            raise ValueError(f"alpha must be 1 with match modules, which bring a cost of their own, got {alpha!r}")
+
+    def _plan(self, batch: Batch) -> Plan:
+        if batch.anchors is None:
+            raise ValueError("anchors must be given for ATSS, got None")
+        boxes, places = batch.targets.boxes, batch.anchors.centers
+        num_targets, preds = boxes.shape[1], places.shape[1]
+        similarity = 1 - self.cost(batch)[:, :num_targets] if self._reads_cost(batch) else self._similarity(batch)
+        forbidden = (similarity == -math.inf) | ~batch.targets.mask.unsqueeze(-1)
+        if self.nonfinite == "propagate":
+            forbidden = forbidden | ~finite_predictions(batch).unsqueeze(1)
+        centres = (boxes[..., :2] + boxes[..., 2:]) / 2
+        # the square has the order of the distance; cdist, by products of matrices, has not
+        x, y = (centres[..., k, None] - places[:, None, :, k] for k in (0, 1))  # (B, T, P)
+        distance = (x**2 + y**2).masked_fill(forbidden, math.inf)
+        index, valid = nearest_per_level(distance, batch.anchors.level, batch.anchors.num_levels, self.topk)
+        x, y = (places[..., k].gather(1, index.flatten(1)).view_as(index) for k in (0, 1))  # (B, T, K)
+        x1, y1, x2, y2 = (side.unsqueeze(-1) for side in boxes.unbind(-1))
+        inside = torch.stack((x - x1, y - y1, x2 - x, y2 - y)).amin(0) > self.margin
+        return self._assign(similarity.gather(2, index), index, valid, inside, preds)
+
+    def _match(self, cost: Tensor, mask: Tensor) -> Plan:
+        cost = cost[:, : mask.shape[1]]
+        index, valid = nearest_per_level(cost, torch.zeros_like(cost[:, 0], dtype=torch.long), 1, self.topk)
+        return self._assign(1 - cost.gather(2, index), index, valid, torch.ones_like(valid), cost.shape[2])
+
+    def _assign(self, similarity: Tensor, index: Tensor, valid: Tensor, inside: Tensor, preds: int) -> Plan:
+        assigned = atss_match(similarity, index, valid, inside, preds)
+        return AssignedPlan(assigned, similarity.new_ones(assigned.shape), similarity.shape[1], self.background)
+
+    def _similarity(self, batch: Batch) -> Tensor:
+        """Return the similarity (B, T, P) without modules: the IoU, or its mean with the score of the class."""
+        iou = super()._similarity(batch)
+        if self.alpha == 1:
+            return iou
+        score = gather_classes(batch.predictions.logits.sigmoid(), batch.targets)
+        return score ** (1 - self.alpha) * iou**self.alpha
