@@ -93,7 +93,7 @@ def class_cost(module: nn.Module, logits: Tensor, targets: Targets) -> Tensor:
         if terms is None:
             value = _class_cost_by_rows(part.module, logits, targets)
         else:
-            value = _gather_classes(terms.gain, targets)
+            value = gather_classes(terms.gain, targets)
             value = value if terms.base is None else value + terms.base.unsqueeze(1)
         cost = part.weight * value if cost is None else cost + part.weight * value
     assert cost is not None
@@ -141,7 +141,7 @@ def _fast_method(module: nn.Module, name: str) -> Callable[..., Any] | None:
     return None
 
 
-def _gather_classes(gain: Tensor, targets: Targets) -> Tensor:
+def gather_classes(gain: Tensor, targets: Targets) -> Tensor:
     """Return ⟨label_j, gain_i⟩ for all pairs: (B, P, C) → (B, T, P)."""
     if targets.one_hot is not None:
         return targets.one_hot.to(gain.dtype) @ gain.transpose(1, 2)
