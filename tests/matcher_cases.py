@@ -33,6 +33,7 @@ CASES = {
     "ClosestPrediction-threshold": Case(lambda **o: match.ClosestPrediction(**COSTS, threshold=1.0, **o)),
     "ClosestPrediction-uniform": Case(lambda **o: match.ClosestPrediction(**COSTS, uniform_background=True, **o)),
     "ClosestTarget": Case(lambda **o: match.ClosestTarget(**COSTS, **o), unit_rows=True),
+    "DynamicSoftLabel": Case(lambda **o: match.DynamicSoftLabel(**o), unit_rows=True, own_cost=True, geometric=True),
     "Hungarian": Case(lambda **o: match.Hungarian(**COSTS, **o), unit_rows=True),
     "IoUThreshold": Case(lambda **o: match.IoUThreshold(**o), unit_rows=True, own_cost=True),
     "IoUThreshold-band": Case(
@@ -45,6 +46,13 @@ CASES = {
     ),
     "Min": Case(lambda **o: match.Min(**COSTS, **o)),
     "Min-prediction": Case(lambda **o: match.Min(source="prediction", **COSTS, **o), unit_rows=True),
+    "SimOTA": Case(lambda **o: match.SimOTA(**o), unit_rows=True, own_cost=True, geometric=True),
+    "SimOTA-both": Case(
+        lambda **o: match.SimOTA(region="box_and_center", contested="takers", **COSTS, **o),
+        unit_rows=True,
+        own_cost=True,
+        geometric=True,
+    ),
     "SoftMin": Case(lambda **o: match.SoftMin(**COSTS, **o), soft=True),
     "SoftMin-prediction": Case(
         lambda **o: match.SoftMin(source="prediction", reg=0.1, **COSTS, **o), unit_rows=True, soft=True
