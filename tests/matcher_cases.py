@@ -46,6 +46,8 @@ CASES = {
     ),
     "Min": Case(lambda **o: match.Min(**COSTS, **o)),
     "Min-prediction": Case(lambda **o: match.Min(source="prediction", **COSTS, **o), unit_rows=True),
+    "OTA": Case(lambda **o: match.OTA(**o), unit_rows=True, own_cost=True, geometric=True),
+    "OTA-modules": Case(lambda **o: match.OTA(**COSTS, **o), unit_rows=True, own_cost=True, geometric=True),
     "SimOTA": Case(lambda **o: match.SimOTA(**o), unit_rows=True, own_cost=True, geometric=True),
     "SimOTA-both": Case(
         lambda **o: match.SimOTA(region="box_and_center", contested="takers", **COSTS, **o),

@@ -6,6 +6,7 @@ from uotod.match.closest import ClosestPrediction, ClosestTarget, Min
 from uotod.match.dynamic_soft_label import DynamicSoftLabel
 from uotod.match.hungarian import Hungarian
 from uotod.match.iou_threshold import IoUThreshold
+from uotod.match.ota import OTA
 from uotod.match.simota import SimOTA
 from uotod.match.soft_min import SoftMin
 from uotod.match.unbalanced_sinkhorn import UnbalancedSinkhorn
@@ -19,6 +20,7 @@ ALL_MATCHERS: dict[str, type[Matcher]] = {
     "Hungarian": Hungarian,
     "IoUThreshold": IoUThreshold,
     "Min": Min,
+    "OTA": OTA,
     "SimOTA": SimOTA,
     "SoftMin": SoftMin,
     "UnbalancedSinkhorn": UnbalancedSinkhorn,
@@ -27,6 +29,7 @@ ALL_MATCHERS: dict[str, type[Matcher]] = {
 
 __all__ = [
     "ALL_MATCHERS",
+    "OTA",
     "BalancedSinkhorn",
     "ClosestPrediction",
     "ClosestTarget",
