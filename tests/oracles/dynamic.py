@@ -141,7 +141,9 @@ class Supply(NamedTuple):
     mass: NDArray[np.float64]  # (T + 1,)
 
 
-def ota_problem(image: Image, *, radius: float = 2.5, topk: int = 20, reg_weight: float = 1.5) -> Supply:
+def ota_problem(
+    image: Image, *, radius: float = 2.5, topk: int = 20, reg_weight: float = 1.5, penalty: float = 1e6
+) -> Supply:
     """Return OTA's transport problem."""
     preds = range(len(image.boxes))
     rows, mass = [], []
@@ -151,7 +153,7 @@ def ota_problem(image: Image, *, radius: float = 2.5, topk: int = 20, reg_weight
             classes = sum(focal(x, int(c == label)) for c, x in enumerate(image.logits[i]))
             u = iou(image.boxes[i], target)
             allowed = in_box(image.points[i], target) and in_center(image.points[i], image.strides[i], target, radius)
-            row.append(classes + reg_weight * -math.log(max(u, 2.0**-23)) + (0 if allowed else 1e6))
+            row.append(classes + reg_weight * -math.log(max(u, 2.0**-23)) + (0 if allowed else penalty))
             inside.append(u if allowed else 0.0)
         rows.append(row)
         mass.append(max(1, int(sum(sorted(inside, reverse=True)[:topk]))))
