@@ -37,8 +37,8 @@ def ota_match(
         outside: (B, T, P) bool, pairs that cost `penalty` more, or None.
         background: (B, P) cost of the background.
         supply: (B, T) how many predictions each target supplies; 0 for padding.
-        penalty: finite; see `outside`. At most 1.5 times the spread of the costs (and 40 `reg`) is used: more than
-            exchanging predictions gains elsewhere, and far better conditioned than 1e6.
+        penalty: finite; see `outside`. At most 1.5 times the spread of the costs (and 40 `reg`) is used, which
+            exchanging predictions hardly ever outweighs, and which is far better conditioned than 1e6.
         reg: weight of the entropy, in units of the cost.
         num_iter: most Newton steps; on a GPU so many are taken.
         tol: largest mass that a sweep may move at the solution.
