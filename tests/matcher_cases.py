@@ -57,6 +57,7 @@ CASES = {
     "GridCell-prediction": Case(
         lambda **o: match.GridCell(choose="prediction", ignore=None, **o), unit_rows=True, own_cost=True
     ),
+    "DynamicSoftLabel": Case(lambda **o: match.DynamicSoftLabel(**o), unit_rows=True, own_cost=True, geometric=True),
     "Hungarian": Case(lambda **o: match.Hungarian(**COSTS, **o), unit_rows=True),
     "Hungarian-copies": Case(lambda **o: match.Hungarian(**COSTS, copies=2, **o), unit_rows=True),
     "Hungarian-rounds": Case(lambda **o: match.Hungarian(**COSTS, rounds=2, **o), unit_rows=True),
@@ -77,6 +78,15 @@ CASES = {
     "Min": Case(lambda **o: match.Min(**COSTS, **o)),
     "Min-prediction": Case(lambda **o: match.Min(source="prediction", **COSTS, **o), unit_rows=True),
     "SharedLayers": Case(lambda **o: match.SharedLayers(match.Hungarian(**COSTS, **o)), unit_rows=True, own_cost=True),
+    "OTA": Case(lambda **o: match.OTA(**o), unit_rows=True, own_cost=True, geometric=True),
+    "OTA-modules": Case(lambda **o: match.OTA(**COSTS, **o), unit_rows=True, own_cost=True, geometric=True),
+    "SimOTA": Case(lambda **o: match.SimOTA(**o), unit_rows=True, own_cost=True, geometric=True),
+    "SimOTA-both": Case(
+        lambda **o: match.SimOTA(region="box_and_center", contested="takers", **COSTS, **o),
+        unit_rows=True,
+        own_cost=True,
+        geometric=True,
+    ),
     "SoftMin": Case(lambda **o: match.SoftMin(**COSTS, **o), soft=True),
     "SoftMin-prediction": Case(
         lambda **o: match.SoftMin(source="prediction", reg=0.1, **COSTS, **o), unit_rows=True, soft=True

@@ -1,11 +1,11 @@
 """The sigmoid focal loss, and the matching cost made from it."""
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from uotod._boxes import full_precision
 from uotod._check import check_number
 from uotod._cost import ClassTerms
+from uotod._focal import focal_terms
 from uotod.loss._reduce import check_reduction, reduce_loss
 from uotod.loss._rows import one_hot_rows, smooth_gain, smooth_rows
 
@@ -49,13 +49,13 @@ class SigmoidFocalLoss(nn.Module):
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """Return the loss of each row and class, or its mean or sum."""
         logits = full_precision(input)
-        positive, negative = _focal_terms(logits, self.alpha, self.gamma)
+        positive, negative = focal_terms(logits, self.alpha, self.gamma)
         one_hot = smooth_rows(one_hot_rows(target, logits), self.label_smoothing)
         return reduce_loss(one_hot * positive + (1 - one_hot) * negative, self.reduction)
 
     def class_terms(self, logits: Tensor) -> ClassTerms:
         """Return the loss, summed over classes, as an affine function of the one-hot target."""
-        positive, negative = _focal_terms(logits, self.alpha, self.gamma)
+        positive, negative = focal_terms(logits, self.alpha, self.gamma)
         return ClassTerms(smooth_gain(positive - negative, self.label_smoothing), negative.sum(-1))
 
     def extra_repr(self) -> str:
@@ -101,7 +101,7 @@ class SigmoidFocalCost(nn.Module):
 
     def class_terms(self, logits: Tensor) -> ClassTerms:
         """Return the cost as an affine function of the one-hot target."""
-        positive, negative = _focal_terms(logits, self.alpha, self.gamma)
+        positive, negative = focal_terms(logits, self.alpha, self.gamma)
         return ClassTerms(positive - negative, None)
 
     def extra_repr(self) -> str:
@@ -111,13 +111,3 @@ class SigmoidFocalCost(nn.Module):
 
 def _check_alpha(alpha: float) -> float:
     return -1.0 if alpha == -1 else check_number("alpha (-1 for none)", alpha, low=0.0, high=1.0)
-
-
-def _focal_terms(logits: Tensor, alpha: float, gamma: float) -> tuple[Tensor, Tensor]:
-    """Return the loss of a one and of a zero at each logit."""
-    log_p, log_q = F.logsigmoid(logits), F.logsigmoid(-logits)  # q = 1 - p
-    # p^γ as exp(γ log p): its gradient stays finite where p underflows and γ < 1
-    positive, negative = -(gamma * log_q).exp() * log_p, -(gamma * log_p).exp() * log_q
-    if alpha < 0:
-        return positive, negative
-    return alpha * positive, (1 - alpha) * negative

@@ -5,11 +5,14 @@ from uotod.match.atss import ATSS
 from uotod.match.balanced_sinkhorn import BalancedSinkhorn
 from uotod.match.center_region import CenterRegion
 from uotod.match.closest import ClosestPrediction, ClosestTarget, Min
+from uotod.match.dynamic_soft_label import DynamicSoftLabel
 from uotod.match.fcos import FCOS
 from uotod.match.grid_cell import GridCell
 from uotod.match.hungarian import Hungarian
 from uotod.match.iou_threshold import IoUThreshold
+from uotod.match.ota import OTA
 from uotod.match.shared_layers import SharedLayers
+from uotod.match.simota import SimOTA
 from uotod.match.soft_min import SoftMin
 from uotod.match.task_aligned import TaskAligned
 from uotod.match.unbalanced_sinkhorn import UnbalancedSinkhorn
@@ -23,12 +26,15 @@ ALL_MATCHERS: dict[str, type[Matcher]] = {
     "CenterRegion": CenterRegion,
     "ClosestPrediction": ClosestPrediction,
     "ClosestTarget": ClosestTarget,
+    "DynamicSoftLabel": DynamicSoftLabel,
     "FCOS": FCOS,
     "GridCell": GridCell,
     "Hungarian": Hungarian,
     "IoUThreshold": IoUThreshold,
     "Min": Min,
+    "OTA": OTA,
     "SharedLayers": SharedLayers,
+    "SimOTA": SimOTA,
     "SoftMin": SoftMin,
     "TaskAligned": TaskAligned,
     "UnbalancedSinkhorn": UnbalancedSinkhorn,
@@ -41,16 +47,19 @@ __all__ = [
     "ALL_MATCHERS",
     "ATSS",
     "FCOS",
+    "OTA",
     "BalancedSinkhorn",
     "CenterRegion",
     "ClosestPrediction",
     "ClosestTarget",
+    "DynamicSoftLabel",
     "GridCell",
     "Hungarian",
     "IoUThreshold",
     "Matcher",
     "Min",
     "SharedLayers",
+    "SimOTA",
     "SoftMin",
     "TaskAligned",
     "UnbalancedSinkhorn",

@@ -8,6 +8,7 @@ from typing import TypedDict
 import torch
 from torch import Tensor, nn
 
+from uotod._anchors import Locations
 from uotod._batch import AnchorInput, Batch, PredictionDict, parse_batch
 from uotod._check import check_choice, check_flag, check_number, check_sub_loss
 from uotod._cost import box_cost, class_cost
@@ -202,6 +203,20 @@ class Matcher(nn.Module, ABC):
 
     def _has_modules(self) -> bool:
         return self.cls_match_module is not None or self.loc_match_module is not None
+
+    def _locations(self, batch: Batch) -> Locations:
+        if batch.anchors is None:
+            raise ValueError(f"anchors must be given to {type(self).__name__}: boxes, Anchors or Points, got None")
+        return batch.anchors
+
+    def _strides(self, batch: Batch, purpose: str) -> Tensor:
+        stride = self._locations(batch).stride
+        if stride is None:
+            raise ValueError(
+                f"anchors must have a stride, which {type(self).__name__} needs for {purpose}: "
+                "pass Anchors(boxes, stride) or Points, got boxes without stride"
+            )
+        return stride
 
     def _located_boxes(self, batch: Batch) -> Tensor:
         """Return the (B, P, 4) boxes whose position is compared with the targets."""

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from uotod._anchors import Locations
 from uotod._batch import Batch
 from uotod._boxes import box_area
 from uotod._plan import AssignedPlan, Plan
@@ -47,17 +46,3 @@ class RegionMatcher(PlanMatcher):
     def _drop_nonfinite(self, allowed: Tensor, batch: Batch) -> Tensor:
         """Forbid the pairs of predictions that are not finite, which can only be there if they are propagated."""
         return allowed & finite_predictions(batch).unsqueeze(1) if self.nonfinite == "propagate" else allowed
-
-    def _locations(self, batch: Batch) -> Locations:
-        if batch.anchors is None:
-            raise ValueError(f"anchors must be given to {type(self).__name__}: boxes, Anchors or Points, got None")
-        return batch.anchors
-
-    def _strides(self, batch: Batch, purpose: str) -> Tensor:
-        stride = self._locations(batch).stride
-        if stride is None:
-            raise ValueError(
-                f"anchors must have a stride, which {type(self).__name__} needs for {purpose}: "
-                "pass Anchors(boxes, stride) or Points, got boxes without stride"
-            )
-        return stride

@@ -31,6 +31,27 @@ def contains(boxes: Tensor, points: Tensor) -> Tensor:
     return (x > x1) & (x < x2) & (y > y1) & (y < y2)
 
 
+def near_center(points: Tensor, stride: Tensor, boxes: Tensor, radius: float) -> Tensor:
+    """Return which points lie strictly inside the square of `2 · radius · stride` around a box's centre, (B, T, P)."""
+    inside = None
+    reach = (radius * stride).unsqueeze(1)  # (B, 1, P)
+    for axis in range(2):
+        center = (boxes[..., axis, None] + boxes[..., axis + 2, None]) / 2
+        within = (points[:, None, :, axis] - center).abs() < reach
+        inside = within if inside is None else inside & within
+    assert inside is not None
+    return inside
+
+
+def center_distance(points: Tensor, stride: Tensor, boxes: Tensor) -> Tensor:
+    """Return the distance from each point to each box's centre, in strides of the point, (B, T, P)."""
+    squares = points.new_zeros(())
+    for axis in range(2):
+        center = (boxes[..., axis, None] + boxes[..., axis + 2, None]) / 2
+        squares = squares + (points[:, None, :, axis] - center) ** 2
+    return squares.sqrt() / stride.unsqueeze(1)
+
+
 def overlaps(boxes: Tensor, cells: Tensor, share: float) -> Tensor:
     """Tell which (B, P, 4) cells have more than a share of their area in which (B, T, 4) boxes: (B, T, P) bool."""
     return pairwise_intersection(boxes, cells) > share * box_area(cells).unsqueeze(1)

@@ -1,0 +1,70 @@
+"""Costs and overlaps in, an assignment out in which each target takes as many predictions as overlap it well."""
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def dynamic_k_match(cost: Tensor, overlap: Tensor | None, topk: int, contested: str = "all") -> Tensor:
+    r"""Let each target take its `k_j` cheapest predictions, and give each prediction to one target.
+
+    .. math:: k_j = \max\bigl(1, \bigl\lfloor \textstyle\sum \text{the topk largest overlaps of } j \bigr\rfloor\bigr)
+
+    A target takes fewer than `k_j` if it has no more candidates. The lowest index wins every tie, in the choice of
+    predictions and in the choice among targets. O(B·P·T) time and memory.
+
+    Args:
+        cost: (B, T, P); `inf` forbids a pair, and a prediction that is no candidate of a target has no part in `k_j`.
+        overlap: (B, T, P) IoU, in [0, 1]; None for `k_j = 1`.
+        topk: number of overlaps that are summed, at least 1.
+        contested: which targets compete for a prediction that several took: "all" of the image, as in the published
+            implementations, so that it may go to one that did not take it, or only its "takers".
+
+    Returns:
+        (B, P) index of the target, T for the background.
+
+    References:
+        Ge et al., "YOLOX: exceeding YOLO series in 2021", arXiv 2107.08430, sec. 2.1 (SimOTA); Ge et al., "OTA:
+        optimal transport assignment for object detection", CVPR 2021, sec. 3.3 (dynamic k).
+    """
+    images, num_targets, preds = cost.shape
+    if not num_targets or not preds:
+        return torch.full((images, preds), num_targets, device=cost.device)
+    most = min(topk, preds) if overlap is not None else 1
+    count = torch.ones_like(cost[..., 0], dtype=torch.long)
+    if overlap is not None:
+        count = dynamic_count(overlap.masked_fill(cost == math.inf, 0), most)
+    taken = take_cheapest(cost, count, most)
+    value, index = cost.masked_fill(~taken, math.inf).min(1)  # (B, P)
+    if contested == "all":
+        index = torch.where(taken.sum(1) > 1, cost.min(1).indices, index)
+    return torch.where(value < math.inf, index, num_targets)
+
+
+def dynamic_count(overlap: Tensor, topk: int) -> Tensor:
+    """Return `max(1, int(sum))` of the `topk` largest overlaps (B, T, P) of each target, (B, T); 1 without any.
+
+    Args:
+        overlap: (B, T, P) IoU, 0 for pairs that do not count.
+        topk: number of overlaps that are summed; all if there are fewer.
+    """
+    largest = overlap.topk(min(topk, overlap.shape[2]), dim=2).values
+    return largest.sum(2).long().clamp(min=1)
+
+
+def take_cheapest(cost: Tensor, count: Tensor, most: int) -> Tensor:
+    """Return the (B, T, P) bool mask of the `count` cheapest predictions of each target, the lowest index on ties.
+
+    Args:
+        cost: (B, T, P); `inf` is never taken.
+        count: (B, T) how many each target takes.
+        most: bound of `count`, at least 1 and at most P.
+    """
+    # topk promises its values but not which of equal ones it finds: the ties at the last value are counted off
+    values = cost.topk(most, dim=2, largest=False).values  # (B, T, most), ascending
+    last = values.gather(2, (count.clamp(max=most) - 1).unsqueeze(2))
+    below, level = cost < last, cost == last
+    left = count - below.sum(2)
+    taken = below | (level & (level.cumsum(2, dtype=torch.int32) <= left.unsqueeze(2)))
+    return taken & (cost < math.inf)
