@@ -1,6 +1,7 @@
 """Draw the pictures of the documentation: the path of plans in the README, and one scene for every matcher."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,7 +20,8 @@ from uotod.utils import Anchors, Points, box_iou
 IMAGES = Path(__file__).parent / "images"
 SIZE = 128  # of the scene, in pixels
 COLORS = ["#d62728", "#1f77b4", "#2ca02c"]
-# what a matcher needs beside its defaults, where that is not the cost of `costs()`
+# rules that bring what they read; the others are drawn with the cost of `costs()`
+OWN = ("ATSS", "CenterRegion", "DynamicSoftLabel", "FCOS", "GridCell", "OTA", "SimOTA", "TaskAligned", "Uniform")
 SETTINGS: dict[str, Callable[[], Matcher]] = {
     "IoUThreshold": lambda: match.IoUThreshold(positive=0.5, negative=0.4, is_anchor_based=True),
     "SharedLayers": lambda: match.SharedLayers(match.Hungarian(**costs())),
@@ -92,7 +94,8 @@ def draw_matchers(folder: Path) -> None:
     given = scene()
     folder.mkdir(parents=True, exist_ok=True)
     for name, kind in match.ALL_MATCHERS.items():
-        matcher = SETTINGS[name]() if name in SETTINGS else kind(**costs())
+        default = kind if name in OWN else partial(kind, **costs())
+        matcher = SETTINGS.get(name, default)()
         plan = matcher(given.input, given.target, given.anchors)[0]
         draw_plan(given, plan, name).savefig(folder / f"{name}.png", dpi=90)
 
