@@ -12,15 +12,11 @@ from uotod._check import check_flag, check_number
 
 
 class BoxCoder(ABC):
-    """Express boxes relative to their anchors; the base class of every coder.
-
-    Attributes:
-        needs: what `encode` and `decode` take besides the boxes, among "anchors" and "stride".
-    """
+    """Express boxes relative to their anchors; the base class of every coder."""
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """Return what `encode` and `decode` take besides the boxes."""
+        """Return what `encode` and `decode` take besides the boxes, among "anchors" and "stride"."""
         return ("anchors",)
 
     @abstractmethod
