@@ -35,11 +35,13 @@ def align(
         allowed = allowed & inside
     if inside_first:
         taken = largest(metric.masked_fill(~allowed, -math.inf), topk)
-        rivals = torch.where(taken.sum(1, keepdim=True) > 1, allowed, taken)
+        takers = taken.sum(1, dtype=torch.int32)  # (B, P)
+        rivals = taken | (allowed & (takers > 1).unsqueeze(1))
     else:
         taken = rivals = largest(metric, topk) & allowed
+        takers = taken.sum(1, dtype=torch.int32)
     index = overlap.masked_fill(~rivals, -math.inf).max(1).indices  # (B, P)
-    index = torch.where(taken.any(1), index, num_targets)
+    index = torch.where(takers > 0, index, num_targets)
     if topk2 is None:
         return index
     own = torch.arange(num_targets, device=index.device).view(1, -1, 1) == index.unsqueeze(1)
