@@ -25,6 +25,10 @@ class Case(NamedTuple):
 
 
 CASES = {
+    "BalancedPOT": Case(lambda **o: match.BalancedPOT(**COSTS, reg=0.05, **o), unit_rows=True, soft=True),
+    "BalancedPOT-log": Case(
+        lambda **o: match.BalancedPOT(**COSTS, pot_method="sinkhorn_log", reg=0.05, **o), unit_rows=True, soft=True
+    ),
     "BalancedSinkhorn": Case(lambda **o: match.BalancedSinkhorn(**COSTS, **o), unit_rows=True, soft=True),
     "BalancedSinkhorn-pot": Case(
         lambda **o: match.BalancedSinkhorn(**COSTS, solver="pot", reg=0.05, **o), unit_rows=True, soft=True
@@ -49,6 +53,7 @@ CASES = {
     "SoftMin-prediction": Case(
         lambda **o: match.SoftMin(source="prediction", reg=0.1, **COSTS, **o), unit_rows=True, soft=True
     ),
+    "UnbalancedPOT": Case(lambda **o: match.UnbalancedPOT(**COSTS, **o), soft=True),
     "UnbalancedSinkhorn": Case(lambda **o: match.UnbalancedSinkhorn(**COSTS, **o), soft=True),
     "UnbalancedSinkhorn-ssd": Case(
         lambda **o: match.UnbalancedSinkhorn(reg_pred=1e3, reg_target=1e-3, **COSTS, **o), soft=True

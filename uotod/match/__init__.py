@@ -1,15 +1,18 @@
 """Matchers: each turns the cost of predictions and targets into a transport plan."""
 
 from uotod.match._base import Matcher
+from uotod.match._sinkhorn import SinkhornResult
 from uotod.match.balanced_sinkhorn import BalancedSinkhorn
 from uotod.match.closest import ClosestPrediction, ClosestTarget, Min
 from uotod.match.hungarian import Hungarian
 from uotod.match.iou_threshold import IoUThreshold
+from uotod.match.pot import BalancedPOT, UnbalancedPOT
 from uotod.match.soft_min import SoftMin
 from uotod.match.unbalanced_sinkhorn import UnbalancedSinkhorn
 from uotod.match.weighted_sum import WeightedSum
 
 ALL_MATCHERS: dict[str, type[Matcher]] = {
+    "BalancedPOT": BalancedPOT,
     "BalancedSinkhorn": BalancedSinkhorn,
     "ClosestPrediction": ClosestPrediction,
     "ClosestTarget": ClosestTarget,
@@ -17,12 +20,14 @@ ALL_MATCHERS: dict[str, type[Matcher]] = {
     "IoUThreshold": IoUThreshold,
     "Min": Min,
     "SoftMin": SoftMin,
+    "UnbalancedPOT": UnbalancedPOT,
     "UnbalancedSinkhorn": UnbalancedSinkhorn,
     "WeightedSum": WeightedSum,
 }
 
 __all__ = [
     "ALL_MATCHERS",
+    "BalancedPOT",
     "BalancedSinkhorn",
     "ClosestPrediction",
     "ClosestTarget",
@@ -30,7 +35,9 @@ __all__ = [
     "IoUThreshold",
     "Matcher",
     "Min",
+    "SinkhornResult",
     "SoftMin",
+    "UnbalancedPOT",
     "UnbalancedSinkhorn",
     "WeightedSum",
 ]

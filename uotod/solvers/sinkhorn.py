@@ -21,6 +21,7 @@ from uotod.solvers._scaling import (
     write_plan,
 )
 
+NUM_ITER, TOL = 1000, 1e-6  # the defaults of all solvers and matchers
 SLOW = 0.6  # contraction of a sweep above which Newton steps overtake sweeps
 CHUNK_BYTES = 1 << 21
 
@@ -62,8 +63,8 @@ def solve_sinkhorn(
     reg_pred: float,
     reg_target: float,
     *,
-    num_iter: int = 200,
-    tol: float = 1e-6,
+    num_iter: int = NUM_ITER,
+    tol: float = TOL,
     sync_free: bool | None = None,
 ) -> Transport:
     r"""Solve entropic optimal transport for a batch of images, each on its own.
