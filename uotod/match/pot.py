@@ -27,9 +27,9 @@ class BalancedPOT(BalancedSinkhorn):
         >>> cost = torch.tensor([[[0.0, 1.0, 0.5], [1.0, 0.0, 0.5], [1.0, 1.0, 0.5]]])
         >>> mask = torch.ones(1, 2, dtype=torch.bool)
         >>> BalancedPOT(reg=0.1, pot_method="sinkhorn_log").compute_matching(cost, mask).round(decimals=2)
-        tensor([[[1., 0., 0.],
-                 [0., 1., 0.],
-                 [0., 0., 1.]]])
+        tensor([[[0.9900, 0.0000, 0.0100],
+                 [0.0000, 0.9900, 0.0100],
+                 [0.0100, 0.0100, 0.9900]]])
     """
 
     def __init__(self, **sinkhorn: Unpack[PotOptions]) -> None:
