@@ -73,8 +73,9 @@ def random_problem(index: int) -> Problem:
 
 def oracle_plan(problem: Problem) -> Array:
     """Return the plan (P, K), 0 on padding."""
-    cost, (a, b) = problem.cost[:, problem.columns], marginals(
-        len(problem.cost), int(problem.mask.sum()), problem.background
+    cost, (a, b) = (
+        problem.cost[:, problem.columns],
+        marginals(len(problem.cost), int(problem.mask.sum()), problem.background),
     )
     penalties = problem.reg, problem.reg_pred, problem.reg_target
     plan = np.zeros(problem.cost.shape)
