@@ -37,6 +37,7 @@ CASES = {
     "ClosestPrediction-threshold": Case(lambda **o: match.ClosestPrediction(**COSTS, threshold=1.0, **o)),
     "ClosestPrediction-uniform": Case(lambda **o: match.ClosestPrediction(**COSTS, uniform_background=True, **o)),
     "ClosestTarget": Case(lambda **o: match.ClosestTarget(**COSTS, **o), unit_rows=True),
+    "EMD": Case(lambda **o: match.EMD(**COSTS, **o), unit_rows=True, soft=True),  # ties: any vertex
     "Hungarian": Case(lambda **o: match.Hungarian(**COSTS, **o), unit_rows=True),
     "IoUThreshold": Case(lambda **o: match.IoUThreshold(**o), unit_rows=True, own_cost=True),
     "IoUThreshold-band": Case(
@@ -49,6 +50,11 @@ CASES = {
     ),
     "Min": Case(lambda **o: match.Min(**COSTS, **o)),
     "Min-prediction": Case(lambda **o: match.Min(source="prediction", **COSTS, **o), unit_rows=True),
+    "PartialOT": Case(lambda **o: match.PartialOT(**COSTS, **o), unit_rows=True, soft=True),
+    "PartialOT-exact": Case(
+        lambda **o: match.PartialOT(**COSTS, mass=0.7, solver="exact", **o), unit_rows=True, soft=True
+    ),
+    "PartialOT-part": Case(lambda **o: match.PartialOT(**COSTS, mass=0.7, **o), unit_rows=True, soft=True),
     "SoftMin": Case(lambda **o: match.SoftMin(**COSTS, **o), soft=True),
     "SoftMin-prediction": Case(
         lambda **o: match.SoftMin(source="prediction", reg=0.1, **COSTS, **o), unit_rows=True, soft=True

@@ -4,8 +4,10 @@ from uotod.match._base import Matcher
 from uotod.match._sinkhorn import SinkhornResult
 from uotod.match.balanced_sinkhorn import BalancedSinkhorn
 from uotod.match.closest import ClosestPrediction, ClosestTarget, Min
+from uotod.match.emd import EMD
 from uotod.match.hungarian import Hungarian
 from uotod.match.iou_threshold import IoUThreshold
+from uotod.match.partial_ot import PartialOT
 from uotod.match.pot import BalancedPOT, UnbalancedPOT
 from uotod.match.soft_min import SoftMin
 from uotod.match.unbalanced_sinkhorn import UnbalancedSinkhorn
@@ -16,9 +18,11 @@ ALL_MATCHERS: dict[str, type[Matcher]] = {
     "BalancedSinkhorn": BalancedSinkhorn,
     "ClosestPrediction": ClosestPrediction,
     "ClosestTarget": ClosestTarget,
+    "EMD": EMD,
     "Hungarian": Hungarian,
     "IoUThreshold": IoUThreshold,
     "Min": Min,
+    "PartialOT": PartialOT,
     "SoftMin": SoftMin,
     "UnbalancedPOT": UnbalancedPOT,
     "UnbalancedSinkhorn": UnbalancedSinkhorn,
@@ -27,6 +31,7 @@ ALL_MATCHERS: dict[str, type[Matcher]] = {
 
 __all__ = [
     "ALL_MATCHERS",
+    "EMD",
     "BalancedPOT",
     "BalancedSinkhorn",
     "ClosestPrediction",
@@ -35,6 +40,7 @@ __all__ = [
     "IoUThreshold",
     "Matcher",
     "Min",
+    "PartialOT",
     "SinkhornResult",
     "SoftMin",
     "UnbalancedPOT",
