@@ -23,6 +23,7 @@ COLORS = ["#d62728", "#1f77b4", "#2ca02c"]
 # rules that bring what they read; the others are drawn with the cost of `costs()`
 OWN = ("ATSS", "CenterRegion", "DynamicSoftLabel", "FCOS", "GridCell", "OTA", "SimOTA", "TaskAligned", "Uniform")
 SETTINGS: dict[str, Callable[[], Matcher]] = {
+    "BalancedPOT": lambda: match.BalancedPOT(reg=0.05, **costs()),
     "IoUThreshold": lambda: match.IoUThreshold(positive=0.5, negative=0.4, is_anchor_based=True),
     "SharedLayers": lambda: match.SharedLayers(match.Hungarian(**costs())),
     "UnionVote": lambda: match.UnionVote(match.Hungarian(copies=3, **costs())),

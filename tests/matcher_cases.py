@@ -32,6 +32,10 @@ CASES = {
         own_cost=True,
         geometric=True,
     ),
+    "BalancedPOT": Case(lambda **o: match.BalancedPOT(**COSTS, reg=0.05, **o), unit_rows=True, soft=True),
+    "BalancedPOT-log": Case(
+        lambda **o: match.BalancedPOT(**COSTS, pot_method="sinkhorn_log", reg=0.05, **o), unit_rows=True, soft=True
+    ),
     "BalancedSinkhorn": Case(lambda **o: match.BalancedSinkhorn(**COSTS, **o), unit_rows=True, soft=True),
     "BalancedSinkhorn-pot": Case(
         lambda **o: match.BalancedSinkhorn(**COSTS, solver="pot", reg=0.05, **o), unit_rows=True, soft=True
@@ -47,6 +51,8 @@ CASES = {
     "ClosestPrediction-threshold": Case(lambda **o: match.ClosestPrediction(**COSTS, threshold=1.0, **o)),
     "ClosestPrediction-uniform": Case(lambda **o: match.ClosestPrediction(**COSTS, uniform_background=True, **o)),
     "ClosestTarget": Case(lambda **o: match.ClosestTarget(**COSTS, **o), unit_rows=True),
+    "DynamicSoftLabel": Case(lambda **o: match.DynamicSoftLabel(**o), unit_rows=True, own_cost=True, geometric=True),
+    "EMD": Case(lambda **o: match.EMD(**COSTS, **o), unit_rows=True, soft=True),  # ties: any vertex
     "FCOS": Case(lambda **o: match.FCOS(**o), unit_rows=True, own_cost=True),
     "FCOS-box": Case(lambda **o: match.FCOS(radius=None, **COSTS, **o), unit_rows=True, own_cost=True),
     "GridCell": Case(lambda **o: match.GridCell(**o), unit_rows=True, own_cost=True, geometric=True),
@@ -57,7 +63,6 @@ CASES = {
     "GridCell-prediction": Case(
         lambda **o: match.GridCell(choose="prediction", ignore=None, **o), unit_rows=True, own_cost=True
     ),
-    "DynamicSoftLabel": Case(lambda **o: match.DynamicSoftLabel(**o), unit_rows=True, own_cost=True, geometric=True),
     "Hungarian": Case(lambda **o: match.Hungarian(**COSTS, **o), unit_rows=True),
     "Hungarian-copies": Case(lambda **o: match.Hungarian(**COSTS, copies=2, **o), unit_rows=True),
     "Hungarian-rounds": Case(lambda **o: match.Hungarian(**COSTS, rounds=2, **o), unit_rows=True),
@@ -77,6 +82,11 @@ CASES = {
     ),
     "Min": Case(lambda **o: match.Min(**COSTS, **o)),
     "Min-prediction": Case(lambda **o: match.Min(source="prediction", **COSTS, **o), unit_rows=True),
+    "PartialOT": Case(lambda **o: match.PartialOT(**COSTS, **o), unit_rows=True, soft=True),
+    "PartialOT-exact": Case(
+        lambda **o: match.PartialOT(**COSTS, mass=0.7, solver="exact", **o), unit_rows=True, soft=True
+    ),
+    "PartialOT-part": Case(lambda **o: match.PartialOT(**COSTS, mass=0.7, **o), unit_rows=True, soft=True),
     "SharedLayers": Case(lambda **o: match.SharedLayers(match.Hungarian(**COSTS, **o)), unit_rows=True, own_cost=True),
     "OTA": Case(lambda **o: match.OTA(**o), unit_rows=True, own_cost=True, geometric=True),
     "OTA-modules": Case(lambda **o: match.OTA(**COSTS, **o), unit_rows=True, own_cost=True, geometric=True),
@@ -103,6 +113,7 @@ CASES = {
         own_cost=True,
         geometric=True,
     ),
+    "UnbalancedPOT": Case(lambda **o: match.UnbalancedPOT(**COSTS, **o), soft=True),
     "UnbalancedSinkhorn": Case(lambda **o: match.UnbalancedSinkhorn(**COSTS, **o), soft=True),
     "UnbalancedSinkhorn-ssd": Case(
         lambda **o: match.UnbalancedSinkhorn(reg_pred=1e3, reg_target=1e-3, **COSTS, **o), soft=True

@@ -22,10 +22,6 @@ from uotod.match import (
     WeightedSum,
 )
 
-# the example of figure 1 of the paper: five predictions, targets A and B, the background
-FIGURE_1 = [[0.61, 0.96, 0.8], [1.34, 0.88, 0.8], [0.88, 0.89, 0.8], [0.4, 0.65, 0.8], [1.11, 0.73, 0.8]]
-A, B, BACKGROUND = 0, 1, 2
-
 
 def plan_of(matcher: Matcher, cost, mask=None) -> Tensor:
     """Return the plan (P, K) of one image's cost."""
@@ -268,23 +264,6 @@ class TestLimitsOfThePaper:
                 continue
             plan = matcher.compute_matching(torch.as_tensor(cost, dtype=dtype)[None], mask)[0]
             np.testing.assert_allclose(plan.double(), limit, atol=2e-3)
-
-    def test_figure_1(self) -> None:
-        rows = plan_of(ClosestTarget(), FIGURE_1).argmax(1)
-        assert rows.tolist() == [A, BACKGROUND, BACKGROUND, A, B]
-        columns = plan_of(ClosestPrediction(), FIGURE_1)[:, :2].argmax(0)
-        assert columns.tolist() == [3, 3]
-        hungarian = plan_of(Hungarian(), FIGURE_1)
-        assert hungarian[:, :2].nonzero().tolist() == [[3, A], [4, B]]
-        assert (hungarian[:, :2] * torch.tensor(FIGURE_1, dtype=torch.float64)[:, :2]).sum() == pytest.approx(1.13)
-
-    @pytest.mark.parametrize("penalties", [(math.inf, math.inf), (100.0, 0.01), (0.01, 100.0)])
-    def test_figure_1_at_its_regularization(self, penalties) -> None:
-        matcher = UnbalancedSinkhorn(
-            reg_pred=penalties[0], reg_target=penalties[1], reg=0.05, normalize_cost_matrix=False, tol=1e-9
-        )
-        expected = oracle.unbalanced_plan(FIGURE_1, *oracle.marginals(5, 2), 0.05, *penalties)
-        np.testing.assert_allclose(plan_of(matcher, FIGURE_1), expected, atol=1e-7)
 
 
 def separated(cost: np.ndarray, gap: float) -> bool:

@@ -320,3 +320,26 @@ def test_pot_refuses_what_it_does_not_know() -> None:
         solve_pot(*problem(3, 2), 0.1, 1.0, 1.0, backend="jax")
     with pytest.raises(ValueError, match=r"method must be one of .* got 'sinkhorn_translation_invariant'"):
         solve_pot(*problem(3, 2), 0.1, 1.0, 1.0, method="sinkhorn_translation_invariant")
+
+
+@pytest.mark.parametrize("sync_free", [False, True])
+@pytest.mark.parametrize("penalties", [(100, 100), (INF, 100), (100, INF), (1e4, 1e4), (INF, INF)])
+def test_float32_converges_at_a_reg_of_a_ten_thousandth(penalties: tuple[float, float], sync_free: bool) -> None:
+    for shape in [(5, 3), (12, 12), (20, 5), (40, 40)]:
+        cost, mass, active = problem(*shape, images=10, full=True, dtype=torch.float32)
+        for hard in (cost, (cost * 10).round() / 10, 1 - cost**4):  # ties, and few good pairs among many bad ones
+            transport = solve_sinkhorn(hard, mass, active, 1e-4, *penalties, sync_free=sync_free)
+            assert transport.residual.max() <= 1e-6
+            assert transport.iterations.max() <= 212
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_step_to_the_next_level_starves_no_column(dtype: torch.dtype) -> None:
+    """In float32, Newton's step from reg 4e-4 once emptied two columns for good, which no step could mend."""
+    ties = [[9, 9, 7, 9, 7], [4, 2, 8, 1, 6], [4, 6, 0, 2, 3], [5, 5, 5, 5, 5]]
+    cost = torch.tensor([ties], dtype=dtype) / 10
+    active, mass = torch.ones(1, 4, dtype=torch.bool), torch.tensor([[1.0, 1.0, 1.0, 2.0]], dtype=dtype)
+    for sync_free in (False, True):
+        transport = solve_sinkhorn(cost, mass, active, 1e-4, INF, 100, sync_free=sync_free)
+        assert transport.residual.max() <= 1e-6
+        assert_plans_close(transport.plan.sum(1), torch.ones(1, 5, dtype=dtype), 1e-5)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from abc import abstractmethod
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -13,10 +14,11 @@ from torch import Tensor
 from uotod._check import check_choice, check_flag, check_integer, check_number
 from uotod._plan import DensePlan, Plan
 from uotod._tensors import reads_values
-from uotod.match._base import MatcherOptions, PlanMatcher
+from uotod.match._base import MatcherOptions
 from uotod.match._checks import check_cost
-from uotod.solvers.pot import solve_pot
-from uotod.solvers.sinkhorn import Transport, solve_sinkhorn
+from uotod.match._regularization import Regularization, RegularizedMatcher
+from uotod.solvers.pot import pot_methods, solve_pot
+from uotod.solvers.sinkhorn import NUM_ITER, TOL, Transport, solve_sinkhorn
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -41,46 +43,49 @@ class SinkhornResult(NamedTuple):
     residual: Tensor
 
 
-class SinkhornOptions(MatcherOptions, total=False):
-    """Types of the arguments that every Sinkhorn matcher takes."""
+class EntropicOptions(MatcherOptions, total=False):
+    """Types of the arguments that every matcher with an entropy takes."""
 
-    reg_dimless: float
-    reg: float | None
+    reg_dimless: Regularization
+    reg: Regularization | None
     normalize_cost_matrix: bool
     num_iter: int
     tol: float
-    solver: str
     on_unconverged: str
 
 
-class SinkhornMatcher(PlanMatcher):
-    """Match by entropic transport; the subclasses document the arguments."""
+class PotOptions(EntropicOptions, total=False):
+    """Types of the arguments of a balanced matcher that POT solves."""
+
+    pot_method: str | None
+
+
+class SinkhornOptions(PotOptions, total=False):
+    """Types of the arguments that every Sinkhorn matcher takes."""
+
+    solver: str
+
+
+class EntropicMatcher(RegularizedMatcher):
+    """Match by a transport problem with entropy; the subclasses document the arguments and implement `_transport`."""
 
     def __init__(
         self,
         *,
-        reg_pred: float,
-        reg_target: float,
-        reg_dimless: float = 0.12,
-        reg: float | None = None,
+        reg_dimless: Regularization = 0.12,
+        reg: Regularization | None = None,
         normalize_cost_matrix: bool = True,
-        num_iter: int = 1000,
-        tol: float = 1e-6,
-        solver: str = "torch",
+        num_iter: int = NUM_ITER,
+        tol: float = TOL,
         on_unconverged: str = "warn",
         **matcher: Unpack[MatcherOptions],
     ) -> None:
         super().__init__(**matcher)
-        check_choice("solver", solver, ("torch", "pot"))
         check_choice("on_unconverged", on_unconverged, ("warn", "raise", "ignore"))
-        self.reg_pred = check_number("reg_pred", reg_pred, low=0.0, finite=False)
-        self.reg_target = check_number("reg_target", reg_target, low=0.0, finite=False)
-        self.reg_dimless = check_number("reg_dimless", reg_dimless, low=0.0, low_open=True)
-        self.reg = None if reg is None else check_number("reg", reg, low=0.0, low_open=True)
+        self._set_regularization(reg_dimless, reg)
         self.normalize_cost_matrix = check_flag("normalize_cost_matrix", normalize_cost_matrix)
         self.num_iter = check_integer("num_iter", num_iter, low=1)
         self.tol = check_number("tol", tol, low=0.0, low_open=True)
-        self.solver = solver
         self.on_unconverged = on_unconverged
 
     @torch.no_grad()
@@ -99,13 +104,59 @@ class SinkhornMatcher(PlanMatcher):
             transport.residual,
         )
 
-    def extra_repr(self) -> str:
-        """Return the arguments for `repr`."""
-        reg = f"reg={self.reg}" if self.reg is not None else f"reg_dimless={self.reg_dimless}"
-        return f"reg_pred={self.reg_pred}, reg_target={self.reg_target}, {reg}, solver={self.solver!r}"
-
     def _match(self, cost: Tensor, mask: Tensor) -> Plan:
         return DensePlan.from_columns(self._transport(cost, mask).plan, mask.shape[1])
+
+    @abstractmethod
+    def _transport(self, cost: Tensor, mask: Tensor) -> Transport:
+        """Solve a target-major cost (B, K, P)."""
+
+    def _report(self, residual: Tensor) -> None:
+        """Warn or raise if a plan missed `tol`."""
+        if self.on_unconverged == "ignore" or not reads_values(residual, self.validate) or not residual.numel():
+            return
+        worst = float(residual.max())
+        if worst <= max(self.tol, 8 * torch.finfo(residual.dtype).eps):  # rounding leaves no less
+            return
+        message = (
+            f"{type(self).__name__} reached a residual of {worst:.1e} after num_iter={self.num_iter} steps, above "
+            f"tol={self.tol:.1e}: {self._remedy()}"
+        )
+        if self.on_unconverged == "raise":
+            raise RuntimeError(message)
+        warnings.warn(message, stacklevel=2)
+
+    def _remedy(self) -> str:
+        return "raise num_iter, tol or reg"
+
+
+class SinkhornMatcher(EntropicMatcher):
+    """Match by balanced or unbalanced entropic transport; the subclasses document the arguments."""
+
+    def __init__(
+        self,
+        *,
+        reg_pred: float,
+        reg_target: float,
+        solver: str = "torch",
+        pot_method: str | None = None,
+        **entropic: Unpack[EntropicOptions],
+    ) -> None:
+        super().__init__(**entropic)
+        check_choice("solver", solver, ("torch", "pot"))
+        self.reg_pred = check_number("reg_pred", reg_pred, low=0.0, finite=False)
+        self.reg_target = check_number("reg_target", reg_target, low=0.0, finite=False)
+        self.solver = solver
+        if pot_method is not None:
+            if solver != "pot":
+                raise ValueError(f"pot_method={pot_method!r} needs solver='pot', got solver={solver!r}")
+            check_choice("pot_method", pot_method, pot_methods(reg_pred, reg_target))
+        self.pot_method = pot_method
+
+    def extra_repr(self) -> str:
+        """Return the arguments for `repr`."""
+        solver = f"solver={self.solver!r}" + (f", pot_method={self.pot_method!r}" if self.pot_method else "")
+        return f"reg_pred={self.reg_pred}, reg_target={self.reg_target}, {self._regularization_repr()}, {solver}"
 
     def _transport(self, cost: Tensor, mask: Tensor) -> Transport:
         """Solve a target-major cost (B, K, P)."""
@@ -113,20 +164,23 @@ class SinkhornMatcher(PlanMatcher):
         if self.background:
             active = torch.cat((mask, mask.new_ones(len(mask), 1)), dim=1)
         self._check_feasible(cost, active)
-        if self.normalize_cost_matrix and cost.numel():
-            finite = cost.isfinite() & active.unsqueeze(-1)
-            scale = cost.abs().masked_fill(~finite, 0).amax((1, 2), keepdim=True)
-            cost = cost / torch.where(scale > 0, scale, 1.0)
+        if self.normalize_cost_matrix:
+            cost = normalized(cost, active)
         preds = cost.shape[2]
-        reg = self.reg if self.reg is not None else self.reg_dimless / (math.log(2 * max(preds, 1)) + 1)
         column_mass = column_masses(mask, preds, self.background, cost.dtype)
-        solve = (
-            solve_sinkhorn
-            if self.solver == "torch"
-            else partial(solve_pot, backend="torch" if cost.is_cuda else "numpy")
-        )
+        solve = solve_sinkhorn
+        if self.solver == "pot":
+            backend = "torch" if cost.is_cuda else "numpy"
+            solve = partial(solve_pot, backend=backend, method=self.pot_method or "sinkhorn")
         transport = solve(
-            cost, column_mass, active, reg, self.reg_pred, self.reg_target, num_iter=self.num_iter, tol=self.tol
+            cost,
+            column_mass,
+            active,
+            self._regularization(preds),
+            self.reg_pred,
+            self.reg_target,
+            num_iter=self.num_iter,
+            tol=self.tol,
         )
         self._report(transport.residual)
         return transport
@@ -149,20 +203,18 @@ class SinkhornMatcher(PlanMatcher):
                     f"{side} {index}"
                 )
 
-    def _report(self, residual: Tensor) -> None:
-        """Warn or raise if a plan missed `tol`."""
-        if self.on_unconverged == "ignore" or not reads_values(residual, self.validate) or not residual.numel():
-            return
-        worst = float(residual.max())
-        if worst <= max(self.tol, 8 * torch.finfo(residual.dtype).eps):  # rounding leaves no less
-            return
-        message = (
-            f"{type(self).__name__} reached a residual of {worst:.1e} after num_iter={self.num_iter} steps, above "
-            f"tol={self.tol:.1e}: raise num_iter, tol or reg, or lower reg_pred and reg_target"
-        )
-        if self.on_unconverged == "raise":
-            raise RuntimeError(message)
-        warnings.warn(message, stacklevel=2)
+    def _remedy(self) -> str:
+        balanced = math.isinf(self.reg_pred) and math.isinf(self.reg_target)
+        return super()._remedy() + ("" if balanced else ", or lower reg_pred and reg_target")
+
+
+def normalized(cost: Tensor, active: Tensor) -> Tensor:
+    """Return a target-major cost (B, K, P) divided by each image's largest absolute entry in active (B, K) columns."""
+    if not cost.numel():
+        return cost
+    finite = cost.isfinite() & active.unsqueeze(-1)
+    scale = cost.abs().masked_fill(~finite, 0).amax((1, 2), keepdim=True)
+    return cost / torch.where(scale > 0, scale, 1.0)
 
 
 def column_masses(mask: Tensor, preds: int, background: bool, dtype: torch.dtype) -> Tensor:

@@ -24,12 +24,17 @@ class BalancedSinkhorn(SinkhornMatcher):
     tends to that of `Hungarian` (De Plaen et al., CVPR 2023, prop. 1).
 
     Args:
-        reg_dimless: the entropic regularisation is `reg_dimless / (ln(2 P) + 1)`.
-        reg: the entropic regularisation itself, in units of the normalised cost; overrides `reg_dimless`.
+        reg_dimless: the entropic regularisation is `reg_dimless / (ln(2 P) + 1)`; a number, or a schedule: a callable
+            that returns one for the step given to `set_step`.
+        reg: the entropic regularisation itself, in units of the normalised cost, a number or a schedule; overrides
+            `reg_dimless`.
         normalize_cost_matrix: divide each image's cost by its largest absolute entry, background included.
         num_iter: largest number of steps.
         tol: largest residual of a converged plan: the mass that a further sweep would move, where a prediction has 1.
-        solver: "torch", batched and accelerated, or "pot", which hands each image to the POT library.
+        solver: "torch", batched and accelerated, or "pot", which hands each image to the POT library; what it returns
+            is checked, and a RuntimeError raised if it is not finite or without mass.
+        pot_method: POT's name of its method, with `solver="pot"`: "sinkhorn" (the default), "sinkhorn_stabilized",
+            "sinkhorn_log", "sinkhorn_epsilon_scaling" or "greenkhorn".
         on_unconverged: what to do on the CPU if `num_iter` steps leave a larger residual: "warn", "raise" or "ignore".
 
     The other arguments are those of `Matcher`.

@@ -31,12 +31,17 @@ class UnbalancedSinkhorn(SinkhornMatcher):
     Args:
         reg_pred: penalty on the mass of the predictions, in [0, inf], in units of the normalised cost.
         reg_target: penalty on the mass of targets and background, in [0, inf], likewise.
-        reg_dimless: the entropic regularisation is `reg_dimless / (ln(2 P) + 1)`.
-        reg: the entropic regularisation itself, in units of the normalised cost; overrides `reg_dimless`.
+        reg_dimless: the entropic regularisation is `reg_dimless / (ln(2 P) + 1)`; a number, or a schedule: a callable
+            that returns one for the step given to `set_step`.
+        reg: the entropic regularisation itself, in units of the normalised cost, a number or a schedule; overrides
+            `reg_dimless`.
         normalize_cost_matrix: divide each image's cost by its largest absolute entry, background included.
         num_iter: largest number of steps.
         tol: largest residual of a converged plan: the mass that a further sweep would move, where a prediction has 1.
-        solver: "torch", batched and accelerated, or "pot", which hands each image to the POT library.
+        solver: "torch", batched and accelerated, or "pot", which hands each image to the POT library; what it returns
+            is checked, and a RuntimeError raised if it is not finite or without mass.
+        pot_method: POT's name of its method, with `solver="pot"`: "sinkhorn" (the default) or "sinkhorn_stabilized";
+            with two infinite penalties also those that `BalancedSinkhorn` names.
         on_unconverged: what to do on the CPU if `num_iter` steps leave a larger residual: "warn", "raise" (a
             RuntimeError) or "ignore".
 

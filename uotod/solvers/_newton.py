@@ -173,6 +173,8 @@ def _propose(state: State, problem: Problem, kernel: Kernel, accepted: Tensor) -
     is_sweep = horizon < 1.5
     step = torch.where(is_sweep.unsqueeze(1), state.gap, _direction(state, problem, kernel, horizon.unsqueeze(1)))
     finer = accepted & (state.reg > problem.reg).squeeze(1) & (state.merit <= LOOSE)
+    # nothing judges the step to the next level, and one that goes far may starve columns there
+    step = torch.where((finer & (step.abs().amax(1) > FARTHEST)).unsqueeze(1), state.gap, step)
     candidate = state.potential + state.reg * step
     return state._replace(
         candidate=torch.where(state.done.unsqueeze(1), state.potential, candidate),

@@ -7,9 +7,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from uotod.solvers.sinkhorn import Transport, blank
+from uotod.solvers.sinkhorn import NUM_ITER, TOL, Transport, blank
 
-METHODS = ("sinkhorn", "sinkhorn_stabilized")
+# of POT's other unbalanced methods, "sinkhorn_reg_scaling" is "sinkhorn" under another name, and
+# "sinkhorn_translation_invariant" returns another plan where the two penalties differ
+UNBALANCED_METHODS = ("sinkhorn", "sinkhorn_stabilized")
+BALANCED_METHODS = (*UNBALANCED_METHODS, "sinkhorn_log", "sinkhorn_epsilon_scaling", "greenkhorn")
 BACKENDS = ("numpy", "torch")
 
 
@@ -23,6 +26,11 @@ class _Image(NamedTuple):
     residual: float
 
 
+def pot_methods(reg_pred: float, reg_target: float) -> tuple[str, ...]:
+    """Return the names of POT's methods that solve the problem of these penalties."""
+    return BALANCED_METHODS if math.isinf(reg_pred) and math.isinf(reg_target) else UNBALANCED_METHODS
+
+
 def solve_pot(
     cost: Tensor,
     column_mass: Tensor,
@@ -31,8 +39,8 @@ def solve_pot(
     reg_pred: float,
     reg_target: float,
     *,
-    num_iter: int = 10_000,
-    tol: float = 1e-6,
+    num_iter: int = NUM_ITER,
+    tol: float = TOL,
     backend: str = "numpy",
     method: str = "sinkhorn",
 ) -> Transport:
@@ -54,7 +62,7 @@ def solve_pot(
         num_iter: most iterations.
         tol: mass moved by a further sweep at which POT should stop.
         backend: "numpy", or "torch" to stay on the device of `cost`.
-        method: "sinkhorn" or "sinkhorn_stabilized". POT's other unbalanced methods solve other problems.
+        method: POT's name of one, of those in `pot_methods`.
 
     Returns:
         As `solve_sinkhorn`; the residual covers both sides, because POT ends on the columns.
@@ -68,8 +76,8 @@ def solve_pot(
     """
     if backend not in BACKENDS:
         raise ValueError(f"backend must be one of {BACKENDS}, got {backend!r}")
-    if method not in METHODS:
-        raise ValueError(f"method must be one of {METHODS}, got {method!r}")
+    if method not in pot_methods(reg_pred, reg_target):
+        raise ValueError(f"method must be one of {pot_methods(reg_pred, reg_target)}, got {method!r}")
     out, preds = blank(cost), cost.shape[2]
     out.plan.zero_()
     regs = torch.as_tensor(reg, dtype=torch.float64).expand(len(cost)).tolist()
@@ -125,7 +133,7 @@ def _solve_image(
             f"POT's {method!r} failed numerically at reg={reg:g}, reg_pred={reg_pred:g}, reg_target={reg_target:g}: "
             "raise reg or use solver='torch'"
         )
-    log_row, log_column = (x.to(cost.device) for x in _log_scalings(log))
+    log_row, log_column = (x.to(cost.device) for x in _log_scalings(log, reg))
     whole, potential = torch.zeros_like(cost), torch.zeros_like(cost[:, 0])
     whole[allowed], potential[allowed] = part, reg * log_row
     moved_rows = _moved(part.sum(1), preds * row_mass, log_row, reg, reg_pred)
@@ -134,10 +142,13 @@ def _solve_image(
     return _Image(whole, potential, reg * log_column, _count(log), residual)
 
 
-def _log_scalings(log: dict[str, Any]) -> tuple[Tensor, Tensor]:
-    """Return the logarithms of POT's scalings `u` (P,) and `v` (K,), which its balanced "sinkhorn" reports plain."""
-    if "logu" in log:
-        return torch.as_tensor(log["logu"]), torch.as_tensor(log["logv"])
+def _log_scalings(log: dict[str, Any], reg: float) -> tuple[Tensor, Tensor]:
+    """Return the logarithms of POT's scalings `u` (P,) and `v` (K,), which each of its methods reports its own way."""
+    for names in (("logu", "logv"), ("log_u", "log_v")):
+        if names[0] in log:
+            return torch.as_tensor(log[names[0]]), torch.as_tensor(log[names[1]])
+    if "alpha" in log:
+        return torch.as_tensor(log["alpha"]) / reg, torch.as_tensor(log["beta"]) / reg
     return torch.as_tensor(log["u"]).log(), torch.as_tensor(log["v"]).log()
 
 
