@@ -39,7 +39,7 @@ class PartialOT(EntropicMatcher):
         reg_dimless: the entropic regularisation is `reg_dimless / (ln(2 P) + 1)`; a number, or a schedule: a callable
             that returns one for the step given to `set_step`. Not read by the exact solver.
         reg: the entropic regularisation itself, in units of the normalised cost, a number or a schedule; overrides
-            `reg_dimless`. Below 0.02 with few predictions, the solver may take more steps than the default.
+            `reg_dimless`.
         normalize_cost_matrix: divide each image's cost of targets by its largest absolute entry.
         num_iter: largest number of sweeps.
         tol: largest residual of a converged plan: the mass that a further sweep would move, where a prediction has 1.

@@ -51,17 +51,16 @@ def _solve_image(cost: np.ndarray, column_mass: np.ndarray, row_mass: np.ndarray
     import ot
 
     forbidden = ~np.isfinite(cost)
-    if forbidden.any():
-        # so dear that the least mass of a vertex there, 1 / K of the smallest, outweighs all that could be saved
-        finite = cost[~forbidden] if not forbidden.all() else np.zeros(1)
-        span = float(finite.max() - finite.min()) + 1.0
-        least = min(float(column_mass.min()), float(row_mass.min()))
-        dear = span * (1.0 + float(row_mass.sum()) * len(column_mass) / least)
-        cost = np.where(forbidden, dear, cost - finite.min())
-    column_mass = column_mass * (row_mass.sum() / column_mass.sum())  # equal sums to the last bit
-    plan, log = ot.emd(column_mass, row_mass, np.ascontiguousarray(cost), numItermax=PIVOTS, log=True)
+    finite = cost[~forbidden] if not forbidden.all() else np.zeros(1)
+    low, high = float(finite.min()), float(finite.max())
+    # a forbidden pair is so dear that the least mass of a vertex there outweighs all that could be saved elsewhere
+    least = min(float(column_mass.min()), float(row_mass.min()))
+    dear = (high - low + 1.0) * (1.0 + float(row_mass.sum()) * len(column_mass) / least)
+    # from 0 on: POT 0.9.7 calls some problems of negative costs infeasible
+    cost = np.ascontiguousarray(np.where(forbidden, dear, cost - low))
+    plan, log = ot.emd(column_mass, row_mass, cost, numItermax=PIVOTS, log=True)
     if log["warning"] is not None:
         raise RuntimeError(f"POT's network simplex failed in image {image}: {log['warning']}")
-    if plan[forbidden].sum() > 1e-9 * row_mass.sum():
+    if plan[forbidden].sum() > 1e-9 * plan.sum():
         raise ValueError(f"the cost must leave a plan with the marginals, got too many inf in image {image}")
     return np.asarray(np.where(forbidden, 0.0, plan))

@@ -14,7 +14,8 @@ WARM = 3  # blocks at each level but the last
 BLOCK = 5  # sweeps between two Newton steps, and between two looks at the residual
 LARGEST = math.exp(40.0)  # factor by which a block may scale a row or column: what underflows stays negligible
 LONGEST = 1000.0  # entry of a Newton step, in units of reg
-LENGTHS = (1.0, 0.25, 0.0625, 0.015)  # of the step, of which the best is kept
+LENGTHS = tuple(0.25**k for k in range(8))  # of the step, of which the best is kept: kinks may be near
+MARGINS = (0.0, 0.01, -0.01)  # log row sums from which on a row is taken as full: it may cease or begin to be so
 RIDGE = 1e-10
 
 
@@ -50,18 +51,17 @@ def solve_partial(
 
     The solution is `π_ij = exp((f_i + g_j + λ − C_ij) / reg)` with `f, g ≤ 0`, which is 0 where the bound is not met. A
     sweep maximises the concave dual over `g`, `f` and `λ` in turn, each in closed form. After every fifth, a Newton
-    step on those `g` that are not held by their bound and on `λ`, with `f` eliminated, is kept where it raises the
-    dual; and `reg` is annealed. All is done in float64, on kernels that hold the plan at the last potentials, so that
-    small `reg` cannot underflow. From a reg of 0.02 of the cost's scale on a few dozen sweeps are typical; below, as
-    few predictions change sides at a time, some problems take more than the default allows.
+    step on those `g` that are not held by their bound and on `λ`, with `f` eliminated, is taken where it raises the
+    dual, at the length that does so most; and `reg` is annealed. All is done in float64, on kernels that hold the plan
+    at the last potentials, so that small `reg` cannot underflow.
 
     Args:
         cost: (B, T, P); `inf` forbids a pair.
         mask: (B, T) bool, False for padding, whose cost is not read.
         total: (B,) mass to transport, at most `min(P, T_b)`.
         reg: weight of the entropy, finite and positive.
-        num_iter: most sweeps, in blocks of 5; a block costs O(B·T²·P).
-        tol: mass that a further sweep moves in a row or column at which the batch is finished. The check
+        num_iter: most sweeps, in blocks of 5; a block costs O(B·T²·P) and 30 times O(B·T·P).
+        tol: mass that a further sweep moves in a row or column at which an image is finished. The check
             synchronises with a GPU.
 
     Returns:
@@ -163,51 +163,54 @@ def _sweeps(cost: Tensor, at: _Dual, mass: Tensor, reg: float) -> tuple[_Dual, T
 
 
 def _newton(cost: Tensor, at: _Dual, mass: Tensor, count: Tensor, reg: float) -> _Dual:
-    """Return the point after a Newton step where that raises the dual, and elsewhere the point as it was."""
+    """Return the point after the Newton step that raises the dual most, and where none does the point as it was."""
     # g + c and λ − c are the same plan, and the largest g is best at 0: it is held there, which makes the step unique
     present = (cost < math.inf).any(2)
     peak = at.target.masked_fill(~present, -math.inf).amax(1, keepdim=True).clamp(min=-1e30)
     target, level = (at.target - peak).clamp(max=0.0), at.level + peak
-    here, value, plan = _evaluate(cost, target, level, mass, reg)
-    column, bound = plan.sum(2), plan.sum(1) > 1 - 1e-12
-    rising = 1 - column
-    held = ~present | ((target >= -1e-12 * reg) & (rising > 0)) | (target == target.amax(1, keepdim=True))
-    rows = torch.where(bound.unsqueeze(1), plan, 0.0)
-    hessian = column.diag_embed() - torch.bmm(rows, rows.transpose(1, 2))  # of the columns' g, times −reg
-    border = hessian.sum(2, keepdim=True)
-    whole = torch.cat(
-        (
-            torch.cat((hessian, border), dim=2),
-            torch.cat((border.transpose(1, 2), border.sum(1, keepdim=True)), dim=2),
-        ),
-        dim=1,
-    )  # (B, T + 1, T + 1)
-    free = torch.cat((~held, torch.ones_like(held[:, :1])), dim=1)
-    whole = torch.where(free.unsqueeze(1) & free.unsqueeze(2), whole, 0.0)
-    whole = whole + torch.where(free, RIDGE, 1.0).diag_embed()
-    right = torch.where(free, torch.cat((rising, mass - column.sum(1, keepdim=True)), dim=1), 0.0)
-    factor, failed = torch.linalg.cholesky_ex(whole)
-    step = torch.cholesky_solve(right.unsqueeze(2), factor).squeeze(2)
-    step = torch.where(step.isfinite() & (failed == 0).unsqueeze(1), step, 0.0).clamp(-LONGEST, LONGEST)
+    here, value, plan, row = _evaluate(cost, target, level, mass, reg)
+    column = plan.sum(2)
+    pinned = torch.zeros_like(present).scatter(1, torch.where(present, target, -math.inf).argmax(1, keepdim=True), True)
+    whole = mass >= count  # where all targets give all their mass, a bound on g only says where λ is
+    held = ~present | pinned | ((target >= -1e-12 * reg) & (column < 1) & ~whole)
     best, least = here, value - 1e-14 * value.abs()
-    for length in LENGTHS:
-        moved, raised = target + length * reg * step[:, :-1], level + length * reg * step[:, -1:]
-        # where all targets give all their mass, a bound on g only says where λ is
-        over = torch.where(mass >= count, moved.amax(1, keepdim=True), 0.0)
-        there, reached, _ = _evaluate(cost, (moved - over).clamp(max=0.0), raised + over, mass, reg)
-        better = (reached >= least).unsqueeze(1)
-        best = _Dual(*(torch.where(better, new, old) for new, old in zip(there, best, strict=True)))
-        least = torch.maximum(least, reached)
+    for margin in MARGINS:
+        step = _direction(torch.where((row > margin).unsqueeze(1), plan, 0.0), column, held, mass)
+        for length in LENGTHS:
+            moved, raised = target + length * reg * step[:, :-1], level + length * reg * step[:, -1:]
+            over = torch.where(whole, moved.amax(1, keepdim=True), 0.0)
+            there, reached, _, _ = _evaluate(cost, (moved - over).clamp(max=0.0), raised + over, mass, reg)
+            better = (reached >= least).unsqueeze(1)
+            best = _Dual(*(torch.where(better, new, old) for new, old in zip(there, best, strict=True)))
+            least = torch.maximum(least, reached)
     return best
 
 
-def _evaluate(cost: Tensor, target: Tensor, level: Tensor, mass: Tensor, reg: float) -> tuple[_Dual, Tensor, Tensor]:
-    """Return the point with the best `f`, the dual there, (B,), and the plan (B, T, P)."""
+def _direction(bound: Tensor, column: Tensor, held: Tensor, mass: Tensor) -> Tensor:
+    """Return Newton's step (B, T + 1) in `g` and `λ`, in units of reg; `bound` is the plan of the full rows alone."""
+    hessian = column.diag_embed() - torch.bmm(bound, bound.transpose(1, 2))  # of the columns' g, times −reg
+    border = hessian.sum(2, keepdim=True)
+    corner = border.sum(1, keepdim=True)
+    whole = torch.cat((torch.cat((hessian, border), 2), torch.cat((border.transpose(1, 2), corner), 2)), 1)
+    free = torch.cat((~held, torch.ones_like(held[:, :1])), dim=1)
+    whole = torch.where(free.unsqueeze(1) & free.unsqueeze(2), whole, 0.0)
+    whole = whole + torch.where(free, RIDGE, 1.0).diag_embed()
+    right = torch.where(free, torch.cat((1 - column, mass - column.sum(1, keepdim=True)), dim=1), 0.0)
+    factor, failed = torch.linalg.cholesky_ex(whole)
+    step = torch.cholesky_solve(right.unsqueeze(2), factor).squeeze(2)
+    return torch.where(step.isfinite() & (failed == 0).unsqueeze(1), step, 0.0).clamp(-LONGEST, LONGEST)
+
+
+def _evaluate(
+    cost: Tensor, target: Tensor, level: Tensor, mass: Tensor, reg: float
+) -> tuple[_Dual, Tensor, Tensor, Tensor]:
+    """Return the point with the best `f`, the dual there (B,), the plan (B, T, P), and log row sums without `f`."""
     score = ((target + level).unsqueeze(2) - cost) / reg
-    pred = (-reg * score.logsumexp(1)).clamp(max=0.0)
+    row = score.logsumexp(1)
+    pred = (-reg * row).clamp(max=0.0)
     plan = (score + pred.unsqueeze(1) / reg).exp()
     value = pred.sum(1) + target.sum(1) + (level * mass).squeeze(1) - reg * plan.sum((1, 2))
-    return _Dual(pred, target, level), value, plan
+    return _Dual(pred, target, level), value, plan, row
 
 
 def _moved(mass: Tensor, potential: Tensor, reg: float) -> Tensor:
