@@ -12,6 +12,7 @@ from uotod._plan import DensePlan, Plan
 from uotod._targets import TargetInput
 from uotod._tensors import reads_values
 from uotod.loss._classify import Classifier, ClassLabels, fold_quality
+from uotod.loss._given import given_plan
 from uotod.loss._layers import name_terms, per_layer
 from uotod.loss._locate import localization_losses
 from uotod.loss._quality import Quality, check_quality, pair_quality
@@ -142,7 +143,13 @@ class DetectionLoss(_Loss):
         self.normalizer = MassNormalizer() if normalizer is None else normalizer
         self.validate = check_flag("validate", validate)
 
-    def forward(self, input: PredictionDict, target: TargetInput, anchors: AnchorInput | None = None) -> Tensor:
+    def forward(
+        self,
+        input: PredictionDict,
+        target: TargetInput,
+        anchors: AnchorInput | None = None,
+        plan: Tensor | None = None,
+    ) -> Tensor:
         """Return the loss, a tensor without dimensions.
 
         Args:
@@ -152,15 +159,21 @@ class DetectionLoss(_Loss):
             target: dict with `labels` (B, T) or one-hot (B, T, C), `boxes` (B, T, 4), xyxy, and optionally `mask`,
                 `ignore` and `weight` (B, T), see `Matcher`; or a list of one dict an image.
             anchors: (P, 4) or (B, P, 4) boxes, xyxy, `Anchors` or `Points`, for matchers that need them.
+            plan: a plan for all layers that replaces the matcher's, as it is: (B, P, T + 1) masses in the layout of
+                the matcher, or (B, P) integers, the target of each prediction, T for the background, -1 for ignored.
 
         Raises:
             TypeError: an argument or an entry has the wrong type or dtype.
             ValueError: a key is missing, or a shape, a device or a value is wrong.
         """
-        return self.terms(input, target, anchors)["loss"]
+        return self.terms(input, target, anchors, plan)["loss"]
 
     def terms(
-        self, input: PredictionDict, target: TargetInput, anchors: AnchorInput | None = None
+        self,
+        input: PredictionDict,
+        target: TargetInput,
+        anchors: AnchorInput | None = None,
+        plan: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Return the loss and what it is made of. Arguments as in `forward`.
 
@@ -175,7 +188,8 @@ class DetectionLoss(_Loss):
         batch = parse_batch(input, target, anchors, nonfinite=matcher.nonfinite, validate=validate, auxiliary=True)
         bg_class = self._background_class(batch)
         with torch.autocast(batch.predictions.logits.device.type, enabled=False):
-            return self._terms(batch, matcher.plan(batch), bg_class)
+            matched = matcher.plan(batch) if plan is None else given_plan(plan, batch, matcher.background, validate)
+            return self._terms(batch, matched, bg_class)
 
     def extra_repr(self) -> str:
         """Return the arguments for `repr`."""
