@@ -9,6 +9,7 @@ from uotod.loss.branches import Branch, Branches
 from uotod.loss.detection import DetectionLoss
 from uotod.loss.distribution import DistributionFocalLoss
 from uotod.loss.eiou import EIoULoss, ExtendedIoULoss
+from uotod.loss.errors import detection_errors
 from uotod.loss.focal import SigmoidFocalCost, SigmoidFocalLoss
 from uotod.loss.ghm import GHMCLoss
 from uotod.loss.inner_iou import InnerIoULoss
@@ -112,4 +113,5 @@ __all__ = [
     "TotalMassNormalizer",
     "VarifocalLoss",
     "WiseIoULoss",
+    "detection_errors",
 ]

@@ -151,7 +151,8 @@ class DetectionLoss(_Loss):
                 layer.
             target: dict with `labels` (B, T) or one-hot (B, T, C), `boxes` (B, T, 4), xyxy, and optionally `mask`,
                 `ignore` and `weight` (B, T), see `Matcher`; or a list of one dict an image.
-            anchors: (P, 4) or (B, P, 4) boxes, xyxy, `Anchors` or `Points`, for matchers that need them.
+            anchors: (P, 4) or (B, P, 4) boxes, xyxy, `Anchors` or `Points`, for matchers, sub-losses and qualities
+                that need them.
             plan: a plan for all layers that replaces the matcher's, as it is: (B, P, T + 1) masses in the layout of
                 the matcher, or (B, P) integers, the target of each prediction, T for the background, -1 for ignored.
 
@@ -188,7 +189,10 @@ class DetectionLoss(_Loss):
         """Return the arguments for `repr`."""
         return (
             f"bg_class_position={self.bg_class_position!r}, use_hard_negative_mining={self.use_hard_negative_mining}, "
-            f"neg_to_pos_ratio={self.neg_to_pos_ratio}, reduction={self.reduction!r}"
+            f"neg_to_pos_ratio={self.neg_to_pos_ratio}, reduction={self.reduction!r}, "
+            f"quality={self.quality!r}, obj_quality={self.obj_quality!r}, loc_quality={self.loc_quality!r}, "
+            f"cls_background={self.cls_background}, obj_background={self.obj_background}, "
+            f"layer_weights={self.layer_weights}"
         )
 
     def _terms(self, batch: Batch, plan: Plan, bg_class: int | None, validate: bool) -> dict[str, Tensor]:
