@@ -144,10 +144,11 @@ def _judge(
     """Accept the candidates where gap and residual shrink, or where the concave dual still rises at their end."""
     demand = (problem.log_mass - state.candidate / penalties.target).clamp(max=300.0).exp()
     gradient = torch.where(problem.live, demand - at.mass, 0.0)
-    rises = (state.slope > 0) & ((gradient * state.step).sum(1) >= 0)
+    rises = (gradient * state.step).sum(1) >= 0
     merit, moved = at.gap.abs().amax(1), at.moved()
     left = residual(moved, at.mass)
-    accepted = ~state.done & (state.trusted | rises | ((merit < state.merit) & (left <= state.residual)))
+    better = rises | ((merit < state.merit) & (left <= state.residual))
+    accepted = ~state.done & (state.trusted | ((state.slope > 0) & better))
     column = accepted.unsqueeze(1)
     # relative to the background's mass its last bits are nothing, and they may exceed tol
     rounding = torch.finfo(problem.cost.dtype).eps * (at.mass - 1).clamp(min=0.0)
