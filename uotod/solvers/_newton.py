@@ -192,8 +192,9 @@ def _coupling(kernel: Kernel, at: Sweep) -> Tensor:
     coupling = torch.bmm(rows, rows.transpose(1, 2)).double()
     coupling *= at.gain.unsqueeze(2)
     coupling *= at.gain.unsqueeze(1)
-    coupling.diagonal(dim1=1, dim2=2).zero_()
-    return coupling
+    # bmm's halves may differ in their last bits, more than what leaks: the system would have no M-matrix
+    coupling.tril_(-1)
+    return coupling + coupling.transpose(1, 2)
 
 
 def _direction(state: State, problem: Problem, kernel: Kernel, horizon: Tensor) -> Tensor:
