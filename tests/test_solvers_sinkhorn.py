@@ -34,6 +34,34 @@ def problem(
     return cost.masked_fill(~active.unsqueeze(2), math.nan).to(dtype), mass.to(dtype), active
 
 
+def gapped_problem(
+    preds: int, columns: int, seed: int, images: int = 50, *, dtype: torch.dtype = torch.float64
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return costs for reg 0.1 whose pairs fall into tiers, 1 to 1e3 apart, and masses that balance in blocks or do not.
+
+    A column is cheap within a radius; in half of the images the last one is a background, cheap for all.
+    """
+    random = torch.Generator().manual_seed(seed)
+    rand = lambda *shape: torch.rand(*shape, generator=random, dtype=torch.float64)  # noqa: E731
+    spread, wide, narrow = (10 ** (low + span * rand(images, 1, 1)) for low, span in [(-1, 2.5), (0, 3), (0, 3)])
+    distance = (rand(images, columns, 1) - rand(images, 1, preds)).abs()
+    radius = rand(images, columns, 1) / 4
+    cost = (
+        spread * rand(images, columns, preds)
+        + wide * (distance > radius)
+        + narrow.minimum(wide) * (distance > radius / 2)
+    )
+    anywhere, background = torch.arange(images) % 2 == 0, torch.arange(images) % 4 >= 2
+    cost[background, -1] = (0.3 * spread * rand(images, 1, preds))[background, 0]
+    near = torch.where(anywhere[:, None, None], 1.0, (distance <= radius) + 1e-3)
+    drawn = (near * rand(images, columns, preds)).argmax(1)  # (B, P): each prediction adds 1 to a column
+    mass = torch.zeros(images, columns, dtype=torch.float64).scatter_add_(1, drawn, torch.ones_like(distance[:, 0]))
+    few = mass.clamp(max=3.0)
+    few[:, -1] = preds - few[:, :-1].sum(1)
+    mass = torch.where(background.unsqueeze(1), few, mass)
+    return cost.to(dtype), mass.to(dtype), mass > 0
+
+
 def solve(given: tuple[Tensor, Tensor, Tensor], reg: float | Tensor, *penalties: float, **options: float) -> Transport:
     return solve_sinkhorn(*given, reg, *penalties, **{"num_iter": 1000, "tol": 1e-10, **options})
 

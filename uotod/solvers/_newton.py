@@ -141,13 +141,18 @@ def _refresh(problem: Problem, penalties: Penalties, kernel: Kernel, state: Stat
 def _judge(
     state: State, problem: Problem, penalties: Penalties, at: Sweep, tol: float, attainable: float
 ) -> tuple[State, Tensor]:
-    """Accept the candidates where gap and residual shrink, or where the concave dual still rises at their end."""
+    """Accept the candidates to which the concave dual rises.
+
+    It does where it still rises at the step's end. Where it no longer does there, gap and residual have to shrink, and
+    the mean of both slopes to be positive: two steps that undo each other might shrink one measure each, for ever.
+    """
     demand = (problem.log_mass - state.candidate / penalties.target).clamp(max=300.0).exp()
     gradient = torch.where(problem.live, demand - at.mass, 0.0)
-    rises = (state.slope > 0) & ((gradient * state.step).sum(1) >= 0)
     merit, moved = at.gap.abs().amax(1), at.moved()
     left = residual(moved, at.mass)
-    accepted = ~state.done & (state.trusted | rises | ((merit < state.merit) & (left <= state.residual)))
+    end = (gradient * state.step).sum(1)
+    shrinks = (merit < state.merit) & (left <= state.residual) & (state.slope + end > 0)
+    accepted = ~state.done & (state.trusted | ((state.slope > 0) & ((end >= 0) | shrinks)))
     column = accepted.unsqueeze(1)
     # relative to the background's mass its last bits are nothing, and they may exceed tol
     rounding = torch.finfo(problem.cost.dtype).eps * (at.mass - 1).clamp(min=0.0)
@@ -191,8 +196,9 @@ def _coupling(kernel: Kernel, at: Sweep) -> Tensor:
     coupling = torch.bmm(rows, rows.transpose(1, 2)).double()
     coupling *= at.gain.unsqueeze(2)
     coupling *= at.gain.unsqueeze(1)
-    coupling.diagonal(dim1=1, dim2=2).zero_()
-    return coupling
+    # bmm's halves may differ in their last bits, more than what leaks: the system would have no M-matrix
+    coupling.tril_(-1)
+    return coupling + coupling.transpose(1, 2)
 
 
 def _direction(state: State, problem: Problem, kernel: Kernel, horizon: Tensor) -> Tensor:
