@@ -37,7 +37,7 @@ def problem(
 def gapped_problem(
     preds: int, columns: int, seed: int, images: int = 50, *, dtype: torch.dtype = torch.float64
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return costs for reg 0.1 whose pairs fall into tiers, 1 to 1e3 apart, and masses that balance in blocks or do not.
+    """Return costs for reg 0.1 whose pairs fall into tiers, 1 to 1e3 apart, and masses that balance in blocks, or not.
 
     A column is cheap within a radius; in half of the images the last one is a background, cheap for all.
     """
