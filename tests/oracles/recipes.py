@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from tests.oracles import dynamic
-from tests.oracles.classify import cross_entropy
-from tests.oracles.loss import ciou_loss
+from tests.oracles.classify import cross_entropy, quality_focal
+from tests.oracles.loss import ciou_loss, giou_loss
 from tests.oracles.task_aligned import task_aligned
 
 Terms = dict[str, Tensor]
@@ -52,6 +52,24 @@ def yolov8(images: Sequence[Image], *, least_side: float) -> Terms:
                 total = total + score
     divisor = max(float(total), 1.0)
     return {"cls": 0.5 * cls / divisor, "box": 7.5 * box / divisor, "dfl": 1.5 * dfl / divisor}
+
+
+def tood(images: Sequence[Image]) -> Terms:
+    """Return Σ |s − p|² BCE(x, s) and 2 Σ s GIoU, each over max(1, Σ s)."""
+    cls, box, total = (zero(images[0].logits) for _ in range(3))
+    for image in images:
+        assigned, scores = aligned(image, 13, 1.0, "iou", False, 0.0, 1e-7)
+        for i, (j, score) in enumerate(zip(assigned, scores, strict=True)):
+            cls = cls + sum_classes(image, i, j, score, focal_to_quality)
+            if j >= 0:
+                box = box + score * giou_loss(image.boxes[i], image.targets[j])
+                total = total + score
+    divisor = max(float(total), 1.0)
+    return {"cls": cls / divisor, "box": 2 * box / divisor}
+
+
+def focal_to_quality(x: Tensor, q: float) -> Tensor:
+    return quality_focal(x, q, float(q > 0))
 
 
 def aligned(
