@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from tests.aligned_scenes import scene
 from tests.oracles.recipes import Image
-from uotod.utils import Points, distribution_to_box
+from uotod.utils import Anchors, Points, distribution_to_box
 
 
 @dataclass
@@ -26,6 +26,12 @@ class DenseScene:
     def __post_init__(self) -> None:
         assert isinstance(self.points.stride, Tensor)
         self.stride = self.points.stride
+
+    def anchors(self) -> Anchors:
+        """Return a square of 4 strides around each point."""
+        half = 2 * self.stride[:, None]
+        centers = self.points.centers
+        return Anchors(torch.cat((centers - half, centers + half), dim=-1), self.stride)
 
     def images(self) -> list[Image]:
         """Return each image without its padding."""
@@ -66,10 +72,16 @@ def dense_scene(seed: int, *, dist: bool = False, dtype: torch.dtype = torch.flo
 
 
 def check_terms(
-    criterion: nn.Module, problem: DenseScene, expected: Mapping[str, Tensor], *, rtol: float = 1e-9
+    criterion: nn.Module,
+    problem: DenseScene,
+    expected: Mapping[str, Tensor],
+    *,
+    anchors: Anchors | None = None,
+    rtol: float = 1e-9,
 ) -> None:
     """Compare the named terms of a criterion, their sum, and its gradient for every leaf."""
-    terms = criterion.terms(problem.input, problem.target, problem.points)  # type: ignore[operator]
+    places = problem.points if anchors is None else anchors
+    terms = criterion.terms(problem.input, problem.target, places)  # type: ignore[operator]
     for name, value in expected.items():
         torch.testing.assert_close(terms[name], value, rtol=rtol, atol=rtol, msg=lambda m, n=name: f"{n}: {m}")
     total = sum(expected.values(), torch.zeros_like(terms["loss"]))

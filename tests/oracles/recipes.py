@@ -5,16 +5,20 @@ Matching is that of the other loops of this package; scores are differentiable, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from tests.oracles import dynamic
+from tests.oracles import anchors as anchor_rules
+from tests.oracles import dynamic, points
 from tests.oracles.classify import cross_entropy, quality_focal
-from tests.oracles.loss import ciou_loss, giou_loss
+from tests.oracles.loss import ciou_loss, giou_loss, iou, iou_loss, sigmoid_focal
 from tests.oracles.task_aligned import task_aligned
+from tests.oracles.transport import unbalanced_plan
 
 Terms = dict[str, Tensor]
 
@@ -66,6 +70,134 @@ def tood(images: Sequence[Image]) -> Terms:
                 total = total + score
     divisor = max(float(total), 1.0)
     return {"cls": cls / divisor, "box": 2 * box / divisor}
+
+
+def rtmdet(images: Sequence[Image]) -> Terms:
+    """Return Σ |u − p|² BCE(x, u) and 2 Σ u GIoU, each over max(1, Σ u)."""
+    cls, box, total = (zero(images[0].logits) for _ in range(3))
+    for image in images:
+        for i, j in enumerate(dynamic.dynamic_k(*dynamic.soft_label_cost(image.detached()), 13)):
+            u = 0.0 if j is None else iou(image.boxes[i], image.targets[j])
+            cls = cls + sum_classes(image, i, j, u, focal_to_quality)
+            if j is not None:
+                box = box + u * giou_loss(image.boxes[i], image.targets[j])
+                total = total + u
+    divisor = max(float(total), 1.0)
+    return {"cls": cls / divisor, "box": 2 * box / divisor}
+
+
+def ota(images: Sequence[Image]) -> Terms:
+    """Return Σ focal, 2 Σ GIoU and 0.5 Σ BCE(o, u), the last two over matched predictions, each over their number."""
+    cls, box, obj, matched = (zero(images[0].logits) for _ in range(4))
+    for image in images:
+        assert image.objectness is not None
+        cost, mass = dynamic.ota_problem(image.detached(), penalty=1e4)  # 1e6 leaves float64 too few digits
+        preds = cost.shape[1]
+        share = np.full(preds, 1 / preds)
+        plan = unbalanced_plan(cost.T, share, mass / preds, 0.1, math.inf, math.inf).T
+        for i, j in enumerate(dynamic.ota_assignment(plan)):
+            cls = cls + sigmoid_focal(image.logits[i], None if j is None else int(image.labels[j]), 0.25)
+            if j is not None:
+                box = box + giou_loss(image.boxes[i], image.targets[j])
+                obj = obj + cross_entropy(image.objectness[i], iou(image.boxes[i], image.targets[j]))
+                matched = matched + 1
+    divisor = max(float(matched), 1.0)
+    return {"cls": cls / divisor, "box": 2 * box / divisor, "obj": 0.5 * obj / divisor}
+
+
+def yolox(images: Sequence[Image], *, l1_weight: float) -> Terms:
+    """Return Σ BCE(x, u), 5 Σ (1 − u²), L1 of the offsets, all over matched predictions, and Σ BCE(o, matched)."""
+    cls, box, l1, obj, matched = (zero(images[0].logits) for _ in range(5))
+    for image in images:
+        assert image.objectness is not None
+        for i, j in enumerate(dynamic.sim_ota(image.detached())):
+            obj = obj + cross_entropy(image.objectness[i], float(j is not None))
+            if j is not None:
+                target = image.targets[j]
+                cls = cls + sum_classes(image, i, j, iou(image.boxes[i], target), cross_entropy)
+                box = box + iou_loss(image.boxes[i], target, "square")
+                ours, theirs = (offsets(image, i, b) for b in (image.boxes[i], target))
+                l1 = l1 + sum(abs(a - b) for a, b in zip(ours, theirs, strict=True))
+                matched = matched + 1
+    divisor = max(float(matched), 1.0)
+    terms = {"cls": cls, "box": 5 * box, "l1": l1_weight * l1, "obj": obj}
+    return {k: v / divisor for k, v in terms.items()}
+
+
+def fcos(images: Sequence[Image], levels: Sequence[int], *, weigh: bool) -> Terms:
+    """Return Σ focal, Σ box loss and Σ BCE(o, c) over matched predictions, each over their number, or over Σ c.
+
+    With `weigh` the box loss is −ln u, weighted by the centerness c and over max(1, Σ c), else it is GIoU.
+    """
+    assigned = []
+    for image in images:
+        strides = image.strides.tolist()
+        ranges = points.default_ranges(strides, levels, max(levels) + 1)
+        reach = [1.5 * s for s in strides]
+        assigned.append(points.fcos(image.points.tolist(), reach, ranges, image.targets.tolist()))
+    return with_centerness(images, assigned, weigh, lambda b, t: iou_loss(b, t, "log") if weigh else giou_loss(b, t))
+
+
+def atss(images: Sequence[Image], anchors: Sequence[list[float]], levels: Sequence[int]) -> Terms:
+    """Return Σ focal, 2 Σ c GIoU over max(1, Σ c), and Σ BCE(o, c), with the centerness c of anchors in targets."""
+    return with_centerness(
+        images, [nearest(image, anchors, levels) for image in images], True, lambda b, t: 2 * giou_loss(b, t)
+    )
+
+
+def gfl(images: Sequence[Image], anchors: Sequence[list[float]], levels: Sequence[int]) -> Terms:
+    """Return Σ |u − p|² BCE(x, u) over the matched, and 2 Σ s GIoU and 0.25 Σ s DFL over max(1, Σ s), s = max p."""
+    cls, box, dfl, matched, total = (zero(images[0].logits) for _ in range(5))
+    for image in images:
+        assert image.dist is not None
+        for i, j in enumerate(nearest(image, anchors, levels)):
+            u = 0.0 if j is None else iou(image.boxes[i], image.targets[j])
+            cls = cls + sum_classes(image, i, j, u, focal_to_quality)
+            if j is not None:
+                score = max(dynamic.sigmoid(x) for x in image.logits[i].tolist())
+                box = box + score * giou_loss(image.boxes[i], image.targets[j])
+                dfl = dfl + score * distribution_focal(image.dist[i], distances(image, i, j))
+                matched, total = matched + 1, total + score
+    divisor = max(float(total), 1.0)
+    return {"cls": cls / max(float(matched), 1.0), "box": 2 * box / divisor, "dfl": 0.25 * dfl / divisor}
+
+
+def nearest(image: Image, anchors: Sequence[list[float]], levels: Sequence[int]) -> list[int | None]:
+    """Return the target of each anchor by the rule of ATSS."""
+    targets = image.targets.tolist()
+    overlap = [[dynamic.iou(a, t) for t in targets] for a in anchors]
+    assigned = anchor_rules.atss_assignment(overlap, anchors, levels, targets, 9, 0.0)
+    return [None if j == len(targets) else j for j in assigned]
+
+
+def with_centerness(
+    images: Sequence[Image],
+    assigned: Sequence[Sequence[int | None]],
+    weigh: bool,
+    box_loss: Callable[[Tensor, Tensor], Tensor],
+) -> Terms:
+    """Return focal loss, box loss and the loss of centerness of an assignment, the boxes weighted by it or not."""
+    cls, box, obj, matched, total = (zero(images[0].logits) for _ in range(5))
+    for image, row in zip(images, assigned, strict=True):
+        assert image.objectness is not None
+        for i, j in enumerate(row):
+            cls = cls + sigmoid_focal(image.logits[i], None if j is None else int(image.labels[j]), 0.25)
+            if j is not None:
+                left, top, right, bottom = distances(image, i, j)
+                central = math.sqrt(min(left, right) * min(top, bottom) / (max(left, right) * max(top, bottom)))
+                weight = central if weigh else 1.0
+                box = box + weight * box_loss(image.boxes[i], image.targets[j])
+                obj = obj + cross_entropy(image.objectness[i], central)
+                matched, total = matched + 1, total + weight
+    number = max(float(matched), 1.0)
+    return {"cls": cls / number, "box": box / max(float(total), 1.0), "obj": obj / number}
+
+
+def offsets(image: Image, i: int, box: Tensor) -> list[Tensor]:
+    """Return the centre of a box from a point, in strides, and the logarithm of its size in strides."""
+    stride = image.strides[i]
+    centre = [((box[k] + box[k + 2]) / 2 - image.points[i, k]) / stride for k in (0, 1)]
+    return centre + [torch.log((box[k + 2] - box[k]) / stride) for k in (0, 1)]
 
 
 def focal_to_quality(x: Tensor, q: float) -> Tensor:

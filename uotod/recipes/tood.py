@@ -3,12 +3,8 @@
 from torch import nn
 
 from uotod._check import check_integer
-from uotod.loss.detection import DetectionLoss
-from uotod.loss.iou import GIoULoss
-from uotod.loss.normalize import Normalizer, ScoreNormalizer
-from uotod.loss.quality_focal import QualityFocalLoss
-from uotod.match._base import Matcher
-from uotod.match.task_aligned import TaskAligned
+from uotod.loss import DetectionLoss, GIoULoss, Normalizer, QualityFocalLoss, ScoreNormalizer
+from uotod.match import Matcher, TaskAligned
 from uotod.recipes._weigh import weigh
 
 

@@ -3,13 +3,15 @@
 from torch import nn
 
 from uotod._check import check_integer
-from uotod.loss.detection import DetectionLoss
-from uotod.loss.distribution import DistributionFocalLoss
-from uotod.loss.iou import CIoULoss
-from uotod.loss.multiple import MultipleObjectiveLoss
-from uotod.loss.normalize import Normalizer, ScoreNormalizer
-from uotod.match._base import Matcher
-from uotod.match.task_aligned import TaskAligned
+from uotod.loss import (
+    CIoULoss,
+    DetectionLoss,
+    DistributionFocalLoss,
+    MultipleObjectiveLoss,
+    Normalizer,
+    ScoreNormalizer,
+)
+from uotod.match import Matcher, TaskAligned
 from uotod.recipes._weigh import weigh
 
 
@@ -80,12 +82,14 @@ def yolov8(
         [('loss_cls', 20.79), ('loss_loc_box', 1.85), ('loss_loc_dfl', 1.56)]
     """
     check_integer("num_classes", num_classes, low=1)
-    parts = {"box": (CIoULoss(reduction="none") if loc_loss is None else loc_loss, loc_weight)}
+    losses: dict[str, nn.Module] = {"box": CIoULoss(reduction="none") if loc_loss is None else loc_loss}
+    weights = [loc_weight]
     if dfl_weight:
-        parts["dfl"] = (DistributionFocalLoss(reduction="none") if dfl_loss is None else dfl_loss, dfl_weight)
+        losses["dfl"] = DistributionFocalLoss(reduction="none") if dfl_loss is None else dfl_loss
+        weights.append(dfl_weight)
     return DetectionLoss(
         weigh(nn.BCEWithLogitsLoss(reduction="none") if cls_loss is None else cls_loss, cls_weight),
-        MultipleObjectiveLoss({k: loss for k, (loss, _) in parts.items()}, [weight for _, weight in parts.values()]),
+        MultipleObjectiveLoss(losses, weights),
         TaskAligned() if matcher is None else matcher,
         "none",
         normalizer=ScoreNormalizer() if normalizer is None else normalizer,
