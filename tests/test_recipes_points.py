@@ -9,7 +9,6 @@ from tests.dense_scenes import DenseScene, check_terms, dense_scene
 from tests.oracles import recipes as slow
 from uotod import recipes
 
-
 SEEDS = range(40)
 BOX = {"loss_cls": "cls", "loss_loc": "box"}
 SPLIT = {"loss_cls": "cls", "loss_loc_box": "box", "loss_loc_dfl": "dfl"}
