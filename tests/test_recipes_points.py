@@ -1,15 +1,19 @@
 """The criteria of detectors on points equal slow loops of their published formulas."""
 
+import inspect
 from typing import Any
 
 import pytest
+import torch
 from torch import nn
 
 from tests.dense_scenes import DenseScene, check_terms, dense_scene
 from tests.oracles import recipes as slow
 from uotod import recipes
+from uotod.loss import DIoULoss, DistributionFocalLoss, ObjectnessLoss, SigmoidFocalLoss, TargetNormalizer
+from uotod.match import IoUThreshold
 
-SEEDS = range(40)
+SEEDS = range(24)
 BOX = {"loss_cls": "cls", "loss_loc": "box"}
 SPLIT = {"loss_cls": "cls", "loss_loc_box": "box", "loss_loc_dfl": "dfl"}
 OBJECT = {**BOX, "loss_obj": "obj"}
@@ -79,3 +83,62 @@ def test_gfl_is_its_slow_loop(seed: int) -> None:
 def levels(problem: DenseScene) -> list[int]:
     assert problem.points.level is not None
     return problem.points.level.tolist()
+
+
+PARTS = {
+    "cls_loss": SigmoidFocalLoss(gamma=1.0, reduction="none"),
+    "loc_loss": DIoULoss(reduction="none"),
+    "obj_loss": ObjectnessLoss(reduction="none"),
+    "dfl_loss": DistributionFocalLoss(bins=range(16), reduction="none"),
+    "matcher": IoUThreshold(),
+    "normalizer": TargetNormalizer(),
+}
+NAMES = ["atss", "fcos", "gfl", "ota", "rtmdet", "tood", "yolov8", "yolox"]
+
+
+EXCHANGES = [
+    (name, part) for name in NAMES for part in PARTS if part in inspect.signature(recipes.ALL_RECIPES[name]).parameters
+]
+
+
+@pytest.mark.parametrize(("name", "part"), EXCHANGES)
+def test_every_part_can_be_exchanged(name: str, part: str) -> None:
+    recipe, problem = recipes.ALL_RECIPES[name], dense_scene(5, dist=True)
+    criterion = recipe(3, **{part: PARTS[part]})
+    assert any(module is PARTS[part] for module in criterion.modules())
+    assert criterion(problem.input, problem.target, problem.anchors()).isfinite()
+        "obj",
+        "dfl",
+    )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_weight_scales_its_term(name: str) -> None:
+    recipe, problem = recipes.ALL_RECIPES[name], dense_scene(5, dist=True)
+    arguments = problem.input, problem.target, problem.anchors()
+    for part in ("cls", "loc", "obj"):
+        weight = inspect.signature(recipe).parameters.get(f"{part}_weight")
+        if weight is not None:
+            term = "loss_loc_box" if part == "loc" and name in ("gfl", "yolov8", "yolox") else f"loss_{part}"
+            scaled = recipe(3, **{f"{part}_weight": 3 * weight.default}).terms(*arguments)
+            torch.testing.assert_close(scaled[term], 3 * recipe(3).terms(*arguments)[term])
+
+
+@pytest.mark.parametrize("name", ["gfl", "yolov8"])
+def test_boxes_without_a_distribution_need_no_pred_dist(name: str) -> None:
+    recipe, problem = recipes.ALL_RECIPES[name], dense_scene(5)
+    arguments = problem.input, problem.target, problem.anchors()
+    assert recipe(3, dfl_weight=0.0)(*arguments).isfinite()
+    with pytest.raises(ValueError, match="input must have the key 'pred_dist'"):
+        recipe(3)(*arguments)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_there_is_at_least_one_class(name: str) -> None:
+    with pytest.raises(ValueError, match="num_classes"):
+        recipes.ALL_RECIPES[name](0)
+
+
+def test_fcos_is_that_of_torchvision_or_mmdetection() -> None:
+    with pytest.raises(ValueError, match="style must be one of"):
+        recipes.fcos(3, style="detectron2")

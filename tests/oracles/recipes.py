@@ -6,8 +6,8 @@ Matching is that of the other loops of this package; scores are differentiable, 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -125,9 +125,9 @@ def yolox(images: Sequence[Image], *, l1_weight: float) -> Terms:
 
 
 def fcos(images: Sequence[Image], levels: Sequence[int], *, weigh: bool) -> Terms:
-    """Return Σ focal, Σ box loss and Σ BCE(o, c) over matched predictions, each over their number, or over Σ c.
+    """Return Σ focal, Σ box loss and Σ BCE(o, c) over matched predictions, each over their number, at least 1.
 
-    With `weigh` the box loss is −ln u, weighted by the centerness c and over max(1, Σ c), else it is GIoU.
+    With `weigh` the box loss is −ln u, weighted by the centerness c and over Σ c, else it is GIoU.
     """
     assigned = []
     for image in images:
@@ -135,31 +135,43 @@ def fcos(images: Sequence[Image], levels: Sequence[int], *, weigh: bool) -> Term
         ranges = points.default_ranges(strides, levels, max(levels) + 1)
         reach = [1.5 * s for s in strides]
         assigned.append(points.fcos(image.points.tolist(), reach, ranges, image.targets.tolist()))
-    return with_centerness(images, assigned, weigh, lambda b, t: iou_loss(b, t, "log") if weigh else giou_loss(b, t))
+    cls, box, obj, numbers, total = with_centerness(images, assigned, weigh, "log" if weigh else "giou")
+    number = max(sum(numbers), 1)
+    return {"cls": cls / number, "box": box / max(total, 1e-6 if weigh else 1.0), "obj": obj / number}
 
 
 def atss(images: Sequence[Image], anchors: Sequence[list[float]], levels: Sequence[int]) -> Terms:
-    """Return Σ focal, 2 Σ c GIoU over max(1, Σ c), and Σ BCE(o, c), with the centerness c of anchors in targets."""
-    return with_centerness(
-        images, [nearest(image, anchors, levels) for image in images], True, lambda b, t: 2 * giou_loss(b, t)
-    )
+    """Return Σ focal and Σ BCE(o, c), each over the matches, at least 1 an image, and 2 Σ c GIoU over max(1, Σ c).
+
+    Here c is the centerness of a point in its target.
+    """
+    assigned = [nearest(image, anchors, levels) for image in images]
+    cls, box, obj, numbers, total = with_centerness(images, assigned, True, "giou")
+    number = sum(max(n, 1) for n in numbers)
+    return {"cls": cls / number, "box": 2 * box / max(total, 1.0), "obj": obj / number}
 
 
 def gfl(images: Sequence[Image], anchors: Sequence[list[float]], levels: Sequence[int]) -> Terms:
-    """Return Σ |u − p|² BCE(x, u) over the matched, and 2 Σ s GIoU and 0.25 Σ s DFL over max(1, Σ s), s = max p."""
-    cls, box, dfl, matched, total = (zero(images[0].logits) for _ in range(5))
+    """Return Σ |u − p|² BCE(x, u) over the matches, at least 1 an image, and 2 Σ s GIoU and 0.25 Σ s DFL.
+
+    The last two are over max(1, Σ s), where s is the largest score of a prediction.
+    """
+    cls, box, dfl = (zero(images[0].logits) for _ in range(3))
+    number, total = 0, 0.0
     for image in images:
         assert image.dist is not None
-        for i, j in enumerate(nearest(image, anchors, levels)):
+        assigned = nearest(image, anchors, levels)
+        number += max(sum(j is not None for j in assigned), 1)
+        for i, j in enumerate(assigned):
             u = 0.0 if j is None else iou(image.boxes[i], image.targets[j])
             cls = cls + sum_classes(image, i, j, u, focal_to_quality)
             if j is not None:
                 score = max(dynamic.sigmoid(x) for x in image.logits[i].tolist())
                 box = box + score * giou_loss(image.boxes[i], image.targets[j])
                 dfl = dfl + score * distribution_focal(image.dist[i], distances(image, i, j))
-                matched, total = matched + 1, total + score
-    divisor = max(float(total), 1.0)
-    return {"cls": cls / max(float(matched), 1.0), "box": 2 * box / divisor, "dfl": 0.25 * dfl / divisor}
+                total += score
+    divisor = max(total, 1.0)
+    return {"cls": cls / number, "box": 2 * box / divisor, "dfl": 0.25 * dfl / divisor}
 
 
 def nearest(image: Image, anchors: Sequence[list[float]], levels: Sequence[int]) -> list[int | None]:
@@ -171,26 +183,25 @@ def nearest(image: Image, anchors: Sequence[list[float]], levels: Sequence[int])
 
 
 def with_centerness(
-    images: Sequence[Image],
-    assigned: Sequence[Sequence[int | None]],
-    weigh: bool,
-    box_loss: Callable[[Tensor, Tensor], Tensor],
-) -> Terms:
-    """Return focal loss, box loss and the loss of centerness of an assignment, the boxes weighted by it or not."""
-    cls, box, obj, matched, total = (zero(images[0].logits) for _ in range(5))
+    images: Sequence[Image], assigned: Sequence[Sequence[int | None]], weigh: bool, kind: Literal["log", "giou"]
+) -> tuple[Tensor, Tensor, Tensor, list[int], float]:
+    """Return sums of the focal loss, the box loss, weighted or not, and the loss of centerness; matches and weights."""
+    cls, box, obj = (zero(images[0].logits) for _ in range(3))
+    numbers, total = [], 0.0
     for image, row in zip(images, assigned, strict=True):
         assert image.objectness is not None
         for i, j in enumerate(row):
             cls = cls + sigmoid_focal(image.logits[i], None if j is None else int(image.labels[j]), 0.25)
             if j is not None:
+                pair = image.boxes[i], image.targets[j]
                 left, top, right, bottom = distances(image, i, j)
                 central = math.sqrt(min(left, right) * min(top, bottom) / (max(left, right) * max(top, bottom)))
                 weight = central if weigh else 1.0
-                box = box + weight * box_loss(image.boxes[i], image.targets[j])
+                box = box + weight * (iou_loss(*pair, "log") if kind == "log" else giou_loss(*pair))
                 obj = obj + cross_entropy(image.objectness[i], central)
-                matched, total = matched + 1, total + weight
-    number = max(float(matched), 1.0)
-    return {"cls": cls / number, "box": box / max(float(total), 1.0), "obj": obj / number}
+                total += weight
+        numbers.append(sum(j is not None for j in row))
+    return cls, box, obj, numbers, total
 
 
 def offsets(image: Image, i: int, box: Tensor) -> list[Tensor]:

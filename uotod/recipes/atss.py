@@ -3,8 +3,9 @@
 from torch import nn
 
 from uotod._check import check_integer
-from uotod.loss import DetectionLoss, GIoULoss, Normalizer, PositiveNormalizer, SigmoidFocalLoss
+from uotod.loss import DetectionLoss, GIoULoss, Normalizer, SigmoidFocalLoss
 from uotod.match import ATSS, Matcher
+from uotod.recipes._normalize import AnchorNormalizer
 from uotod.recipes._weigh import weigh
 
 
@@ -27,8 +28,8 @@ def atss(
     classification focal loss, :math:`\alpha = 0.25, \gamma = 2`
     localisation   2 · GIoU, weighted by the centerness of the anchor's centre in its target
     centerness     binary cross-entropy of matched predictions to that centerness
-    normaliser     `PositiveNormalizer(distributed=True)`: matched predictions, for localisation the
-                   sum of their centerness, each at least 1, mean over the ranks
+    normaliser     matched predictions, at least 1 an image; for localisation the sum of their
+                   centerness, at least 1; both the mean over the ranks
     ============== ================================================================================
 
     Its input has `pred_logits` (B, P, C) without a background class, `pred_boxes` (B, P, 4), xyxy in pixels, and
@@ -74,7 +75,7 @@ def atss(
         weigh(GIoULoss(reduction="none") if loc_loss is None else loc_loss, loc_weight),
         ATSS() if matcher is None else matcher,
         "none",
-        normalizer=PositiveNormalizer(distributed=True) if normalizer is None else normalizer,
+        normalizer=AnchorNormalizer(distributed=True) if normalizer is None else normalizer,
         loc_quality="centerness",
         obj_loss_module=weigh(nn.BCEWithLogitsLoss(reduction="none") if obj_loss is None else obj_loss, obj_weight),
         obj_quality="centerness",

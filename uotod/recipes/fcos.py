@@ -5,6 +5,7 @@ from torch import nn
 from uotod._check import check_choice, check_integer
 from uotod.loss import DetectionLoss, GIoULoss, IoULoss, Normalizer, PositiveNormalizer, SigmoidFocalLoss
 from uotod.match import FCOS, Matcher
+from uotod.recipes._normalize import CenternessNormalizer
 from uotod.recipes._weigh import weigh
 
 
@@ -28,9 +29,9 @@ def fcos(
     classification focal loss, :math:`\alpha = 0.25, \gamma = 2`
     localisation   torchvision: GIoU; mmdetection: :math:`-\ln u`, weighted by the centerness
     centerness     binary cross-entropy of matched predictions to the centerness of their point
-    normaliser     matched predictions of the batch, at least 1. torchvision: `PositiveNormalizer()`;
-                   mmdetection: `PositiveNormalizer(distributed=True)`, the mean over the ranks, and
-                   for localisation the sum of their centerness
+    normaliser     matched predictions of the batch, at least 1: `PositiveNormalizer()`. mmdetection:
+                   their mean over the ranks, and for localisation the sum of their centerness, at
+                   least 1e-6
     ============== ================================================================================
 
     Its input has `pred_logits` (B, P, C) without a background class, `pred_boxes` (B, P, 4), xyxy in pixels, and
@@ -53,8 +54,7 @@ def fcos(
         TypeError: a part is of the wrong type.
         ValueError: an argument is out of its range.
 
-    Differences: those of `FCOS`. A sum of centerness below 1 counts as 1; mmdetection divides by it down to 1e-6, so
-    that the loss of a batch with one eccentric match of centerness 0.01 does not depend on the centerness.
+    Differences: those of `FCOS`.
 
     References:
         Tian et al., "FCOS: fully convolutional one-stage object detection", ICCV 2019, eqs. 2-3 (the numbers are those
@@ -74,6 +74,8 @@ def fcos(
     check_integer("num_classes", num_classes, low=1)
     check_choice("style", style, ("torchvision", "mmdetection"))
     is_weighted = style == "mmdetection"
+    if normalizer is None:
+        normalizer = CenternessNormalizer(distributed=True) if is_weighted else PositiveNormalizer()
     if loc_loss is None:
         loc_loss = IoULoss(mode="log", reduction="none") if is_weighted else GIoULoss(reduction="none")
     return DetectionLoss(
@@ -81,7 +83,7 @@ def fcos(
         weigh(loc_loss, loc_weight),
         FCOS() if matcher is None else matcher,
         "none",
-        normalizer=PositiveNormalizer(distributed=is_weighted) if normalizer is None else normalizer,
+        normalizer=normalizer,
         loc_quality="centerness" if is_weighted else None,
         obj_loss_module=weigh(nn.BCEWithLogitsLoss(reduction="none") if obj_loss is None else obj_loss, obj_weight),
         obj_quality="centerness",

@@ -9,10 +9,10 @@ from uotod.loss import (
     GIoULoss,
     MultipleObjectiveLoss,
     Normalizer,
-    PositiveNormalizer,
     QualityFocalLoss,
 )
 from uotod.match import ATSS, Matcher
+from uotod.recipes._normalize import AnchorNormalizer
 from uotod.recipes._weigh import weigh
 
 
@@ -35,8 +35,8 @@ def gfl(
     classification quality focal loss, :math:`\beta = 2`, to the IoU of predicted box and target
     localisation   2 · GIoU + 0.25 · distribution focal loss, both weighted by the largest score of
                    the prediction, without gradient
-    normaliser     `PositiveNormalizer(distributed=True)`: matched predictions, for localisation the
-                   sum of those scores, each at least 1, mean over the ranks
+    normaliser     matched predictions, at least 1 an image; for localisation the sum of their
+                   scores, at least 1; both the mean over the ranks
     ============== ================================================================================
 
     Its input has `pred_logits` (B, P, C) without a background class, `pred_boxes` (B, P, 4), xyxy in pixels, and
@@ -89,7 +89,7 @@ def gfl(
         MultipleObjectiveLoss(losses, weights),
         ATSS() if matcher is None else matcher,
         "none",
-        normalizer=PositiveNormalizer(distributed=True) if normalizer is None else normalizer,
+        normalizer=AnchorNormalizer(distributed=True) if normalizer is None else normalizer,
         quality="iou",
         loc_quality="score",
     )
