@@ -5,6 +5,7 @@ from torch import nn
 from uotod.loss.alpha_iou import AlphaIoULoss
 from uotod.loss.balanced_l1 import BalancedL1Loss
 from uotod.loss.box_space import BoxSpace
+from uotod.loss.confidence import ConfidenceLoss
 from uotod.loss.detection import DetectionLoss
 from uotod.loss.distribution import DistributionFocalLoss
 from uotod.loss.eiou import EIoULoss, ExtendedIoULoss
@@ -36,12 +37,14 @@ from uotod.loss.siou import SIoULoss
 from uotod.loss.softmax_focal import SoftmaxFocalLoss
 from uotod.loss.varifocal import VarifocalLoss
 from uotod.loss.wise_iou import WiseIoULoss
+from uotod.loss.yolo import YOLOLoss
 
 ALL_LOSSES: dict[str, type[nn.Module]] = {
     "AlphaIoULoss": AlphaIoULoss,
     "BalancedL1Loss": BalancedL1Loss,
     "BoxSpace": BoxSpace,
     "CIoULoss": CIoULoss,
+    "ConfidenceLoss": ConfidenceLoss,
     "DIoULoss": DIoULoss,
     "DetectionLoss": DetectionLoss,
     "DistributionFocalLoss": DistributionFocalLoss,
@@ -66,6 +69,7 @@ ALL_LOSSES: dict[str, type[nn.Module]] = {
     "SoftmaxFocalLoss": SoftmaxFocalLoss,
     "VarifocalLoss": VarifocalLoss,
     "WiseIoULoss": WiseIoULoss,
+    "YOLOLoss": YOLOLoss,
 }
 
 __all__ = [
@@ -74,6 +78,7 @@ __all__ = [
     "BalancedL1Loss",
     "BoxSpace",
     "CIoULoss",
+    "ConfidenceLoss",
     "DIoULoss",
     "DetectionLoss",
     "DistributionFocalLoss",
@@ -108,4 +113,5 @@ __all__ = [
     "TotalMassNormalizer",
     "VarifocalLoss",
     "WiseIoULoss",
+    "YOLOLoss",
 ]

@@ -6,11 +6,13 @@ from torch import nn
 
 from uotod.recipes.retinanet import retinanet
 from uotod.recipes.ssd import ssd300, uot_ssd
+from uotod.recipes.yolo import yolo
 
 ALL_RECIPES: dict[str, Callable[..., nn.Module]] = {
     "retinanet": retinanet,
     "ssd300": ssd300,
     "uot_ssd": uot_ssd,
+    "yolo": yolo,
 }
 
 __all__ = [
@@ -18,4 +20,5 @@ __all__ = [
     "retinanet",
     "ssd300",
     "uot_ssd",
+    "yolo",
 ]
