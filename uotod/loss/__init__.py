@@ -5,10 +5,12 @@ from torch import nn
 from uotod.loss.alpha_iou import AlphaIoULoss
 from uotod.loss.balanced_l1 import BalancedL1Loss
 from uotod.loss.box_space import BoxSpace
+from uotod.loss.branches import Branch, Branches
 from uotod.loss.confidence import ConfidenceLoss
 from uotod.loss.detection import DetectionLoss
 from uotod.loss.distribution import DistributionFocalLoss
 from uotod.loss.eiou import EIoULoss, ExtendedIoULoss
+from uotod.loss.errors import detection_errors
 from uotod.loss.focal import SigmoidFocalCost, SigmoidFocalLoss
 from uotod.loss.ghm import GHMCLoss
 from uotod.loss.inner_iou import InnerIoULoss
@@ -43,6 +45,7 @@ ALL_LOSSES: dict[str, type[nn.Module]] = {
     "AlphaIoULoss": AlphaIoULoss,
     "BalancedL1Loss": BalancedL1Loss,
     "BoxSpace": BoxSpace,
+    "Branches": Branches,
     "CIoULoss": CIoULoss,
     "ConfidenceLoss": ConfidenceLoss,
     "DIoULoss": DIoULoss,
@@ -77,6 +80,8 @@ __all__ = [
     "AlphaIoULoss",
     "BalancedL1Loss",
     "BoxSpace",
+    "Branch",
+    "Branches",
     "CIoULoss",
     "ConfidenceLoss",
     "DIoULoss",
@@ -114,4 +119,5 @@ __all__ = [
     "VarifocalLoss",
     "WiseIoULoss",
     "YOLOLoss",
+    "detection_errors",
 ]
