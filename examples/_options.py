@@ -9,6 +9,8 @@ from typing import NoReturn, cast
 
 import torch
 
+from uotod.recipes import ALL_RECIPES
+
 DEFAULT_STEPS = 800
 COLOR_BOXES_SIZE, FOLDER_SIZE = (128, 128), (144, 192)
 
@@ -18,7 +20,8 @@ class Options:
     """What the command line says; the defaults stand in `parse_options`."""
 
     program: str
-    matcher: str
+    matcher: str | None
+    recipe: str | None
     data: Path | None
     size: tuple[int, int]
     epochs: int | None
@@ -34,6 +37,13 @@ class Options:
     augment: bool
     out: Path
     resume: bool
+
+    @property
+    def rule(self) -> str:
+        """Return the name of the matcher or of the recipe."""
+        rule = self.matcher if self.recipe is None else self.recipe
+        assert rule is not None
+        return rule
 
 
 class _Parser(argparse.ArgumentParser):
@@ -63,7 +73,11 @@ def parse_options(
     summary = (description or "").strip().split("\n")[0]
     parser = _Parser(prog=program, description=summary, allow_abbrev=False)
     add = parser.add_argument
-    add("--matcher", choices=matchers, default=matchers[0], help="how predictions meet targets (%(default)s)")
+    rule = parser.add_mutually_exclusive_group()
+    rule.add_argument("--matcher", choices=matchers, help=f"how predictions meet targets ({matchers[0]})")
+    recipes = sorted(ALL_RECIPES)
+    purpose = f"matcher and losses of a published detector that fits this model: {', '.join(recipes)}"
+    rule.add_argument("--recipe", choices=recipes, metavar="NAME", help=purpose)
     add("--data", type=Path, help="folder in the COCO layout with the splits train and val or test (Color Boxes)")
     add("--size", type=_size, help="HEIGHTxWIDTH of the images in pixels (128x128 for Color Boxes, else 144x192)")
     add("--epochs", type=_integer(1), help="epochs; with --steps as well, what is over first ends the training")
@@ -78,12 +92,20 @@ def parse_options(
     add("--workers", type=_integer(0), default=0, help="processes that load images; 0 for none (%(default)s)")
     add("--no-cache", dest="cache", action="store_false", help="decode the images of --data anew in every epoch")
     add("--no-augment", dest="augment", action="store_false", help="train on the images of --data as they are")
-    add("--out", type=Path, help="folder of the run, overwritten without --resume (runs/MODEL-MATCHER-DATA)")
+    add(
+        "--out",
+        type=Path,
+        help="folder of the run, overwritten without --resume (runs/MODEL-MATCHER-DATA, or the recipe)",
+    )
     add("--resume", action="store_true", help="continue the run in --out after its last complete epoch")
     values = vars(parser.parse_args(argv))
     values["size"] = values["size"] or (COLOR_BOXES_SIZE if values["data"] is None else FOLDER_SIZE)
+    if values["recipe"] is None:
+        values["matcher"] = values["matcher"] or matchers[0]
     data = "color_boxes" if values["data"] is None else values["data"].resolve().name
-    values["out"] = values["out"] or Path("runs", f"{program.removeprefix('train_')}-{values['matcher']}-{data}")
+    values["out"] = values["out"] or Path(
+        "runs", f"{program.removeprefix('train_')}-{values['recipe'] or values['matcher']}-{data}"
+    )
     if values["epochs"] is None and values["steps"] is None:
         values["steps"] = DEFAULT_STEPS
     return Options(program=program, **values)

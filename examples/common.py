@@ -21,7 +21,6 @@ from tqdm import tqdm
 
 from uotod.datasets import CocoDetection, collate
 from uotod.eval import coco_ap
-from uotod.loss import DetectionLoss
 
 __all__ = ["Detections", "Detector", "Outputs", "parse_options", "train"]
 
@@ -44,12 +43,14 @@ class Detector(NamedTuple):
     Attributes:
         model: turns (B, 3, H, W) images in [0, 1] into what `criterion` reads, with boxes as fractions of the image,
             and with "anchors" if there are any.
-        criterion: the loss.
+        criterion: the loss of the outputs, padded targets and the anchors.
+        plan: the plan of the same, for pictures.
         detect: reads the detections of each image from what the model returns.
     """
 
     model: nn.Module
-    criterion: DetectionLoss
+    criterion: nn.Module
+    plan: Callable[[Outputs, dict[str, Tensor], Tensor | None], Tensor]
     detect: Callable[[Outputs], list[Detections]]
 
 
@@ -78,7 +79,7 @@ def train(options: Options, build: Callable[[int], Detector]) -> dict[str, Any]:
     data = load_data(options)
     torch.manual_seed(options.seed)
     training = Training(options, data, build(len(data.class_names)))
-    title, progress = f"{options.program}, {options.matcher}", training.progress
+    title, progress = f"{options.program}, {options.rule}", training.progress
     print(f"{title}: {training.steps} steps in {training.epochs} epochs, to {options.out}", flush=True)
     try:
         training.fit()
@@ -88,6 +89,7 @@ def train(options: Options, build: Callable[[int], Detector]) -> dict[str, Any]:
     metrics = {
         "program": options.program,
         "matcher": options.matcher,
+        "recipe": options.recipe,
         "data": "Color Boxes" if options.data is None else options.data.resolve().name,
         "split": data.test_split,
         **result,
@@ -118,7 +120,7 @@ class Training:
     """A run: what is trained, on what, and how far it is."""
 
     def __init__(self, options: Options, data: Data, detector: Detector) -> None:
-        self.data, self.detect, self.options = data, detector.detect, options
+        self.data, self.detect, self.plan, self.options = data, detector.detect, detector.plan, options
         self.device = torch.device(options.device)
         self.model = detector.model.to(self.device)
         self.criterion = detector.criterion.to(self.device)
@@ -129,7 +131,7 @@ class Training:
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=options.lr, weight_decay=WEIGHT_DECAY)
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, learning_rate(self.steps))
 
-        names = ("matcher", "size", "batch_size", "lr", "seed", "amp", "augment")
+        names = ("matcher", "recipe", "size", "batch_size", "lr", "seed", "amp", "augment")
         self.run = {"program": options.program}
         self.run |= {f"--{name.replace('_', '-')}": str(getattr(options, name)) for name in names}
         self.run |= {"--steps": str(self.steps), "--data": f"{len(data.train)} images of {', '.join(data.class_names)}"}
@@ -235,7 +237,7 @@ class Training:
             return []
         images, targets = collate(chosen)
         outputs, expected = self.predict(images), self.to_device(pad_fractions(targets))
-        plans = self.criterion.matching_method(outputs, expected, outputs.get("anchors")).cpu()
+        plans = self.plan(outputs, expected, outputs.get("anchors")).cpu()
         height, width = images.shape[-2:]
         size = torch.tensor([width, height, width, height])
         examples = []

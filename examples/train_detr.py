@@ -1,6 +1,6 @@
-"""Train a small DETR on Color Boxes or on a COCO folder, with any matcher.
+"""Train a small DETR on Color Boxes or on a COCO folder, with any matcher or recipe of a set predictor.
 
-The recipe is DETR's: predictions form a set, each decoder layer is matched and pays, and nothing is suppressed at the
+The model is DETR's: predictions form a set, each decoder layer is matched and pays, and nothing is suppressed at the
 end. The size is for one core of a CPU: the cells of a convolutional network are the queries, so that each knows where
 it stands, and there is no encoder. See `python examples/train_detr.py --help`.
 """
@@ -11,6 +11,8 @@ from functools import partial
 from typing import Any
 
 import torch
+from _options import Options
+from _recipes import Head, check_fit, recipe_criterion
 from common import Detections, Detector, Outputs, parse_options, train
 from torch import Tensor, nn
 
@@ -36,7 +38,18 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     options = parse_options(
         argv, program="train_detr", description=__doc__, matchers=list(MATCHERS), learning_rate=LEARNING_RATE
     )
-    return train(options, lambda num_classes: Detector(Detr(num_classes), build_criterion(options.matcher), detect))
+    return train(options, partial(build, options))
+
+
+def build(options: Options, num_classes: int) -> Detector:
+    """Return the model with the loss of a recipe, or with the focal loss and the boxes' losses of a matcher."""
+    if options.recipe is None:
+        head, criterion = Head(num_classes, background="none"), build_criterion(str(options.matcher))
+        return Detector(Detr(head), criterion, criterion.matching_method, partial(detect, head))
+    recipe = recipe_criterion(options, num_classes)
+    detector = Detector(Detr(recipe.head), recipe, recipe.plan, partial(detect, recipe.head))
+    check_fit(detector, options, reads_anchors=False)
+    return detector
 
 
 def build_criterion(matcher: str) -> DetectionLoss:
@@ -48,10 +61,9 @@ def build_criterion(matcher: str) -> DetectionLoss:
     return DetectionLoss(focal, boxes, matching, bg_class_position="none")
 
 
-def detect(outputs: Outputs) -> list[Detections]:
+def detect(head: Head, outputs: Outputs) -> list[Detections]:
     """Take the best pairs of a query and a class; a trained model leaves nothing to suppress."""
-    num_classes = outputs["pred_logits"].shape[-1]
-    scores = outputs["pred_logits"].float().sigmoid().flatten(1)  # (B, P * C)
+    num_classes, scores = head.num_classes, head.scores(outputs).flatten(1)  # (B, P * C)
     scores, index = scores.topk(min(MAX_DETECTIONS, scores.shape[1]))
     images = zip(outputs["pred_boxes"], scores, index, strict=True)
     return [Detections(boxes[best // num_classes], score, best % num_classes) for boxes, score, best in images]
@@ -63,7 +75,7 @@ class Detr(nn.Module):
     Each layer moves the boxes of the one before, in logits of `(cx, cy, w, h)`; its gradient stops there.
 
     Args:
-        num_classes: number of classes, without a background.
+        head: what a query predicts.
         dim: features of a query, a multiple of 8.
         num_layers: layers of attention.
 
@@ -71,7 +83,7 @@ class Detr(nn.Module):
         images: (B, 3, H, W) in [0, 1]; P = H/16 · W/16 predictions, boxes as fractions of the image.
     """
 
-    def __init__(self, num_classes: int, *, dim: int = 128, num_layers: int = 3) -> None:
+    def __init__(self, head: Head, *, dim: int = 128, num_layers: int = 3) -> None:
         super().__init__()
         self.dim = dim
         self.backbone = nn.Sequential(
@@ -85,12 +97,13 @@ class Detr(nn.Module):
         )
         self.layers = nn.ModuleList(AttentionLayer(dim, num_heads=4) for _ in range(num_layers))
         self.norm = nn.LayerNorm(dim)
-        self.classify = nn.Linear(dim, num_classes)
+        self.classify = nn.Linear(dim, head.num_logits)
         heads = [perceptron(dim, dim, 4) for _ in range(num_layers)]
         self.locate = nn.ModuleList(heads)
-        nn.init.constant_(self.classify.bias, math.log(PRIOR_SCORE / (1 - PRIOR_SCORE)))
-        for head in heads:
-            for parameter in head[-1].parameters():
+        if head.background == "none":
+            nn.init.constant_(self.classify.bias, math.log(PRIOR_SCORE / (1 - PRIOR_SCORE)))
+        for locate in heads:
+            for parameter in locate[-1].parameters():
                 nn.init.zeros_(parameter)
 
     def forward(self, images: Tensor) -> Outputs:

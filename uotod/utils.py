@@ -12,6 +12,7 @@ from uotod._boxes import (
     box_xyxy_to_cxcywh,
     box_xyxy_to_xywh,
 )
+from uotod._cell_coder import CellCoder
 from uotod._coders import BoxCoder, DeltaCoder, DistanceCoder
 from uotod._distribution import distribution_to_box
 from uotod._nms import batched_nms, nms
@@ -20,6 +21,7 @@ from uotod._targets import pad_targets
 __all__ = [
     "Anchors",
     "BoxCoder",
+    "CellCoder",
     "DeltaCoder",
     "DistanceCoder",
     "Points",

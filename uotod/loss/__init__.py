@@ -6,6 +6,7 @@ from uotod.loss.alpha_iou import AlphaIoULoss
 from uotod.loss.balanced_l1 import BalancedL1Loss
 from uotod.loss.box_space import BoxSpace
 from uotod.loss.branches import Branch, Branches
+from uotod.loss.confidence import ConfidenceLoss
 from uotod.loss.detection import DetectionLoss
 from uotod.loss.distribution import DistributionFocalLoss
 from uotod.loss.eiou import EIoULoss, ExtendedIoULoss
@@ -38,6 +39,7 @@ from uotod.loss.siou import SIoULoss
 from uotod.loss.softmax_focal import SoftmaxFocalLoss
 from uotod.loss.varifocal import VarifocalLoss
 from uotod.loss.wise_iou import WiseIoULoss
+from uotod.loss.yolo import YOLOLoss
 
 ALL_LOSSES: dict[str, type[nn.Module]] = {
     "AlphaIoULoss": AlphaIoULoss,
@@ -45,6 +47,7 @@ ALL_LOSSES: dict[str, type[nn.Module]] = {
     "BoxSpace": BoxSpace,
     "Branches": Branches,
     "CIoULoss": CIoULoss,
+    "ConfidenceLoss": ConfidenceLoss,
     "DIoULoss": DIoULoss,
     "DetectionLoss": DetectionLoss,
     "DistributionFocalLoss": DistributionFocalLoss,
@@ -69,6 +72,7 @@ ALL_LOSSES: dict[str, type[nn.Module]] = {
     "SoftmaxFocalLoss": SoftmaxFocalLoss,
     "VarifocalLoss": VarifocalLoss,
     "WiseIoULoss": WiseIoULoss,
+    "YOLOLoss": YOLOLoss,
 }
 
 __all__ = [
@@ -79,6 +83,7 @@ __all__ = [
     "Branch",
     "Branches",
     "CIoULoss",
+    "ConfidenceLoss",
     "DIoULoss",
     "DetectionLoss",
     "DistributionFocalLoss",
@@ -113,5 +118,6 @@ __all__ = [
     "TotalMassNormalizer",
     "VarifocalLoss",
     "WiseIoULoss",
+    "YOLOLoss",
     "detection_errors",
 ]

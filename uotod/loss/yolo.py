@@ -1,0 +1,202 @@
+"""YOLO's composite loss on a grid: (B, S, S, C + 5) predictions and targets in, the weighted sum of its terms out."""
+
+import torch
+from torch import Tensor, nn
+
+from uotod._boxes import aligned_overlap, box_cxcywh_to_xyxy, full_precision
+from uotod._cell_coder import SIZES, compress_size
+from uotod._check import check_choice, check_number
+from uotod._tensors import check_device, reads_values
+from uotod.loss.confidence import error
+from uotod.loss.iou import CIoULoss, GIoULoss, IoULoss
+
+OVERLAPS: dict[str, type[IoULoss] | type[GIoULoss] | type[CIoULoss]] = {
+    "iou": IoULoss,
+    "giou": GIoULoss,
+    "ciou": CIoULoss,
+}
+EPS = 1e-6  # size below which root and logarithm continue as their tangents, that of `CellCoder`
+
+
+class YOLOLoss(nn.Module):
+    r"""Add up the errors of boxes, confidences and classes on a grid of cells.
+
+    .. math::
+        L = \sum_{\text{obj}} \Big[ \lambda_\text{coord} L_\text{box} + \lambda_\text{obj}\, \ell(\hat q, q)
+            + \lambda_\text{class} \sum_c \ell(\hat p_c, p_c) \Big]
+            + \lambda_\text{noobj} \sum_{\text{noobj}} \ell(\hat q, 0)
+
+    A cell of the S × S grid holds `x, y, w, h, q, p_1, ..., p_C`, and so does its target:
+
+    * `x, y`: the box's centre in its cell, in cells from the upper left corner, in [0, 1];
+    * `w, h`: its size, in images, in [0, 1];
+    * `q`: the confidence. In the target it is above 0 in a cell with an object, where it says what confidence the
+      object shall have (1), 0 in one without, and -1 in an ignored cell, which contributes nothing;
+    * `p`: the classes, in the target one-hot. They and the box are read in cells with an object only.
+
+    `x, y, w, h` of the prediction are the values themselves, whatever activation the model gives them. `q` and `p` are
+    values for the squared error, and logits for the cross-entropy.
+
+    The defaults are YOLO v1, but for the confidence of an object, which in its paper is the IoU of its boxes:
+    `obj_quality="iou"`. YOLO v3 is `YOLOLoss(1, 1, 1, 1, size="log", confidence="bce", classes="bce")`. The same is
+    said for any number of predictions in a cell by `GridCell`, `ConfidenceLoss` and `DetectionLoss`:
+    `uotod.recipes.yolo`.
+
+    Args:
+        lambda_coord: weight of the box, at least 0.
+        lambda_obj: weight of the confidence in cells with an object, at least 0.
+        lambda_noobj: weight of the confidence in cells without, at least 0.
+        lambda_class: weight of the classes, at least 0.
+        box: "mse", the squared errors of `x, y` and the compressed `w, h`; "smooth_l1" of the same (β = 1); or "iou",
+            "giou", "ciou" of the boxes as fractions of the image.
+        size: what "mse" and "smooth_l1" compare: "sqrt", the root of `w` and `h`; "log"; or "linear".
+        confidence: "mse" for the squared error, "bce" for the cross-entropy of a logit.
+        classes: the same for each class.
+        obj_quality: "iou" to multiply the target's confidence by the IoU of predicted and target box, without a
+            gradient; None for the target's own.
+        reduction: "mean", the sum over the number of objects of the batch, at least 1; or "sum". YOLO's paper divides
+            by neither; a mean over images is the sum over B.
+
+    Shape:
+        input and target: (B, S, S, C + 5), rows from the top, C ≥ 1. Output: ().
+
+    Raises:
+        ValueError: an argument is out of its range.
+
+    Root and logarithm continue as their tangents below 1e-6. Time and memory O(B·S²·C).
+
+    References:
+        Redmon et al., "You only look once", CVPR 2016, eq. 3; Redmon and Farhadi, "YOLOv3: an incremental improvement",
+        2018, sec. 2.1.
+
+    Examples:
+        >>> target = torch.zeros(1, 2, 2, 6)
+        >>> target[0, 1, 0] = torch.tensor([0.5, 0.5, 0.25, 0.25, 1.0, 1.0])  # one object, of the only class
+        >>> input = target.clone()
+        >>> input[0, 1, 0, 4], input[0, 0, 0, 4] = 0.5, 0.5
+        >>> terms = YOLOLoss().terms(input, target)
+        >>> terms["loss_loc"], terms["loss_obj"], terms["loss_noobj"], terms["loss_cls"]
+        (tensor(0.), tensor(0.2500), tensor(0.1250), tensor(0.))
+    """
+
+    def __init__(
+        self,
+        lambda_coord: float = 5.0,
+        lambda_obj: float = 1.0,
+        lambda_noobj: float = 0.5,
+        lambda_class: float = 1.0,
+        box: str = "mse",
+        *,
+        size: str = "sqrt",
+        confidence: str = "mse",
+        classes: str = "mse",
+        obj_quality: str | None = None,
+        reduction: str = "mean",
+    ) -> None:
+        super().__init__()
+        check_choice("box", box, ("mse", "smooth_l1", *OVERLAPS))
+        check_choice("size", size, SIZES)
+        check_choice("confidence", confidence, ("mse", "bce"))
+        check_choice("classes", classes, ("mse", "bce"))
+        check_choice("obj_quality", obj_quality, (None, "iou"))
+        check_choice("reduction", reduction, ("mean", "sum"))
+        self.lambda_coord = check_number("lambda_coord", lambda_coord, low=0.0)
+        self.lambda_obj = check_number("lambda_obj", lambda_obj, low=0.0)
+        self.lambda_noobj = check_number("lambda_noobj", lambda_noobj, low=0.0)
+        self.lambda_class = check_number("lambda_class", lambda_class, low=0.0)
+        self.box, self.size, self.confidence, self.classes = box, size, confidence, classes
+        self.obj_quality, self.reduction = obj_quality, reduction
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        """Return the loss of (B, S, S, C + 5) predictions against targets of the same shape.
+
+        Raises:
+            TypeError: a tensor is not floating.
+            ValueError: the shapes differ or are no grid, or on the CPU a confidence of the target is neither -1 nor in
+                [0, 1].
+        """
+        return self.terms(input, target)["loss"]
+
+    def terms(self, input: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """Return the loss and what it is made of. Arguments as in `forward`.
+
+        Returns:
+            "loss"; "loss_loc", "loss_obj", "loss_noobj" and "loss_cls", which add up to it; detached, "num_pos" and
+            "num_neg", the numbers of cells with an object and without.
+        """
+        _check_grid(input, target)
+        with torch.autocast(input.device.type, enabled=False):
+            values = full_precision(input)
+            return self._terms(values, target.to(values.dtype))
+
+    def extra_repr(self) -> str:
+        """Return the arguments for `repr`."""
+        weights = ("lambda_coord", "lambda_obj", "lambda_noobj", "lambda_class")
+        names = (*weights, "box", "size", "confidence", "classes", "obj_quality", "reduction")
+        return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
+
+    def _terms(self, values: Tensor, target: Tensor) -> dict[str, Tensor]:
+        confidence = target[..., 4]  # (B, S, S)
+        has_object, is_empty = confidence > 0, confidence == 0
+        num_pos = has_object.sum().to(values.dtype)
+        # a masked NaN would still reach the gradient: what is not read becomes harmless before the loss
+        mask = has_object.unsqueeze(-1)
+        box, other = (torch.where(mask, x[..., :4], 0.5) for x in (values, target))
+        classes, labels = (torch.where(mask, x[..., 5:], 0.0) for x in (values, target))
+        found = torch.where(has_object | is_empty, values[..., 4], 0.0)
+        wanted = torch.where(has_object, confidence, 0.0)
+        if self.obj_quality is not None:
+            with torch.no_grad():
+                overlap = aligned_overlap(grid_boxes(box), grid_boxes(other), "iou", eps=0.0)
+                wanted = wanted * overlap.clamp(max=1)
+        errors = error(found, wanted, self.confidence)
+        sums = {
+            "loss_loc": self.lambda_coord * self._box_errors(box, other).where(has_object, 0.0).sum(),
+            "loss_obj": self.lambda_obj * errors.where(has_object, 0.0).sum(),
+            "loss_noobj": self.lambda_noobj * errors.where(is_empty, 0.0).sum(),
+            "loss_cls": self.lambda_class * error(classes, labels, self.classes).where(mask, 0.0).sum(),
+        }
+        if self.reduction == "mean":
+            sums = {name: value / num_pos.clamp(min=1) for name, value in sums.items()}
+        total = torch.stack(list(sums.values())).sum()
+        return {"loss": total, **sums, "num_pos": num_pos, "num_neg": is_empty.sum().to(values.dtype)}
+
+    def _box_errors(self, box: Tensor, other: Tensor) -> Tensor:
+        """Return the error (B, S, S) of each cell's box."""
+        if self.box in OVERLAPS:
+            loss: Tensor = OVERLAPS[self.box](reduction="none")(grid_boxes(box), grid_boxes(other))
+            return loss
+        ours, theirs = (
+            torch.cat((x[..., :2], compress_size(x[..., 2:], self.size, EPS)), dim=-1) for x in (box, other)
+        )
+        if self.box == "mse":
+            return ((ours - theirs) ** 2).sum(-1)
+        return nn.functional.smooth_l1_loss(ours, theirs, reduction="none").sum(-1)
+
+
+def grid_boxes(values: Tensor) -> Tensor:
+    """Return the boxes (B, S, S, 4), xyxy as fractions of the image, of a grid (B, S, S, ≥ 4) of `x, y, w, h`."""
+    side = values.shape[1]
+    index = torch.arange(side, device=values.device).to(values.dtype)
+    corner = torch.stack((index.expand(side, side), index[:, None].expand(side, side)), dim=-1)  # (S, S, 2)
+    return box_cxcywh_to_xyxy(torch.cat(((values[..., :2] + corner) / side, values[..., 2:4]), dim=-1))
+
+
+def _check_grid(input: Tensor, target: Tensor) -> None:
+    for name, tensor in (("input", input), ("target", target)):
+        if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+            kind = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
+            raise TypeError(f"{name} must be a floating tensor, got {kind}")
+    if input.dim() != 4 or input.shape[1] != input.shape[2] or not input.shape[1] or input.shape[3] < 6:
+        raise ValueError(f"input must have shape (B, S, S, C + 5) with S, C >= 1, got {tuple(input.shape)}")
+    if target.shape != input.shape:
+        raise ValueError(f"target must have shape {tuple(input.shape)} like input, got {tuple(target.shape)}")
+    check_device("target", target, input.device)
+    confidence = target[..., 4]
+    if reads_values(confidence, validate=False):
+        wrong = ~((confidence >= 0) & (confidence <= 1) | (confidence == -1))
+        if bool(wrong.any()):
+            raise ValueError(
+                f"target[..., 4], the confidence, must lie in [0, 1] or be -1 for an ignored cell, "
+                f"got {float(confidence[wrong][0])}"
+            )
