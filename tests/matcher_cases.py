@@ -119,7 +119,7 @@ CASES = {
         own_cost=True,
         geometric=True,
     ),
-    "UnbalancedPOT": Case(lambda **o: match.UnbalancedPOT(**COSTS, num_iter=10_000, **o), soft=True),
+    "UnbalancedPOT": Case(lambda **o: match.UnbalancedPOT(**COSTS, reg=0.1, num_iter=10_000, **o), soft=True),
     "UnbalancedSinkhorn": Case(lambda **o: match.UnbalancedSinkhorn(**COSTS, **o), soft=True),
     "UnbalancedSinkhorn-ssd": Case(
         lambda **o: match.UnbalancedSinkhorn(reg_pred=1e3, reg_target=1e-3, **COSTS, **o), soft=True

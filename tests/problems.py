@@ -45,7 +45,8 @@ def random_problem(
 ) -> Problem:
     """Return a problem with labels in [low, high) and a mask that is not a prefix; a third of it is padding.
 
-    Three in five predictions lie near a target, and each anchor near a prediction of one of the images. What lies under the mask is poison: NaN boxes and labels out of range.
+    Three in five predictions lie near a target, and each anchor near a prediction of one of the images. What lies
+    under the mask is poison: NaN boxes and labels out of range.
     """
     high = classes if high is None else high
     mask = torch.ones(images, targets, dtype=torch.bool) if full else torch.rand(images, targets) > 1 / 3
