@@ -12,7 +12,7 @@ from uotod.match import Matcher
 COSTS = {
     "cls_match_module": NegativeProbLoss(reduction="none"),
     "loc_match_module": MultipleObjectiveLoss([nn.L1Loss(reduction="none"), GIoULoss(reduction="none")], [5.0, 2.0]),
-    "background_cost": 0.4,
+    "background_cost": 3.0,
 }
 
 
@@ -32,13 +32,19 @@ CASES = {
         own_cost=True,
         geometric=True,
     ),
-    "BalancedPOT": Case(lambda **o: match.BalancedPOT(**COSTS, reg=0.05, **o), unit_rows=True, soft=True),
+    "BalancedPOT": Case(
+        lambda **o: match.BalancedPOT(**COSTS, reg=0.05, num_iter=10_000, **o), unit_rows=True, soft=True
+    ),
     "BalancedPOT-log": Case(
-        lambda **o: match.BalancedPOT(**COSTS, pot_method="sinkhorn_log", reg=0.05, **o), unit_rows=True, soft=True
+        lambda **o: match.BalancedPOT(**COSTS, pot_method="sinkhorn_log", reg=0.05, num_iter=10_000, **o),
+        unit_rows=True,
+        soft=True,
     ),
     "BalancedSinkhorn": Case(lambda **o: match.BalancedSinkhorn(**COSTS, **o), unit_rows=True, soft=True),
     "BalancedSinkhorn-pot": Case(
-        lambda **o: match.BalancedSinkhorn(**COSTS, solver="pot", reg=0.05, **o), unit_rows=True, soft=True
+        lambda **o: match.BalancedSinkhorn(**COSTS, solver="pot", reg=0.05, num_iter=10_000, **o),
+        unit_rows=True,
+        soft=True,
     ),
     "CenterRegion": Case(lambda **o: match.CenterRegion(**o), unit_rows=True, own_cost=True),
     "CenterRegion-overlap": Case(
@@ -113,13 +119,13 @@ CASES = {
         own_cost=True,
         geometric=True,
     ),
-    "UnbalancedPOT": Case(lambda **o: match.UnbalancedPOT(**COSTS, **o), soft=True),
+    "UnbalancedPOT": Case(lambda **o: match.UnbalancedPOT(**COSTS, reg=0.1, num_iter=10_000, **o), soft=True),
     "UnbalancedSinkhorn": Case(lambda **o: match.UnbalancedSinkhorn(**COSTS, **o), soft=True),
     "UnbalancedSinkhorn-ssd": Case(
         lambda **o: match.UnbalancedSinkhorn(reg_pred=1e3, reg_target=1e-3, **COSTS, **o), soft=True
     ),
     "UnbalancedSinkhorn-pot": Case(
-        lambda **o: match.UnbalancedSinkhorn(solver="pot", reg=0.1, **COSTS, **o), soft=True
+        lambda **o: match.UnbalancedSinkhorn(solver="pot", reg=0.1, num_iter=10_000, **COSTS, **o), soft=True
     ),
     "UnionVote": Case(lambda **o: match.UnionVote(match.Hungarian(**COSTS, **o)), unit_rows=True, own_cost=True),
     "Uniform": Case(lambda **o: match.Uniform(**o), unit_rows=True, own_cost=True, geometric=True),

@@ -15,6 +15,12 @@ def random_boxes(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
     return torch.cat((low, low + size), dim=-1)
 
 
+def jittered(boxes: Tensor) -> Tensor:
+    """Return each xyxy box with its sides moved by up to a tenth of its size."""
+    size = (boxes[..., 2:] - boxes[..., :2]).repeat(*[1] * (boxes.dim() - 1), 2)
+    return boxes + 0.1 * size * (2 * torch.rand_like(boxes) - 1)
+
+
 @dataclass
 class Problem:
     input: dict[str, Tensor]
@@ -39,19 +45,27 @@ def random_problem(
 ) -> Problem:
     """Return a problem with labels in [low, high) and a mask that is not a prefix; a third of it is padding.
 
-    What lies under the mask is poison: NaN boxes and labels out of range.
+    Three in five predictions lie near a target, and each anchor near a prediction of one of the images. What lies
+    under the mask is poison: NaN boxes and labels out of range.
     """
     high = classes if high is None else high
     mask = torch.ones(images, targets, dtype=torch.bool) if full else torch.rand(images, targets) > 1 / 3
-    boxes = random_boxes(images, targets, dtype=dtype).masked_fill(~mask.unsqueeze(-1), float("nan"))
+    places = random_boxes(images, targets, dtype=dtype)
+    boxes = places.masked_fill(~mask.unsqueeze(-1), float("nan"))
     labels = torch.randint(low, high, (images, targets)).masked_fill(~mask, -100)
     logits = 2 * torch.randn(images, preds, classes, dtype=dtype)
     pred_boxes = random_boxes(images, preds, dtype=dtype)
+    if targets:
+        nearest = torch.randint(targets, (images, preds, 1)).expand(-1, -1, 4)
+        near = torch.rand(images, preds, 1) < 0.6
+        pred_boxes = torch.where(near, jittered(places.gather(1, nearest)), pred_boxes)
+    own = torch.arange(preds) % max(images, 1)  # the image whose prediction an anchor is near
+    anchors = jittered(pred_boxes[own, torch.arange(preds)]) if images else random_boxes(preds, dtype=dtype)
     stride = torch.tensor([0.1, 0.2], dtype=dtype)[torch.arange(preds) % 2]
     return Problem(
         {"pred_logits": logits.requires_grad_(), "pred_boxes": pred_boxes.requires_grad_()},
         {"labels": labels, "boxes": boxes, "mask": mask},
-        Anchors(random_boxes(preds, dtype=dtype), stride, torch.arange(preds) % 2),
+        Anchors(anchors, stride, torch.arange(preds) % 2),
     )
 
 
@@ -65,3 +79,9 @@ def permuted(problem: Problem, preds: Tensor, targets: Tensor) -> Problem:
         {k: v[:, targets] for k, v in problem.target.items()},
         Anchors(anchors.boxes[preds], anchors.stride[preds], anchors.level[preds]),
     )
+
+
+def matched(plan: Tensor) -> Tensor:
+    """Return a plan (B, P, T + 1) that gives some mass to targets; a rule that matches nothing proves nothing."""
+    assert (plan[..., :-1] > 1e-3).any()
+    return plan

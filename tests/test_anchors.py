@@ -1,5 +1,6 @@
 """Anchors and points: what they hold, what they refuse, and that they serve wherever plain anchors do."""
 
+import math
 import re
 
 import pytest
@@ -33,6 +34,22 @@ def test_levels_default_to_the_rank_of_the_stride() -> None:
     assert anchors.num_levels == 2
     assert Anchors(torch.zeros(3, 4)).num_levels == 1
     assert Points(torch.zeros(3, 2), 8).num_levels == 1
+
+
+def test_a_given_number_of_levels_is_kept() -> None:
+    stride, level = torch.tensor([8.0, 8.0, 32.0]), torch.tensor([0, 0, 2])
+    assert Anchors(torch.zeros(3, 4), stride, level, 5).num_levels == 5
+    assert Anchors(torch.zeros(3, 4), stride, num_levels=4).num_levels == 4
+    assert Anchors(torch.zeros(3, 4), num_levels=2).num_levels == 2
+    assert Points(torch.zeros(3, 2), 8.0, num_levels=2).to(torch.float64).num_levels == 2
+
+
+def test_no_feature_map_has_no_places() -> None:
+    for value in (Anchors.from_levels([], []), Points.from_levels([], [])):
+        assert len(value.places) == len(value.stride) == len(value.level) == 0
+        assert value.num_levels == 1
+    problem = random_problem(2, 0, 3)
+    assert IoUThreshold(is_anchor_based=True)(problem.input, problem.target, Anchors.from_levels([], [])).numel() == 0
 
 
 def test_a_point_stands_for_its_cell() -> None:
@@ -90,7 +107,35 @@ def test_moving_keeps_stride_and_level() -> None:
             "anchors.stride must be a number or a tensor, got None",
             TypeError,
         ),
-        (lambda: Points(torch.zeros(3, 2), 0.0), "anchors.stride must be positive, got 0.0", ValueError),
+        (lambda: Points(torch.zeros(3, 2), 0.0), "anchors.stride must be finite and positive, got 0.0", ValueError),
+        (lambda: Points(torch.zeros(3, 2), math.inf), "stride must be finite and positive, got inf", ValueError),
+        (
+            lambda: Anchors(torch.zeros(2, 4), torch.tensor([1.0, math.inf])),
+            "stride must be finite and positive, got a value of inf",
+            ValueError,
+        ),
+        (
+            lambda: Anchors(torch.zeros(2, 4), torch.tensor([math.nan, 1.0])),
+            "stride must be finite and positive, got a value of nan",
+            ValueError,
+        ),
+        (
+            lambda: Anchors(torch.zeros(3, 4), 1.0, torch.tensor([0, 2, 1]), 2),
+            "anchors.level must lie in [0, 2), the number of levels, got 2",
+            ValueError,
+        ),
+        (
+            lambda: Anchors(torch.zeros(3, 4), 1.0, torch.tensor([0, -1, 1]), 2),
+            "anchors.level must lie in [0, 2), the number of levels, got -1",
+            ValueError,
+        ),
+        (
+            lambda: Anchors(torch.zeros(2, 4), torch.tensor([8.0, 16.0]), num_levels=1),
+            "num_levels must be at least 2, the number of different strides, got 1",
+            ValueError,
+        ),
+        (lambda: Anchors(torch.zeros(3, 4), num_levels=-1), "num_levels must be at least 0, got -1", ValueError),
+        (lambda: Anchors(torch.zeros(3, 4), num_levels=2.0), "num_levels must be an integer, got 2.0", TypeError),
         (
             lambda: Anchors(torch.zeros(3, 4), 1.0, torch.ones(3)),
             "level must be a tensor of an integer dtype",

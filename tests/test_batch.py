@@ -10,7 +10,6 @@ from torch import nn
 from tests.problems import random_boxes, random_problem
 from uotod.loss import DetectionLoss
 from uotod.match import ClosestTarget, Hungarian
-from uotod.utils import pad_targets
 
 B, P, T, C = 2, 12, 4, 5
 
@@ -235,54 +234,6 @@ def test_a_list_of_images_equals_padded_targets() -> None:
     matcher = ClosestTarget(loc_match_module=nn.L1Loss(reduction="none"), background_cost=0.3)
     loss = DetectionLoss(nn.CrossEntropyLoss(reduction="none"), nn.L1Loss(reduction="none"), matcher)
     torch.testing.assert_close(loss(problem.input, images), loss(problem.input, problem.target), rtol=0, atol=1e-12)
-
-
-def test_padding_keeps_every_target() -> None:
-    images = [{"boxes": random_boxes(n), "labels": torch.arange(n)} for n in (2, 0, 3)]
-    padded = pad_targets(images)
-    assert padded["mask"].tolist() == [[True, True, False], [False] * 3, [True] * 3]
-    for b, image in enumerate(images):
-        for key, value in image.items():
-            assert torch.equal(padded[key][b][padded["mask"][b]], value)
-
-
-@pytest.mark.parametrize("counts", [[], [0], [0, 0]])
-def test_padding_without_targets_has_no_columns(counts) -> None:
-    padded = pad_targets([{"boxes": torch.zeros(n, 4), "labels": torch.zeros(n, dtype=torch.long)} for n in counts])
-    assert padded["boxes"].shape == (len(counts), 0, 4)
-    assert padded["labels"].shape == padded["mask"].shape == (len(counts), 0)
-
-
-@pytest.mark.parametrize(
-    ("second", "message", "error"),
-    [
-        ({"boxes": torch.zeros(1, 4)}, "target[1] must have the key 'labels', got the keys ['boxes']", ValueError),
-        (
-            {"boxes": torch.zeros(0), "labels": torch.zeros(0).long()},
-            "target[1]['boxes'] must have shape (T_b, 4), got (0,)",
-            ValueError,
-        ),
-        (
-            {"boxes": torch.zeros(1, 4), "labels": torch.zeros(2).long()},
-            "target[1]['labels'] must have shape (1,) or (1, C) like its boxes, got (2,)",
-            ValueError,
-        ),
-        (
-            {"boxes": torch.zeros(1, 4), "labels": torch.zeros(1)},
-            "target[1]['labels'] must be torch.int64 like target[0], got torch.float32",
-            TypeError,
-        ),
-        (
-            {"boxes": torch.zeros(1, 4), "labels": torch.zeros(1, 3).long()},
-            "target[1]['labels'] must have shape (T_b) like target[0], got (1, 3)",
-            ValueError,
-        ),
-    ],
-)
-def test_images_that_do_not_fit_together_raise(second, message, error) -> None:
-    first = {"boxes": torch.zeros(2, 4), "labels": torch.zeros(2, dtype=torch.long)}
-    with pytest.raises(error, match=re.escape(message)):
-        pad_targets([first, second])
 
 
 def test_validation_leaves_input_and_target_as_they_were() -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from tests.matcher_cases import CASES
-from tests.problems import permuted, random_problem
+from tests.problems import matched, permuted, random_problem
 from uotod import match
 from uotod.loss import NegativeProbLoss, SigmoidFocalCost
 from uotod.match import Matcher
@@ -58,24 +58,26 @@ def test_a_plan_is_a_plan(matcher: Matcher, images: int, preds: int, targets: in
 @pytest.mark.parametrize("name", UNIT_ROWS)
 def test_rows_sum_to_one_or_are_ignored(matcher: Matcher) -> None:
     problem = random_problem(4, 20, 5)
-    rows = matcher(problem.input, problem.target, problem.anchors).sum(-1)
+    rows = matched(matcher(problem.input, problem.target, problem.anchors)).sum(-1)
     assert (((rows - 1).abs() < 1e-5) | (rows == 0)).all()
 
 
-def test_an_image_without_targets_is_all_background(matcher: Matcher) -> None:
+def test_an_image_without_targets_is_all_background(name: str, matcher: Matcher) -> None:
     problem = random_problem(2, 6, 3)
     problem.target["mask"][:] = False
     plan = matcher(problem.input, problem.target, problem.anchors)
     assert (plan[..., :-1] == 0).all()
     assert (plan[..., -1] > 0).all()
+    if CASES[name].unit_rows:
+        assert ((plan[..., -1] - 1).abs() <= (1e-12 if CASES[name].soft else 0)).all()
 
 
 def test_a_plan_does_not_depend_on_its_batch(matcher: Matcher) -> None:
     problem = random_problem(5, 12, 4)
-    problem.input["pred_boxes"] = (
-        problem.input["pred_boxes"].detach() * torch.tensor([1, 50, 1e-2, 1, 7])[:, None, None]
-    )
-    together = matcher(problem.input, problem.target, problem.anchors)
+    scale = torch.tensor([1, 50, 1e-2, 1, 7])[:, None, None]
+    problem.input["pred_boxes"] = problem.input["pred_boxes"].detach() * scale
+    problem.target["boxes"] = problem.target["boxes"] * scale
+    together = matched(matcher(problem.input, problem.target, problem.anchors))
     for b in range(5):
         one = {k: v[b : b + 1] for k, v in problem.input.items()}, {k: v[b : b + 1] for k, v in problem.target.items()}
         torch.testing.assert_close(matcher(*one, problem.anchors)[0], together[b], rtol=0, atol=1e-7)
@@ -85,7 +87,7 @@ def test_a_plan_does_not_depend_on_padding(matcher: Matcher) -> None:
     problem = random_problem(1, 12, 5)
     mask = problem.target["mask"][0]
     assert 0 < mask.sum() < 5
-    padded = matcher(problem.input, problem.target, problem.anchors)[0]
+    padded = matched(matcher(problem.input, problem.target, problem.anchors))[0]
     bare = matcher(problem.input, {k: v[:, mask] for k, v in problem.target.items()}, problem.anchors)[0]
     columns = torch.cat((mask, torch.tensor([True])))
     torch.testing.assert_close(padded[:, columns], bare, rtol=0, atol=1e-7)
@@ -94,7 +96,7 @@ def test_a_plan_does_not_depend_on_padding(matcher: Matcher) -> None:
 def test_a_plan_follows_the_order_of_predictions_and_targets(matcher: Matcher) -> None:
     problem = random_problem(3, 60, 5)  # enough for every target to overlap some: an IoU of 0 would tie
     preds, targets = torch.randperm(60), torch.randperm(5)
-    plan = matcher(problem.input, problem.target, problem.anchors)
+    plan = matched(matcher(problem.input, problem.target, problem.anchors))
     shuffled = permuted(problem, preds, targets)
     expected = plan[:, preds][:, :, torch.cat((targets, torch.tensor([5])))]
     torch.testing.assert_close(matcher(shuffled.input, shuffled.target, shuffled.anchors), expected, rtol=0, atol=1e-7)
@@ -115,7 +117,7 @@ def test_compute_matching_is_what_forward_does_with_the_cost(name: str, matcher:
     cost = matcher.compute_cost_matrix(problem.input, problem.target, problem.anchors)
     assert cost.shape == (3, 12, 5)
     assert not cost.requires_grad
-    plan = matcher.compute_matching(cost, problem.target["mask"])
+    plan = matched(matcher.compute_matching(cost, problem.target["mask"]))
     torch.testing.assert_close(plan, matcher(problem.input, problem.target, problem.anchors), rtol=0, atol=1e-9)
 
 
@@ -123,7 +125,7 @@ def test_a_cost_under_the_mask_is_never_read(matcher: Matcher) -> None:
     cost, mask = torch.rand(2, 6, 4), torch.tensor([[True, False, True], [False, True, True]])
     poisoned = cost.clone()
     poisoned[..., :3][~mask[:, None, :].expand(-1, 6, -1)] = math.nan
-    assert torch.equal(matcher.compute_matching(poisoned, mask), matcher.compute_matching(cost, mask))
+    assert torch.equal(matcher.compute_matching(poisoned, mask), matched(matcher.compute_matching(cost, mask)))
 
 
 @pytest.mark.parametrize("value", [math.nan, -math.inf])
@@ -140,7 +142,7 @@ def test_a_forbidden_pair_carries_no_mass(matcher: Matcher) -> None:
     cost = torch.rand(2, 6, 4)
     forbidden = torch.rand(2, 6, 3) < 0.2
     cost[..., :3][forbidden] = math.inf
-    plan = matcher.compute_matching(cost, torch.ones(2, 3, dtype=torch.bool))
+    plan = matched(matcher.compute_matching(cost, torch.ones(2, 3, dtype=torch.bool)))
     assert plan.isfinite().all()
     assert (plan[..., :3][forbidden] == 0).all()
 
@@ -151,6 +153,7 @@ def test_a_matcher_without_background_has_no_background_column(name: str) -> Non
     plan = matcher(problem.input, problem.target, problem.anchors)
     assert plan.shape == (2, 6, 3)
     assert plan.isfinite().all()
+    assert (plan > 1e-3).any()
     assert matcher.compute_cost_matrix(problem.input, problem.target, problem.anchors).shape == (2, 6, 3)
     empty = random_problem(2, 6, 0)
     assert matcher(empty.input, empty.target, empty.anchors).shape == (2, 6, 0)
@@ -160,7 +163,7 @@ def test_a_matcher_without_background_has_no_background_column(name: str) -> Non
 def test_half_precision_is_solved_in_float32_and_the_rest_in_its_own(matcher: Matcher, dtype: torch.dtype) -> None:
     problem = random_problem(2, 8, 3)
     low = {k: v.to(dtype) for k, v in problem.input.items()}
-    plan = matcher(low, problem.target, problem.anchors)
+    plan = matched(matcher(low, problem.target, problem.anchors))
     expected = torch.float64 if dtype == torch.float64 else torch.float32
     assert plan.dtype == expected
     same = {k: v.to(expected) for k, v in low.items()}
@@ -172,7 +175,7 @@ def test_half_precision_is_solved_in_float32_and_the_rest_in_its_own(matcher: Ma
 
 def test_autocast_does_not_change_a_plan(matcher: Matcher) -> None:
     problem = random_problem(2, 8, 3, dtype=torch.float32)
-    plan = matcher(problem.input, problem.target, problem.anchors)
+    plan = matched(matcher(problem.input, problem.target, problem.anchors))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(matcher(problem.input, problem.target, problem.anchors), plan)
 
@@ -180,16 +183,15 @@ def test_autocast_does_not_change_a_plan(matcher: Matcher) -> None:
 def test_strided_input_is_as_good_as_contiguous(matcher: Matcher) -> None:
     problem = random_problem(2, 8, 3)
     strided = {k: v.detach().transpose(0, 1).contiguous().transpose(0, 1) for k, v in problem.input.items()}
-    assert torch.equal(
-        matcher(strided, problem.target, problem.anchors), matcher(problem.input, problem.target, problem.anchors)
-    )
+    plan = matched(matcher(problem.input, problem.target, problem.anchors))
+    assert torch.equal(matcher(strided, problem.target, problem.anchors), plan)
 
 
 def test_a_matcher_writes_nothing(matcher: Matcher) -> None:
     problem = random_problem(2, 8, 3)
     before = pickle.dumps(matcher)
     inputs = {k: v.detach().clone() for k, v in (problem.input | problem.target).items()}
-    first = matcher(problem.input, problem.target, problem.anchors)
+    first = matched(matcher(problem.input, problem.target, problem.anchors))
     assert pickle.dumps(matcher) == before
     for key, value in (problem.input | problem.target).items():
         torch.testing.assert_close(value.detach(), inputs[key], rtol=0, atol=0, equal_nan=True)
@@ -229,7 +231,7 @@ def test_predictions_that_are_not_finite_raise_by_default(matcher: Matcher, fiel
 def test_propagated_predictions_are_matched_only_if_nothing_finite_is_left(name: str) -> None:
     matcher = CASES[name].build(nonfinite="propagate")
     problem = random_problem(3, 8, 3, full=True)
-    finite = matcher(problem.input, problem.target, problem.anchors)
+    finite = matched(matcher(problem.input, problem.target, problem.anchors))
     with torch.no_grad():
         problem.input["pred_boxes"][1, 2, 0] = math.nan
         problem.input["pred_logits"][1, 5] = math.inf

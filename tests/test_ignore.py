@@ -19,14 +19,16 @@ def ignoring(problem, *, share: float):
     return problem.target | {"ignore": torch.rand(problem.target["mask"].shape) < share}
 
 
+@pytest.mark.parametrize("background", [True, False])
 @pytest.mark.parametrize("name", CASES)
-def test_no_prediction_matches_an_ignored_target(name) -> None:
+def test_no_prediction_matches_an_ignored_target(name, background) -> None:
     problem = random_problem(3, 20, 6)
     target = ignoring(problem, share=0.5)
     gone = target["mask"] & target["ignore"]
     assert gone.any()
-    matcher = CASES[name].build(ignore_threshold=1.0)
+    matcher = CASES[name].build(ignore_threshold=1.0, background=background)
     plan = matcher(problem.input, target, problem.anchors)
+    assert plan.shape == (3, 20, 6 + background)
     without = problem.target | {"mask": target["mask"] & ~target["ignore"]}
     assert torch.equal(plan, matcher(problem.input, without, problem.anchors))
 
@@ -54,6 +56,16 @@ def test_background_predictions_inside_an_ignored_target_are_ignored(name) -> No
                 if CASES[name].soft or (expected[b, i, :-1] == 0).all():
                     expected[b, i, -1] = 0
     assert dropped > 3
+    assert torch.equal(plan, expected)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_plan_without_background_has_none_to_ignore(name) -> None:
+    problem = random_problem(3, 20, 6)
+    target = ignoring(problem, share=0.5)
+    plan = CASES[name].build(background=False)(problem.input, target, problem.anchors)
+    assert plan.shape == (3, 20, 6)
+    expected = CASES[name].build(background=False, ignore_threshold=1.0)(problem.input, target, problem.anchors)
     assert torch.equal(plan, expected)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from uotod._boxes import full_precision
+from uotod._check import check_integer
 from uotod._tensors import check_device, check_finite, check_ordered, reads_values
 
 
@@ -21,9 +23,9 @@ class Anchors:
         boxes: (P, 4) or (B, P, 4) boxes, xyxy.
         stride: pixels between neighbouring cells of the feature map, one number or (P,); None if no rule needs it.
         level: (P,) integer index of the feature map from 0; by default the rank of the stride, or 0 without strides.
+        num_levels: number of feature maps, above every level; 0 to count them.
 
-    Attributes:
-        num_levels: number of feature maps; read from `level` once, which synchronises with a GPU.
+    The values of stride and level are read once, here, which synchronises with a GPU.
 
     Raises:
         TypeError: an argument is not a tensor of the stated kind.
@@ -48,7 +50,7 @@ class Anchors:
     def from_levels(cls, boxes: Sequence[Tensor], strides: Sequence[float]) -> Anchors:
         """Join the (P_l, 4) anchors of several feature maps, one stride each, in their order."""
         stride, level = _levels("boxes", [len(x) for x in boxes], strides, boxes[0] if boxes else torch.zeros(0))
-        return cls(torch.cat(list(boxes)), stride, level, len(boxes))
+        return cls(torch.cat(list(boxes)) if boxes else torch.zeros(0, 4), stride, level, len(boxes))
 
     @property
     def places(self) -> Tensor:
@@ -69,9 +71,9 @@ class Points:
         centers: (P, 2) or (B, P, 2) points (x, y).
         stride: pixels between neighbouring points, one number or (P,).
         level: (P,) integer index of the feature map from 0; by default the rank of the stride.
+        num_levels: number of feature maps, above every level; 0 to count them.
 
-    Attributes:
-        num_levels: number of feature maps; read from `level` once, which synchronises with a GPU.
+    The values of stride and level are read once, here, which synchronises with a GPU.
 
     Raises:
         TypeError: an argument is not a tensor of the stated kind.
@@ -215,14 +217,18 @@ def _fill_levels(value: Anchors | Points) -> None:
         check_device("anchors.stride", stride, device)
     elif stride is not None and (isinstance(stride, bool) or not isinstance(stride, (int, float))):
         raise TypeError(f"anchors.stride must be a number or a tensor, got {type(stride).__name__}")
-    if stride is not None and not (stride > 0 if not isinstance(stride, Tensor) else bool((stride > 0).all())):
-        raise ValueError(f"anchors.stride must be positive, got {stride}")
+    if stride is not None:
+        _check_stride(stride)
+    given = check_integer("anchors.num_levels", value.num_levels, low=0)
     if level is None and isinstance(stride, Tensor) and stride.dim():
         strides, level = torch.unique(stride, return_inverse=True)
+        if given and given < len(strides):
+            expected = f"at least {len(strides)}, the number of different strides"
+            raise ValueError(f"anchors.num_levels must be {expected}, got {given}")
         object.__setattr__(value, "level", level)
-        object.__setattr__(value, "num_levels", len(strides))
+        object.__setattr__(value, "num_levels", given or max(len(strides), 1))
     elif level is None:
-        object.__setattr__(value, "num_levels", 1)
+        object.__setattr__(value, "num_levels", given or 1)
     else:
         if not isinstance(level, Tensor) or level.is_floating_point() or level.dtype == torch.bool:
             found = level.dtype if isinstance(level, Tensor) else type(level).__name__
@@ -230,10 +236,23 @@ def _fill_levels(value: Anchors | Points) -> None:
         if level.shape != (count,):
             raise ValueError(f"anchors.level must have shape ({count},), got {tuple(level.shape)}")
         check_device("anchors.level", level, device)
-        if not value.num_levels:
-            if count and int(level.min()) < 0:
-                raise ValueError(f"anchors.level must not be negative, got {int(level.min())}")
-            object.__setattr__(value, "num_levels", int(level.max()) + 1 if count else 1)
+        low, high = (int(x) for x in torch.aminmax(level)) if count else (0, 0)
+        if low < 0 and not given:
+            raise ValueError(f"anchors.level must not be negative, got {low}")
+        if low < 0 or (given and high >= given):
+            outside = low if low < 0 else high
+            raise ValueError(f"anchors.level must lie in [0, {given}), the number of levels, got {outside}")
+        object.__setattr__(value, "num_levels", given or high + 1)
+
+
+def _check_stride(stride: Tensor | float) -> None:
+    """Raise a ValueError unless a stride is finite and positive; of a tensor this reads the values."""
+    if isinstance(stride, Tensor):
+        bad = stride[~((stride > 0) & stride.isfinite())]
+        if len(bad):
+            raise ValueError(f"anchors.stride must be finite and positive, got a value of {bad[0].item()}")
+    elif not 0 < stride < math.inf:
+        raise ValueError(f"anchors.stride must be finite and positive, got {stride}")
 
 
 def _levels(name: str, counts: Sequence[int], strides: Sequence[float], like: Tensor) -> tuple[Tensor, Tensor]:

@@ -51,8 +51,8 @@ class DensePlan:
         return torch.zeros_like(self.positive_mass()) if self.background is None else self.background
 
     def with_background(self, mass: Tensor) -> "DensePlan":
-        """Return the plan with another (B, P) background mass."""
-        return replace(self, background=mass)
+        """Return the plan with another (B, P) background mass; a plan without background keeps none."""
+        return self if self.background is None else replace(self, background=mass)
 
     def scaled(self, factor: Tensor) -> "DensePlan":
         """Return the plan with the mass of each pair times a (B, T, P) factor; the background stays."""

@@ -12,6 +12,8 @@ from uotod._tensors import check_device, check_finite, check_ordered, entry, rea
 
 TargetInput = Mapping[str, Tensor] | Sequence[Mapping[str, Tensor]]
 
+_OPTIONAL = ("mask", "ignore", "weight")
+
 
 @dataclasses.dataclass(frozen=True)
 class Targets:
@@ -66,13 +68,9 @@ def parse_targets(target: TargetInput, logits: Tensor, dtype: torch.dtype, valid
         raise TypeError(f"target['boxes'] must have a real dtype, got {boxes.dtype}")
     shape = tuple(boxes.shape[:2])
     mask = entry("target", target, "mask") if "mask" in target else torch.ones(shape, dtype=torch.bool, device=device)
-    if mask.dtype != torch.bool:
-        raise TypeError(f"target['mask'] must have dtype torch.bool, got {mask.dtype}")
     given = {key: entry("target", target, key) for key in ("ignore", "weight") if key in target}
-    if "ignore" in given and given["ignore"].dtype != torch.bool:
-        raise TypeError(f"target['ignore'] must have dtype torch.bool, got {given['ignore'].dtype}")
-    if "weight" in given and not given["weight"].is_floating_point():
-        raise TypeError(f"target['weight'] must have a floating dtype, got {given['weight'].dtype}")
+    for key, tensor in ({"mask": mask} | given).items():
+        _check_dtype(f"target[{key!r}]", tensor, floating=key == "weight")
     if tuple(labels.shape) not in (shape, (*shape, num_classes)):
         raise ValueError(
             f"target['labels'] must have shape {shape} or {(*shape, num_classes)}, got {tuple(labels.shape)}"
@@ -113,12 +111,14 @@ def pad_targets(targets: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
 
     Args:
         targets: for each image a dict with `boxes` (T_b, 4), xyxy, and `labels`, (T_b,) integers or (T_b, C) one-hot;
-            optionally `ignore` (T_b,), bool, and `weight` (T_b,), which are False and 1 for images without the key.
-            Other keys are left out.
+            optionally, all (T_b,), `mask`, bool, `ignore`, bool, and `weight`, which are True, False and 1 for images
+            without the key. Other keys are left out. An empty list has no images, no targets, integer labels, and
+            is on the CPU.
 
     Returns:
         `boxes` (B, T, 4), `labels` (B, T) or (B, T, C), `mask` (B, T), where T is the largest number of targets in
-        an image, and `ignore` and `weight` (B, T) if an image has them. Padding is zero.
+        an image, and `ignore` and `weight` (B, T) if an image has them. The mask is that of the images where they
+        have one. Padding is zero.
 
     Raises:
         TypeError: `targets` is not a list of dicts of tensors, or the dtypes of two images differ.
@@ -146,18 +146,35 @@ def pad_targets(targets: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
             name, dtype = f"target[{index}][{key!r}]", targets[0][key].dtype
             if image[key].dtype != dtype:
                 raise TypeError(f"{name} must be {dtype} like target[0], got {image[key].dtype}")
-            check_device(name, image[key], targets[0][key].device)
-    counts = [len(image["boxes"]) for image in targets]
-    width = max(counts)
-    mask = torch.arange(width)[None, :] < torch.tensor(counts)[:, None]  # (B, T)
+        for key in image.keys() & {"boxes", *_OPTIONAL, "labels"}:
+            check_device(f"target[{index}][{key!r}]", image[key], targets[0]["boxes"].device)
     padded = {key: pad_sequence([x[key] for x in targets], batch_first=True) for key in ("boxes", "labels")}
-    padded["mask"] = mask.to(targets[0]["boxes"].device)
-    for key, missing in (("ignore", torch.zeros), ("weight", torch.ones)):
-        values = [image[key] for image in targets if key in image]
-        if values:
-            blank = [missing(n, dtype=values[0].dtype, device=values[0].device) for n in counts]
-            padded[key] = pad_sequence([x.get(key, y) for x, y in zip(targets, blank, strict=True)], batch_first=True)
+    padded["mask"] = _pad_optional(targets, "mask", 1, torch.bool)
+    if any("ignore" in image for image in targets):
+        padded["ignore"] = _pad_optional(targets, "ignore", 0, torch.bool)
+    weights = [image["weight"] for image in targets if "weight" in image]
+    if weights:
+        padded["weight"] = _pad_optional(targets, "weight", 1, weights[0].dtype)
     return padded
+
+
+def _pad_optional(targets: Sequence[Mapping[str, Tensor]], key: str, missing: int, dtype: torch.dtype) -> Tensor:
+    """Return the padded (B, T) entry of checked images, which is `missing` for those without it."""
+    values = []
+    for index, image in enumerate(targets):
+        if key in image and image[key].dtype != dtype:
+            raise TypeError(
+                f"target[{index}][{key!r}] must be {dtype} like that of other images, got {image[key].dtype}"
+            )
+        boxes = image["boxes"]
+        values.append(image[key] if key in image else boxes.new_full((len(boxes),), missing, dtype=dtype))
+    return pad_sequence(values, batch_first=True)
+
+
+def _check_dtype(name: str, tensor: Tensor, *, floating: bool) -> None:
+    if tensor.is_floating_point() if floating else tensor.dtype == torch.bool:
+        return
+    raise TypeError(f"{name} must have {'a floating dtype' if floating else 'dtype torch.bool'}, got {tensor.dtype}")
 
 
 def _check_image(name: str, image: Mapping[str, Tensor]) -> None:
@@ -169,6 +186,10 @@ def _check_image(name: str, image: Mapping[str, Tensor]) -> None:
     if labels.dim() not in (1, 2) or len(labels) != len(boxes):
         expected = f"({len(boxes)},) or ({len(boxes)}, C)"
         raise ValueError(f"{name}['labels'] must have shape {expected} like its boxes, got {tuple(labels.shape)}")
-    for key in ("ignore", "weight"):
-        if key in image and entry(name, image, key).shape != labels.shape[:1]:
-            raise ValueError(f"{name}[{key!r}] must have shape ({len(boxes)},), got {tuple(image[key].shape)}")
+    for key in _OPTIONAL:
+        if key not in image:
+            continue
+        value = entry(name, image, key)
+        _check_dtype(f"{name}[{key!r}]", value, floating=key == "weight")
+        if value.shape != labels.shape[:1]:
+            raise ValueError(f"{name}[{key!r}] must have shape ({len(boxes)},), got {tuple(value.shape)}")
