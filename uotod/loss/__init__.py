@@ -8,6 +8,7 @@ from uotod.loss.box_space import BoxSpace
 from uotod.loss.detection import DetectionLoss
 from uotod.loss.distribution import DistributionFocalLoss
 from uotod.loss.eiou import EIoULoss, ExtendedIoULoss
+from uotod.loss.fine_grained import DistillationLoss, FineGrainedLoss
 from uotod.loss.focal import SigmoidFocalCost, SigmoidFocalLoss
 from uotod.loss.ghm import GHMCLoss
 from uotod.loss.inner_iou import InnerIoULoss
@@ -44,9 +45,11 @@ ALL_LOSSES: dict[str, type[nn.Module]] = {
     "CIoULoss": CIoULoss,
     "DIoULoss": DIoULoss,
     "DetectionLoss": DetectionLoss,
+    "DistillationLoss": DistillationLoss,
     "DistributionFocalLoss": DistributionFocalLoss,
     "EIoULoss": EIoULoss,
     "ExtendedIoULoss": ExtendedIoULoss,
+    "FineGrainedLoss": FineGrainedLoss,
     "GHMCLoss": GHMCLoss,
     "GIoULoss": GIoULoss,
     "InnerIoULoss": InnerIoULoss,
@@ -76,10 +79,12 @@ __all__ = [
     "CIoULoss",
     "DIoULoss",
     "DetectionLoss",
+    "DistillationLoss",
     "DistributionFocalLoss",
     "Divisors",
     "EIoULoss",
     "ExtendedIoULoss",
+    "FineGrainedLoss",
     "GHMCLoss",
     "GIoULoss",
     "InnerIoULoss",
