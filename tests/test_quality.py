@@ -423,10 +423,10 @@ class TestNonFinitePredictions:
     [
         (
             {"quality": "giou"},
-            "quality must be None, 'iou' or a callable of boxes and target boxes, got 'giou'",
+            "quality must be None, 'iou', 'centerness', 'score' or a callable of boxes and target boxes, got 'giou'",
             ValueError,
         ),
-        ({"quality": QualityFocalLoss}, "quality must be None, 'iou' or a callable", ValueError),
+        ({"quality": QualityFocalLoss}, "quality must be None, 'iou', 'centerness', 'score' or a callable", ValueError),
         ({"obj_quality": "iou"}, "obj_quality needs an obj_loss_module, got 'iou' without", ValueError),
         (
             {"obj_loss_module": nn.BCEWithLogitsLoss()},

@@ -54,6 +54,10 @@ class DensePlan:
         """Return the plan with another (B, P) background mass."""
         return replace(self, background=mass)
 
+    def scaled(self, factor: Tensor) -> "DensePlan":
+        """Return the plan with the mass of each pair times a (B, T, P) factor; the background stays."""
+        return replace(self, positive=self.positive * factor)
+
     def repeat(self, layers: int) -> "DensePlan":
         """Return the plan once for each of `layers` decoder layers, stacked along the batch."""
         background = None if self.background is None else self.background.repeat(layers, 1)
@@ -122,6 +126,10 @@ class AssignedPlan:
         if self.background is not None:
             return replace(self, background=mass)
         return replace(self, mass=torch.where(self.index == self.num_targets, mass, self.mass))
+
+    def scaled(self, factor: Tensor) -> "AssignedPlan":
+        """Return the plan with the mass of each pair times a (B, P) factor; the background stays."""
+        return replace(self, mass=torch.where(self.is_positive(), self.mass * factor, self.mass))
 
     def repeat(self, layers: int) -> "AssignedPlan":
         """Return the plan once for each of `layers` decoder layers, stacked along the batch."""

@@ -76,6 +76,27 @@ def detection_loss(
     return {"loss": loss_cls + loss_loc, "loss_cls": loss_cls, "loss_loc": loss_loc}
 
 
+def denoising_loss(
+    logits: Tensor, boxes: Tensor, labels: Tensor, target_boxes: Tensor, mask: Tensor, groups: int
+) -> tuple[Tensor, Tensor]:
+    """Return focal loss and L1 loss of `groups` groups of T positive and T negative queries, in target order.
+
+    Both are divided by groups · (number of targets); queries of padded targets do not count.
+    """
+    T = labels.shape[1]
+    loss_cls, loss_loc = (logits * 0).sum(), (boxes * 0).sum()
+    for b in range(len(logits)):
+        for i in range(groups * 2 * T):
+            t = i % T
+            if bool(mask[b, t]):
+                positive = (i // T) % 2 == 0
+                loss_cls = loss_cls + sigmoid_focal(logits[b, i], int(labels[b, t]) if positive else None)
+                if positive:
+                    loss_loc = loss_loc + l1(boxes[b, i], target_boxes[b, t])
+    count = max(groups * int(mask.sum()), 1)
+    return loss_cls / count, loss_loc / count
+
+
 def hard_negative_mass(plan_bg: Tensor, bg_loss: Tensor, n_pos: float, ratio: float) -> Tensor:
     """Keep background mass (P,) from the hardest prediction down to `ratio · n_pos` exactly, the last one in part."""
     kept = torch.zeros_like(plan_bg)

@@ -5,6 +5,7 @@ from torch import nn
 from uotod.loss.alpha_iou import AlphaIoULoss
 from uotod.loss.balanced_l1 import BalancedL1Loss
 from uotod.loss.box_space import BoxSpace
+from uotod.loss.branches import Branch, Branches
 from uotod.loss.detection import DetectionLoss
 from uotod.loss.distribution import DistributionFocalLoss
 from uotod.loss.eiou import EIoULoss, ExtendedIoULoss
@@ -42,6 +43,7 @@ ALL_LOSSES: dict[str, type[nn.Module]] = {
     "AlphaIoULoss": AlphaIoULoss,
     "BalancedL1Loss": BalancedL1Loss,
     "BoxSpace": BoxSpace,
+    "Branches": Branches,
     "CIoULoss": CIoULoss,
     "DIoULoss": DIoULoss,
     "DetectionLoss": DetectionLoss,
@@ -76,6 +78,8 @@ __all__ = [
     "AlphaIoULoss",
     "BalancedL1Loss",
     "BoxSpace",
+    "Branch",
+    "Branches",
     "CIoULoss",
     "DIoULoss",
     "DetectionLoss",

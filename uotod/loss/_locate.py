@@ -9,10 +9,11 @@ from uotod._plan import Plan
 from uotod.loss._fields import fields_of, unit_box
 
 
-def localization_losses(module: nn.Module, batch: Batch, plan: Plan) -> list[Tensor]:
+def localization_losses(module: nn.Module, batch: Batch, plan: Plan, divisor: Tensor | None = None) -> list[Tensor]:
     """Return the loss (L,) of each weighted part of `module`, evaluated on matched pairs only.
 
-    A part gets predicted and target boxes, and by keyword what it declares in `needs`.
+    A part gets predicted and target boxes, and by keyword what it declares in `needs`. The mass of an image is divided
+    by its (L * B,) `divisor`, if there is one.
     """
     predictions = batch.predictions
     layers = predictions.layers
@@ -30,11 +31,12 @@ def localization_losses(module: nn.Module, batch: Batch, plan: Plan) -> list[Ten
         unit = unit_box(boxes)
         boxes = torch.where(matched.unsqueeze(-1), boxes, unit)
         target_boxes = torch.where(matched.unsqueeze(-1), target_boxes, unit)
+    mass = pairs.mass if divisor is None else pairs.mass / divisor[pairs.image]
     losses = []
     for part, fields in parts:
         rows_of = {name: field.rows(pairs.image, pairs.pred, matched) for name, field in fields.items()}
         rows = sum_rows(part.module(boxes, target_boxes, **rows_of), len(boxes), "loc_loss_module")
-        value = part.weight * pairs.mass.to(rows.dtype) * rows
+        value = part.weight * mass.to(rows.dtype) * rows
         losses.append(value.new_zeros(layers).index_add(0, pairs.image // per_layer, value))
     return losses
 

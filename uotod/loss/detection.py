@@ -1,22 +1,23 @@
 """The detection loss: predictions and targets in, the plan's mass times the sub-losses out."""
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.loss import _Loss
 
 from uotod._batch import AnchorInput, Batch, PredictionDict, parse_batch
-from uotod._check import check_choice, check_flag, check_number, check_sub_loss
-from uotod._plan import DensePlan, Plan
+from uotod._check import check_choice, check_flag, check_sub_loss
+from uotod._plan import Plan
 from uotod._targets import TargetInput
-from uotod._tensors import reads_values
-from uotod.loss._classify import Classifier, ClassLabels, fold_quality
+from uotod.loss._arguments import check_background, check_mining, check_normalizer, check_objectness
+from uotod.loss._background import background_class
+from uotod.loss._classify import Classifier, fold_quality
+from uotod.loss._given import given_plan
 from uotod.loss._layers import name_terms, per_layer
 from uotod.loss._locate import localization_losses
+from uotod.loss._objectness import objectness_losses
 from uotod.loss._quality import Quality, check_quality, pair_quality
 from uotod.loss.mining import mine_hard_negatives
-from uotod.loss.normalize import Masses, MassNormalizer, Normalizer
+from uotod.loss.normalize import Masses, Normalizer
 from uotod.match._base import Matcher
 
 
@@ -47,14 +48,18 @@ class DetectionLoss(_Loss):
         reduction: "mean" or "sum".
         min_negatives: background mass kept in an image even without positives, with mining.
         normalizer: what a mean divides by; `MassNormalizer()` by default.
-        quality: how good a pair is, which scales the mass that classification sees: "iou" of predicted and target box,
-            a callable of both `(N, 4), (N, 4)` that returns `(N,)` in [0, 1], or None for 1. The rest of the mass goes
-            to the background of that prediction; localisation keeps the plan's own. It has no gradient, and mining
-            comes before it.
+        quality: how good a pair is, in [0, 1], which scales the mass that classification sees; None for 1. "iou" of
+            predicted and target box; "centerness" of the prediction's point (or its anchor's centre) in the target
+            box, as in FCOS; "score", the largest sigmoid score of the prediction; or a callable of predicted and
+            target boxes `(N, 4), (N, 4)` that returns `(N,)`. The rest of the mass goes to the background of that
+            prediction. It has no gradient, and mining comes before it.
         obj_loss_module: loss of `input["pred_objectness"]` with `reduction="none"`: a classification loss for one
             class, `(N, 1)` logits and targets, such as `ObjectnessLoss`. Its target is the positive mass of the
-            prediction, and it is divided as localisation is.
+            prediction, and it is divided by the positive mass.
         obj_quality: the same as `quality` for the target of objectness.
+        loc_quality: the same for the mass that localisation sees, and a mean divides by. What is left goes nowhere.
+        cls_background: whether classification sees the background mass of the plan, with False matched pairs only.
+        obj_background: the same for objectness.
         validate: also check values (label range, inverted boxes, finiteness) on a GPU, which synchronises.
 
     Raises:
@@ -96,6 +101,9 @@ class DetectionLoss(_Loss):
         quality: Quality | None = None,
         obj_loss_module: nn.Module | None = None,
         obj_quality: Quality | None = None,
+        loc_quality: Quality | None = None,
+        cls_background: bool = True,
+        obj_background: bool = True,
         validate: bool = False,
     ) -> None:
         super().__init__(size_average, reduce, reduction)
@@ -103,46 +111,32 @@ class DetectionLoss(_Loss):
         check_sub_loss("cls_loss_module", cls_loss_module)
         check_sub_loss("loc_loss_module", loc_loss_module)
         check_sub_loss("obj_loss_module", obj_loss_module, optional=True)
-        if not isinstance(matching_method, Matcher):
-            raise TypeError(f"matching_method must be a Matcher, got {matching_method!r}")
         check_choice("bg_class_position", bg_class_position, ("first", "last", "none"))
-        if bg_class_position != "none" and not matching_method.background:
-            raise ValueError(
-                f"bg_class_position={bg_class_position!r} needs a matching_method with background=True, "
-                "got one with background=False"
-            )
-        check_flag("use_hard_negative_mining", use_hard_negative_mining)
-        if use_hard_negative_mining != (neg_to_pos_ratio is not None):
-            raise ValueError(
-                "neg_to_pos_ratio must be given with use_hard_negative_mining=True, and only then, "
-                f"got neg_to_pos_ratio={neg_to_pos_ratio} and use_hard_negative_mining={use_hard_negative_mining}"
-            )
-        if use_hard_negative_mining and not matching_method.background:
-            raise ValueError("use_hard_negative_mining=True needs a matching_method with background=True")
-        if min_negatives > 0 and not use_hard_negative_mining:
-            raise ValueError(f"min_negatives needs use_hard_negative_mining=True, got {min_negatives} without")
-        if normalizer is not None and self.reduction == "sum":
-            raise ValueError('normalizer needs reduction="mean", got reduction="sum"')
-        if normalizer is not None and not isinstance(normalizer, Normalizer):
-            raise TypeError(f"normalizer must be a Normalizer, got {normalizer!r}")
-        if obj_loss_module is not None and not matching_method.background:
-            raise ValueError("obj_loss_module needs a matching_method with background=True")
-        if obj_quality is not None and obj_loss_module is None:
-            raise ValueError(f"obj_quality needs an obj_loss_module, got {obj_quality!r} without")
+        check_background(bg_class_position, matching_method, cls_background)
+        check_objectness(obj_loss_module, obj_quality, obj_background, matching_method)
+        self.neg_to_pos_ratio, self.min_negatives = check_mining(
+            use_hard_negative_mining, neg_to_pos_ratio, min_negatives, matching_method, cls_background
+        )
+        self.normalizer = check_normalizer(normalizer, self.reduction)
         self.cls_loss_module = cls_loss_module
         self.loc_loss_module = loc_loss_module
         self.matching_method = matching_method
         self.bg_class_position = bg_class_position
         self.use_hard_negative_mining = use_hard_negative_mining
-        ratio = None if neg_to_pos_ratio is None else check_number("neg_to_pos_ratio", neg_to_pos_ratio, low=0.0)
-        self.neg_to_pos_ratio = ratio
-        self.min_negatives = check_number("min_negatives", min_negatives, low=0.0)
-        self.quality, self.obj_quality = check_quality("quality", quality), check_quality("obj_quality", obj_quality)
         self.obj_loss_module = obj_loss_module
-        self.normalizer = MassNormalizer() if normalizer is None else normalizer
+        self.quality = check_quality("quality", quality)
+        self.obj_quality = check_quality("obj_quality", obj_quality)
+        self.loc_quality = check_quality("loc_quality", loc_quality)
+        self.cls_background, self.obj_background = cls_background, obj_background
         self.validate = check_flag("validate", validate)
 
-    def forward(self, input: PredictionDict, target: TargetInput, anchors: AnchorInput | None = None) -> Tensor:
+    def forward(
+        self,
+        input: PredictionDict,
+        target: TargetInput,
+        anchors: AnchorInput | None = None,
+        plan: Tensor | None = None,
+    ) -> Tensor:
         """Return the loss, a tensor without dimensions.
 
         Args:
@@ -152,15 +146,21 @@ class DetectionLoss(_Loss):
             target: dict with `labels` (B, T) or one-hot (B, T, C), `boxes` (B, T, 4), xyxy, and optionally `mask`,
                 `ignore` and `weight` (B, T), see `Matcher`; or a list of one dict an image.
             anchors: (P, 4) or (B, P, 4) boxes, xyxy, `Anchors` or `Points`, for matchers that need them.
+            plan: a plan for all layers that replaces the matcher's, as it is: (B, P, T + 1) masses in the layout of
+                the matcher, or (B, P) integers, the target of each prediction, T for the background, -1 for ignored.
 
         Raises:
             TypeError: an argument or an entry has the wrong type or dtype.
             ValueError: a key is missing, or a shape, a device or a value is wrong.
         """
-        return self.terms(input, target, anchors)["loss"]
+        return self.terms(input, target, anchors, plan)["loss"]
 
     def terms(
-        self, input: PredictionDict, target: TargetInput, anchors: AnchorInput | None = None
+        self,
+        input: PredictionDict,
+        target: TargetInput,
+        anchors: AnchorInput | None = None,
+        plan: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Return the loss and what it is made of. Arguments as in `forward`.
 
@@ -173,9 +173,10 @@ class DetectionLoss(_Loss):
         matcher = self.matching_method
         validate = self.validate or matcher.validate
         batch = parse_batch(input, target, anchors, nonfinite=matcher.nonfinite, validate=validate, auxiliary=True)
-        bg_class = self._background_class(batch)
+        bg_class = background_class(self.bg_class_position, batch, validate)
         with torch.autocast(batch.predictions.logits.device.type, enabled=False):
-            return self._terms(batch, matcher.plan(batch), bg_class)
+            matched = matcher.plan(batch) if plan is None else given_plan(plan, batch, matcher.background, validate)
+            return self._terms(batch, matched, bg_class, validate)
 
     def extra_repr(self) -> str:
         """Return the arguments for `repr`."""
@@ -184,28 +185,7 @@ class DetectionLoss(_Loss):
             f"neg_to_pos_ratio={self.neg_to_pos_ratio}, reduction={self.reduction!r}"
         )
 
-    def _background_class(self, batch: Batch) -> int | None:
-        """Return the index of the background class; raise if a target is labelled with it."""
-        if self.bg_class_position == "none":
-            return None
-        targets = batch.targets
-        if targets.labels is None:
-            position = self.bg_class_position
-            raise ValueError(
-                f"target['labels'] must be integers with bg_class_position={position!r}, got one-hot labels"
-            )
-        num_classes = batch.predictions.logits.shape[-1]
-        bg_class = 0 if self.bg_class_position == "first" else num_classes - 1
-        if reads_values(targets.labels, self.validate):
-            count = int(((targets.labels == bg_class) & targets.mask).sum()) // batch.predictions.layers
-            if count:
-                raise ValueError(
-                    f"target['labels'] must not hold the background class {bg_class} "
-                    f"(bg_class_position={self.bg_class_position!r}), got it for {count} targets"
-                )
-        return bg_class
-
-    def _terms(self, batch: Batch, plan: Plan, bg_class: int | None) -> dict[str, Tensor]:
+    def _terms(self, batch: Batch, plan: Plan, bg_class: int | None, validate: bool) -> dict[str, Tensor]:
         logits, layers = batch.predictions.logits, batch.predictions.layers
         classifier = Classifier(self.cls_loss_module, logits, bg_class, layers)
         positive = plan.positive_mass().sum(1)  # (layers * B,)
@@ -218,12 +198,21 @@ class DetectionLoss(_Loss):
                 self.min_negatives,
             )
             plan = plan.with_background(kept)
-        background = plan.background_mass().sum(1)
-        labels = self._labels(self.quality, batch, plan, logits.shape[-1], bg_class)
+
+        def quality_of(name: str, seen: Plan) -> Tensor | None:
+            return pair_quality(name, getattr(self, name), batch, seen, bg_class, validate)
+
+        cls_plan = plan if self.cls_background else _without_background(plan)
+        labels = fold_quality(cls_plan, quality_of("quality", plan), batch.targets, logits.shape[-1], bg_class)
         cls = classifier.losses(labels)
         cls_values = torch.stack([per_layer(x.value, layers) for x in cls])  # (K, L, B)
-        num_pos, num_neg = per_layer(positive, layers), per_layer(background, layers)  # (L, B)
-        obj_values = self._objectness(batch, plan)  # (M, L, B)
+        obj_plan = plan if self.obj_background else _without_background(plan)
+        obj_values = objectness_losses(self.obj_loss_module, batch, obj_plan, quality_of("obj_quality", plan))
+        loc_quality = quality_of("loc_quality", plan)
+        loc_plan = plan if loc_quality is None else plan.scaled(loc_quality)
+
+        loc_divisor: Tensor | None = None
+        num_pos, num_neg = per_layer(positive, layers), per_layer(plan.background_mass().sum(1), layers)  # (L, B)
         if self.reduction == "mean":
             class_background = torch.stack([per_layer(x.background, layers) for x in cls])
             if bg_class is None or self.use_hard_negative_mining:
@@ -236,42 +225,20 @@ class DetectionLoss(_Loss):
                     targets=per_layer(batch.targets.mask.sum(1).to(num_pos.dtype), layers),
                     class_positive=torch.stack([per_layer(x.positive, layers) for x in cls]),
                     class_background=class_background,
+                    localization=per_layer(loc_plan.positive_mass().sum(1), layers),
                 )
             )
-            cls_values, obj_values = cls_values / divisors.classification, obj_values / divisors.localization
-            # localisation is linear in the mass: dividing that serves divisors of a batch and of an image alike
-            plan = _divided(plan, divisors.localization.expand_as(num_pos).flatten())
+            cls_values, obj_values = cls_values / divisors.classification, obj_values / divisors.of_objectness
+            loc_divisor = divisors.localization.expand_as(num_pos).flatten()
         cls_sums, obj_sums = cls_values.sum(-1), obj_values.sum(-1)  # (K, L), (M, L)
-        loc_sums = torch.stack(localization_losses(self.loc_loss_module, batch, plan))
+        loc_sums = torch.stack(localization_losses(self.loc_loss_module, batch, loc_plan, loc_divisor))
         terms = {"loss": cls_sums.sum() + loc_sums.sum() + obj_sums.sum()}
-        terms |= name_terms("loss_cls", self.cls_loss_module, cls_sums) | name_terms(
-            "loss_loc", self.loc_loss_module, loc_sums
-        )
+        terms |= name_terms("loss_cls", self.cls_loss_module, cls_sums)
+        terms |= name_terms("loss_loc", self.loc_loss_module, loc_sums)
         if self.obj_loss_module is not None:
             terms |= name_terms("loss_obj", self.obj_loss_module, obj_sums)
         return terms | {"num_pos": num_pos[-1].sum().detach(), "num_neg": num_neg[-1].sum().detach()}
 
-    def _labels(
-        self, quality: Quality | None, batch: Batch, plan: Plan, num_classes: int, bg_class: int | None
-    ) -> ClassLabels:
-        validate = self.validate or self.matching_method.validate
-        return fold_quality(plan, pair_quality(quality, batch, plan, validate), batch.targets, num_classes, bg_class)
 
-    def _objectness(self, batch: Batch, plan: Plan) -> Tensor:
-        """Return the loss (M, L, B) of each part of the objectness loss: a classification with one class."""
-        layers, objectness = batch.predictions.layers, batch.predictions.objectness
-        if self.obj_loss_module is None:
-            return batch.predictions.logits.new_zeros(0, layers, 1)
-        if objectness is None:
-            raise ValueError("input must have the key 'pred_objectness' with an obj_loss_module")
-        one_class = replace(batch.targets, labels=torch.zeros_like(batch.targets.mask, dtype=torch.long), one_hot=None)
-        labels = self._labels(self.obj_quality, replace(batch, targets=one_class), plan, 1, None)
-        losses = Classifier(self.obj_loss_module, objectness.unsqueeze(-1), None, layers).losses(labels)
-        return torch.stack([per_layer(x.value, layers) for x in losses])
-
-
-def _divided(plan: Plan, divisor: Tensor) -> Plan:
-    """Divide the mass of each image by its (B,) divisor."""
-    if isinstance(plan, DensePlan):
-        return replace(plan, positive=plan.positive / divisor[:, None, None])
-    return replace(plan, mass=plan.mass / divisor[:, None])
+def _without_background(plan: Plan) -> Plan:
+    return plan.with_background(torch.zeros_like(plan.background_mass()))

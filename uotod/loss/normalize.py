@@ -20,6 +20,7 @@ class Masses(NamedTuple):
         class_positive: (K, L, B) mass on targets that each sub-loss sees, weighted by its class weight.
         class_background: (K, L, B) mass on the background, weighted likewise; 0 where it does not count (with mining,
             or without a background class).
+        localization: (L, B) mass on targets that localisation sees: `positive`, scaled by `loc_quality`.
     """
 
     positive: Tensor
@@ -28,16 +29,23 @@ class Masses(NamedTuple):
     targets: Tensor
     class_positive: Tensor
     class_background: Tensor
+    localization: Tensor
 
 
 class Divisors(NamedTuple):
-    """The divisors of the classification sub-losses, (K, L, B), and of localisation, (L, B).
+    """The divisors of the classification sub-losses, (K, L, B), of localisation and of objectness, (L, B).
 
-    A last dimension of 1 is a divisor that the images share.
+    A last dimension of 1 is a divisor that the images share. The default of objectness is that of localisation.
     """
 
     classification: Tensor
     localization: Tensor
+    objectness: Tensor | None = None
+
+    @property
+    def of_objectness(self) -> Tensor:
+        """Return the divisor of objectness."""
+        return self.localization if self.objectness is None else self.objectness
 
 
 class Normalizer(nn.Module, ABC):
@@ -56,9 +64,10 @@ class Normalizer(nn.Module, ABC):
     def forward(self, masses: Masses) -> Divisors:
         """Return the divisors of a batch, at least 1 each."""
         local = self.divisors(masses)
+        values = [local.classification, local.localization, local.of_objectness]
         if self.distributed:
-            local = Divisors(*_rank_mean(*local))
-        return Divisors(local.classification.clamp(min=1), local.localization.clamp(min=1))
+            values = _rank_mean(*values)
+        return Divisors(*(x.clamp(min=1) for x in values))
 
     @abstractmethod
     def divisors(self, masses: Masses) -> Divisors:
@@ -70,16 +79,17 @@ class Normalizer(nn.Module, ABC):
 
 
 class MassNormalizer(Normalizer):
-    """Divide localisation by the positive mass, and classification by the class-weighted mass that it sees.
+    """Divide classification by the class-weighted mass that it sees, localisation and objectness by the positive mass.
 
     The background counts where it has a class of its own and is not mined. This is the mean of
-    `torch.nn.CrossEntropyLoss`, hence also that of DETR.
+    `torch.nn.CrossEntropyLoss`, hence also that of DETR. With a `loc_quality` localisation is divided by the mass that
+    it scales.
 
     Args: those of `Normalizer`.
 
     Examples:
         >>> four, six, three = torch.full((1, 1), 4.0), torch.full((1, 1), 6.0), torch.full((1, 1), 3.0)
-        >>> masses = Masses(four, six, four, three, class_positive=four[None], class_background=six[None])
+        >>> masses = Masses(four, six, four, three, four[None], six[None], localization=four)
         >>> divisors = MassNormalizer()(masses)
         >>> divisors.classification.item(), divisors.localization.item()
         (10.0, 4.0)
@@ -87,11 +97,11 @@ class MassNormalizer(Normalizer):
 
     def divisors(self, masses: Masses) -> Divisors:
         """Return the masses themselves."""
-        return Divisors(_total(masses.class_positive + masses.class_background), _total(masses.positive))
+        return _by_mass(masses.class_positive + masses.class_background, masses)
 
 
 class TotalMassNormalizer(Normalizer):
-    """Divide localisation by the positive mass, and classification by the positive and the background mass.
+    """Divide classification by the positive and the background mass, localisation and objectness as `MassNormalizer`.
 
     Unlike `MassNormalizer` it counts the background always, and every class once.
 
@@ -100,63 +110,65 @@ class TotalMassNormalizer(Normalizer):
 
     def divisors(self, masses: Masses) -> Divisors:
         """Return all mass for classification, the positive mass for localisation."""
-        return Divisors(_total(masses.positive + masses.background)[None], _total(masses.positive))
+        return _by_mass((masses.positive + masses.background)[None], masses)
 
 
 class TargetNormalizer(Normalizer):
-    """Divide both by the number of targets, as Deformable DETR and its successors do.
+    """Divide all by the number of targets, as Deformable DETR and its successors do.
 
     Args: those of `Normalizer`.
 
     Examples:
         >>> four, six, three = torch.full((1, 1), 4.0), torch.full((1, 1), 6.0), torch.full((1, 1), 3.0)
-        >>> masses = Masses(four, six, four, three, class_positive=four[None], class_background=six[None])
+        >>> masses = Masses(four, six, four, three, four[None], six[None], localization=four)
         >>> TargetNormalizer()(masses).classification.item()
         3.0
     """
 
     def divisors(self, masses: Masses) -> Divisors:
         """Return the number of targets for every sub-loss and layer."""
-        return _both(_total(masses.targets))
+        return _all(_total(masses.targets))
 
 
 class PositiveNormalizer(Normalizer):
-    """Divide both by the positive mass: the number of positive predictions of a plan whose rows sum to 1.
+    """Divide all by the positive mass: the number of positive predictions of a plan whose rows sum to 1.
 
-    This is what SSD, FCOS, ATSS, GFL and YOLOX do.
+    This is what SSD, FCOS, ATSS, GFL and YOLOX do. With a `loc_quality` localisation alone is divided by its scaled
+    mass: the sum of centernesses in FCOS and ATSS, that of scores in GFL.
 
     Args: those of `Normalizer`.
     """
 
     def divisors(self, masses: Masses) -> Divisors:
         """Return the positive mass for every sub-loss."""
-        return _both(_total(masses.positive))
+        return _by_mass(masses.positive[None], masses)
 
 
 class ScoreNormalizer(Normalizer):
-    """Divide both by the sum of the scores that classification is taught, as TOOD and YOLOv8 do.
+    """Divide all by the sum of the scores that classification is taught, as TOOD and YOLOv8 do.
 
-    A score is the mass of a pair times its `quality`; without quality this is `PositiveNormalizer`.
+    A score is the mass of a pair times its `quality`; without quality and `loc_quality` this is `PositiveNormalizer`. A
+    `loc_quality` does not change the divisor: give the quality that weighs localisation to `quality`, too.
 
     Args: those of `Normalizer`.
     """
 
     def divisors(self, masses: Masses) -> Divisors:
         """Return the sum of scores for every sub-loss."""
-        return _both(_total(masses.scores))
+        return _all(_total(masses.scores))
 
 
 class PerImageNormalizer(Normalizer):
-    """Divide both, in each image, by its own positive mass, and average over the images: RetinaNet of torchvision.
+    """Divide all, in each image, by its own positive mass, and average over the images: RetinaNet of torchvision.
 
-    The divisor of an image is `B · max(N_pos, 1)`.
+    The divisor of an image is `B · max(N_pos, 1)`; that of localisation has the mass scaled by `loc_quality`.
 
     Args:
         distributed: average the number of images `B` over the ranks.
 
     Examples:
         >>> positive, zero = torch.tensor([[4.0, 0.0]]), torch.zeros(1, 2)
-        >>> PerImageNormalizer()(Masses(positive, zero, zero, zero, zero[None], zero[None])).localization
+        >>> PerImageNormalizer()(Masses(positive, zero, zero, zero, zero[None], zero[None], positive)).localization
         tensor([[8., 2.]])
     """
 
@@ -168,15 +180,18 @@ class PerImageNormalizer(Normalizer):
             return local
         images = local.localization.new_full((1,), max(masses.positive.shape[1], 1))
         (mean,) = _rank_mean(images)  # the only number that the ranks share
-        return Divisors(*(x * mean / images for x in local))
+        values = local.classification, local.localization, local.of_objectness
+        return Divisors(*(x * mean / images for x in values))
 
     def divisors(self, masses: Masses) -> Divisors:
         """Return the divisors of the images of this process."""
-        return _both(masses.positive.clamp(min=1) * max(masses.positive.shape[1], 1))
+        images = max(masses.positive.shape[1], 1)
+        positive = masses.positive.clamp(min=1) * images
+        return Divisors(positive[None], masses.localization.clamp(min=1) * images, positive)
 
 
 class MovingAverageNormalizer(Normalizer):
-    r"""Divide both by a moving average of the positive mass, as RetinaNet of detectron2 does.
+    r"""Divide all by a moving average of the positive mass, as RetinaNet of detectron2 does.
 
     .. math:: d = m\, a + (1 - m) \max(N_\text{pos}, 1)
 
@@ -209,7 +224,7 @@ class MovingAverageNormalizer(Normalizer):
 
     def divisors(self, masses: Masses) -> Divisors:
         """Return the same: the ranks share the positive mass, not the average."""
-        return _both(self._blend(_total(masses.positive)))
+        return _all(self._blend(_total(masses.positive)))
 
     @torch.no_grad()
     def update(self, num_pos: Tensor) -> None:
@@ -231,8 +246,13 @@ def _total(masses: Tensor) -> Tensor:
     return masses.sum(-1, keepdim=True)
 
 
-def _both(divisor: Tensor) -> Divisors:
-    """Divide classification and localisation by the same (L, B)."""
+def _by_mass(classification: Tensor, masses: Masses) -> Divisors:
+    """Divide by totals: of the (K, L, B) for classification, of the mass of localisation, and of the positive mass."""
+    return Divisors(_total(classification), _total(masses.localization), _total(masses.positive))
+
+
+def _all(divisor: Tensor) -> Divisors:
+    """Divide everything by the same (L, B)."""
     return Divisors(divisor[None], divisor)
 
 
