@@ -19,6 +19,7 @@ from uotod.loss._quality import Quality, check_quality, pair_quality
 from uotod.loss.mining import mine_hard_negatives
 from uotod.loss.normalize import Masses, Normalizer
 from uotod.match._base import Matcher
+from uotod.match.union_vote import unite_layers
 
 
 class DetectionLoss(_Loss):
@@ -58,6 +59,8 @@ class DetectionLoss(_Loss):
             prediction, and it is divided by the positive mass.
         obj_quality: the same as `quality` for the target of objectness.
         loc_quality: the same for the mass that localisation sees, and a mean divides by. What is left goes nowhere.
+        loc_union: whether localisation sees the union of the pairs of all decoder layers, as `UnionVote` makes it,
+            instead of those of its layer; the matcher must give each prediction to one target or none.
         cls_background: whether classification sees the background mass of the plan, with False matched pairs only.
         obj_background: the same for objectness.
         validate: also check values (label range, inverted boxes, finiteness) on a GPU, which synchronises.
@@ -102,6 +105,7 @@ class DetectionLoss(_Loss):
         obj_loss_module: nn.Module | None = None,
         obj_quality: Quality | None = None,
         loc_quality: Quality | None = None,
+        loc_union: bool = False,
         cls_background: bool = True,
         obj_background: bool = True,
         validate: bool = False,
@@ -127,6 +131,7 @@ class DetectionLoss(_Loss):
         self.quality = check_quality("quality", quality)
         self.obj_quality = check_quality("obj_quality", obj_quality)
         self.loc_quality = check_quality("loc_quality", loc_quality)
+        self.loc_union = check_flag("loc_union", loc_union)
         self.cls_background, self.obj_background = cls_background, obj_background
         self.validate = check_flag("validate", validate)
 
@@ -208,8 +213,9 @@ class DetectionLoss(_Loss):
         cls_values = torch.stack([per_layer(x.value, layers) for x in cls])  # (K, L, B)
         obj_plan = plan if self.obj_background else _without_background(plan)
         obj_values = objectness_losses(self.obj_loss_module, batch, obj_plan, quality_of("obj_quality", plan))
-        loc_quality = quality_of("loc_quality", plan)
-        loc_plan = plan if loc_quality is None else plan.scaled(loc_quality)
+        loc_plan = unite_layers(plan, layers, "loc_union=True", self.matching_method) if self.loc_union else plan
+        loc_quality = quality_of("loc_quality", loc_plan)
+        loc_plan = loc_plan if loc_quality is None else loc_plan.scaled(loc_quality)
 
         loc_divisor: Tensor | None = None
         num_pos, num_neg = per_layer(positive, layers), per_layer(plan.background_mass().sum(1), layers)  # (L, B)
