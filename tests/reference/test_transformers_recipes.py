@@ -30,12 +30,14 @@ class Layer(NamedTuple):
         return {"logits": self.logits, "pred_boxes": self.boxes}
 
 
-def random_layers(count: int, images: int, preds: int, classes: int = CLASSES) -> list[Layer]:
-    layers = []
+def random_layers(count: int, images: int, preds: int, classes: int = CLASSES, spread: float = 1.0) -> list[Layer]:
+    """Return layers of which each lies between a common one and one of its own, at the share `spread` of the way."""
+    common, layers = (), []
     for _ in range(count):
-        logits = 2 * torch.randn(images, preds, classes, dtype=torch.float64)
-        boxes = box_xyxy_to_cxcywh(random_boxes(images, preds))
-        layers.append(Layer(logits.requires_grad_(), boxes.requires_grad_()))
+        own = 2 * torch.randn(images, preds, classes, dtype=torch.float64), random_boxes(images, preds)
+        common = common or own
+        logits, boxes = (torch.lerp(x, y, spread) for x, y in zip(common, own, strict=True))
+        layers.append(Layer(logits.requires_grad_(), box_xyxy_to_cxcywh(boxes).requires_grad_()))
     return layers
 
 
@@ -73,15 +75,44 @@ def test_detr(size, layers) -> None:
     images, preds, most = size
     for _ in range(PROBLEMS):
         outputs, targets = random_layers(layers, images, preds, CLASSES + 1), random_targets(images, most)
-        losses = reference(
-            outputs[-1].theirs() | {"auxiliary_outputs": [x.theirs() for x in outputs[:-1]]}, published(targets)
-        )
-        weight = {"loss_ce": 1, "loss_bbox": 5, "loss_giou": 2}
-        expected = sum(weight[key.rstrip("_0123456789")] * value for key, value in losses.items())
+        losses = reference(auxiliary(outputs), published(targets))
+        expected = weighted(losses, (1, 5, 2))
         terms = criterion.terms(stacked(outputs), targets)
         torch.testing.assert_close(terms["loss_cls"], losses["loss_ce"])
         torch.testing.assert_close(terms["loss_loc_giou"], 2 * losses["loss_giou"])
         assert_same(terms["loss"], expected, outputs)
+
+
+def weighted(losses: dict[str, Tensor], weights: tuple[float, float, float]) -> Tensor:
+    """Return the weighted sum of the losses of all layers, whatever their suffix."""
+    named = dict(zip(("loss_ce", "loss_bbox", "loss_giou"), weights, strict=True))
+    return sum(w * v for k, v in losses.items() for name, w in named.items() if k.startswith(name))
+
+
+def deformable_loss():
+    """Return the criterion of Deformable DETR, which is also that of DINO and H-DETR."""
+    from transformers.loss.loss_deformable_detr import DeformableDetrHungarianMatcher, DeformableDetrImageLoss
+
+    return DeformableDetrImageLoss(DeformableDetrHungarianMatcher(2, 5, 2), CLASSES, 0.25, ["labels", "boxes"])
+
+
+def auxiliary(layers: list[Layer]) -> dict:
+    """Return the input of the criteria of transformers."""
+    return layers[-1].theirs() | {"auxiliary_outputs": [x.theirs() for x in layers[:-1]]}
+
+
+def denoising(targets: list[dict[str, Tensor]], groups: int) -> tuple[Tensor, list[Tensor]]:
+    """Return the plan (B, P) of contrastive groups, and the positives of each image.
+
+    A group has a positive and then a negative query for each target, both padded to the most targets of an image.
+    """
+    most = max(len(x["labels"]) for x in targets)
+    plan = torch.full((len(targets), groups, 2, most), most)
+    for b, image in enumerate(targets):
+        count = len(image["labels"])
+        plan[b, :, 0, :count] = torch.arange(count)
+    plan = plan.flatten(1)
+    return plan, [(row < most).nonzero().flatten() for row in plan]
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -106,5 +137,142 @@ def test_deformable_detr(size, weights) -> None:
             outputs_class=torch.stack([x.logits for x in outputs]),
             outputs_coord=torch.stack([x.boxes for x in outputs]),
         )
-        expected = expected + (weights[0] - 1) * sum(v for k, v in losses.items() if k.startswith("loss_ce"))
+        expected = expected + weighted(losses, (weights[0] - 1, 0, 0))
         assert_same(criterion(stacked(outputs), targets), expected, outputs)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_the_proposals_of_deformable_detr(size) -> None:
+    """The first stage has the label 0 for every target, as the published implementation does with a copy of them."""
+    criterion, reference = recipes.deformable_detr(CLASSES), deformable_loss()
+    images, preds, most = size
+    for _ in range(PROBLEMS):
+        outputs, (proposals,) = random_layers(2, images, preds), random_layers(1, images, 2 * preds)
+        targets = random_targets(images, most)
+        binary = [x | {"class_labels": torch.zeros_like(x["class_labels"])} for x in published(targets)]
+        expected = weighted(reference(auxiliary(outputs), published(targets)), (2, 5, 2))
+        encoder = weighted(reference(proposals.theirs(), binary), (2, 5, 2))
+        terms = criterion.terms(stacked(outputs) | {"enc_outputs": proposals.ours()}, targets)
+        torch.testing.assert_close(terms["loss_enc"], encoder)
+        assert_same(terms["loss"], expected + encoder, [*outputs, proposals])
+
+
+@pytest.mark.parametrize("size", [(3, 20, 4), (1, 30, 1), (3, 15, 9)])
+@pytest.mark.parametrize("groups", [1, 3])
+def test_dino(size, groups) -> None:
+    """The criterion of each output is that of Deformable DETR; denoising has its pairs and `targets · groups`."""
+    criterion, reference, weights = recipes.dino(CLASSES), deformable_loss(), (1, 5, 2)
+    images, preds, most = size
+    for _ in range(PROBLEMS):
+        outputs, (selected,) = random_layers(3, images, preds), random_layers(1, images, preds)
+        targets = random_targets(images, most)
+        plan, positive = denoising(targets, groups)
+        noisy = random_layers(3, images, plan.shape[1])
+        pairs = [(i, plan[b, i]) for b, i in enumerate(positive)]
+        total = groups * sum(len(x["labels"]) for x in targets)
+        expected = weighted(reference(auxiliary(outputs), published(targets)), weights)
+        expected = expected + weighted(reference(selected.theirs(), published(targets)), weights)
+        for layer in noisy:
+            for name in ("labels", "boxes"):
+                losses = reference.get_loss(name, layer.theirs(), published(targets), pairs, total)
+                expected = expected + weighted(losses, weights)
+        extra = {"interm_outputs": selected.ours(), "dn_outputs": stacked(noisy) | {"plan": plan}}
+        assert_same(criterion(stacked(outputs) | extra, targets), expected, [*outputs, selected, *noisy])
+
+
+@pytest.mark.parametrize("size", [(3, 20, 3), (1, 30, 1), (2, 12, 0), (2, 24, 4)])
+@pytest.mark.parametrize("copies", [2, 5])
+def test_h_detr(size, copies) -> None:
+    """The published implementation repeats the targets of the one-to-many branch."""
+    criterion, reference = recipes.h_detr(CLASSES, copies=copies, one2many_weight=0.7), deformable_loss()
+    images, preds, most = size
+    for _ in range(PROBLEMS):
+        outputs, (proposals,) = random_layers(2, images, preds), random_layers(1, images, preds)
+        many, targets = random_layers(2, images, preds + 7), random_targets(images, most)
+        repeated = [{k: torch.cat([v] * copies) for k, v in x.items()} for x in published(targets)]
+        binary = [x | {"class_labels": torch.zeros_like(x["class_labels"])} for x in published(targets)]
+        expected = sum(
+            factor * weighted(reference(output, labels), (2, 5, 2))
+            for factor, output, labels in (
+                (1, auxiliary(outputs), published(targets)),
+                (1, proposals.theirs(), binary),
+                (0.7, auxiliary(many), repeated),
+            )
+        )
+        extra = {"enc_outputs": proposals.ours(), "one2many_outputs": stacked(many)}
+        assert_same(criterion(stacked(outputs) | extra, targets), expected, [*outputs, proposals, *many])
+
+
+@pytest.mark.parametrize("size", [(3, 20, 4), (1, 30, 1), (2, 12, 0), (2, 4, 6)])
+@pytest.mark.parametrize("groups", [1, 3, 13])
+@pytest.mark.parametrize("training", [True, False])
+def test_group_detr(size, groups, training) -> None:
+    from transformers.loss.loss_lw_detr import LwDetrHungarianMatcher, LwDetrImageLoss
+
+    matcher = LwDetrHungarianMatcher(2, 5, 2)
+    reference = LwDetrImageLoss(matcher, CLASSES, 0.25, ["labels", "boxes"], groups).train(training)
+    criterion = recipes.group_detr(CLASSES, groups=groups).train(training)
+    images, preds, most = size
+    for _ in range(PROBLEMS // 2):
+        outputs = random_layers(2, images, preds * groups)
+        (proposals,), targets = random_layers(1, images, preds * groups), random_targets(images, most)
+        losses = reference(auxiliary(outputs) | {"enc_outputs": proposals.theirs()}, published(targets))
+        actual = criterion(stacked(outputs) | {"enc_outputs": proposals.ours()}, targets)
+        assert_same(actual, weighted(losses, (1, 5, 2)), [*outputs, proposals])
+
+
+def family(name: str, **settings) -> torch.nn.Module:
+    """Return the criterion of a model of the RT-DETR family with its published settings."""
+    import transformers
+    from transformers.loss import loss_d_fine, loss_deimv2, loss_rt_detr
+
+    config, criterion = {
+        "rt_detr": ("RTDetrConfig", loss_rt_detr.RTDetrLoss),
+        "d_fine": ("DFineConfig", loss_d_fine.DFineLoss),
+        "deim": ("Deimv2Config", loss_deimv2.Deimv2Loss),
+    }[name]
+    values = getattr(transformers, config)()
+    for key, value in ({"num_labels": CLASSES} | settings).items():
+        setattr(values, key, value)
+    return criterion(values)
+
+
+def vote_ties(criterion: torch.nn.Module, layers: list[Layer], targets: list[dict[str, Tensor]]) -> bool:
+    """Tell whether two targets have as many votes for a prediction, of which the reference takes an arbitrary one."""
+    votes = sum(criterion.main.matching_method(x.ours(), targets)[..., :-1] for x in layers)
+    if votes.shape[-1] < 2:
+        return False
+    best = votes.topk(2).values
+    return bool(((best[..., 0] == best[..., 1]) & (best[..., 0] > 0)).any())
+
+
+@pytest.mark.parametrize("size", [(3, 20, 4), (1, 30, 1), (2, 12, 0), (3, 24, 9), (2, 4, 6)])
+@pytest.mark.parametrize("groups", [0, 1, 3])
+@pytest.mark.parametrize(
+    ("name", "settings", "options"),
+    [
+        ("rt_detr", {}, {}),
+        ("d_fine", {}, {"union": False}),
+        ("deim", {"use_dense_one_to_one": False, "focal_loss_gamma": 1.5}, {"union": False}),
+        ("deim", {"use_dense_one_to_one": True, "focal_loss_gamma": 1.5}, {}),
+    ],
+    ids=["rt_detr", "d_fine", "deim", "deim-union"],
+)
+def test_the_rt_detr_family(name, settings, options, size, groups) -> None:
+    """Outputs without distributions; the encoder's queries are one of the auxiliary layers, as in the reference."""
+    reference, criterion = family(name, **settings), recipes.ALL_RECIPES[name](CLASSES, **options)
+    images, preds, most = size
+    for _ in range(PROBLEMS // 2):
+        spread = 0.3 if name == "deim" else 1.0
+        outputs, targets = random_layers(4, images, preds, spread=spread), random_targets(images, most)
+        while name == "deim" and vote_ties(criterion, outputs, targets):
+            outputs, targets = random_layers(4, images, preds, spread=spread), random_targets(images, most)
+        theirs, ours, noisy = auxiliary(outputs), stacked(outputs), []
+        if groups and most:  # without targets there is nothing to denoise
+            plan, positive = denoising(targets, groups)
+            noisy = random_layers(2, images, plan.shape[1])
+            theirs["dn_auxiliary_outputs"] = [x.theirs() for x in noisy]
+            theirs["denoising_meta_values"] = {"dn_positive_idx": positive, "dn_num_group": groups}
+            ours["dn_outputs"] = stacked(noisy) | {"plan": plan}
+        losses = reference(theirs, published(targets))
+        assert_same(criterion(ours, targets), sum(losses.values()), [*outputs, *noisy])

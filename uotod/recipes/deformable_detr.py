@@ -2,7 +2,15 @@
 
 from torch import nn
 
-from uotod.loss import DetectionLoss, MultipleObjectiveLoss, Normalizer, SigmoidFocalLoss, TargetNormalizer
+from uotod.loss import (
+    Branch,
+    Branches,
+    DetectionLoss,
+    MultipleObjectiveLoss,
+    Normalizer,
+    SigmoidFocalLoss,
+    TargetNormalizer,
+)
 from uotod.match import Matcher
 from uotod.recipes._sets import Weights, box_loss, focal_hungarian
 
@@ -16,7 +24,7 @@ def deformable_detr(
     normalizer: Normalizer | None = None,
     cost_weights: Weights = (2.0, 5.0, 2.0),
     loss_weights: Weights = (2.0, 5.0, 2.0),
-) -> DetectionLoss:
+) -> Branches:
     r"""Return the criterion of Deformable DETR.
 
     ============= =====================================================================================
@@ -25,6 +33,7 @@ def deformable_detr(
     boxes         L1 of centre and size 5, GIoU 2
     normaliser    the number of targets, averaged over ranks
     layers        each is matched on its own, all with weight 1
+    encoder       the same loss of all its proposals, with the label 0 for every target
     ============= =====================================================================================
 
     Args:
@@ -37,7 +46,8 @@ def deformable_detr(
         loss_weights: weights of classes, L1 and GIoU in the loss.
 
     Shape:
-        `pred_logits` (B, P, num_classes) and `pred_boxes` (B, P, 4), xyxy, in units of the image; `aux_outputs`.
+        `pred_logits` (B, P, num_classes) and `pred_boxes` (B, P, 4), xyxy, in units of the image; `aux_outputs`;
+        optionally, with two stages, `enc_outputs`, a dict of the same keys.
 
     References:
         Zhu et al., "Deformable DETR", ICLR 2021; the numbers of fundamentalvision/Deformable-DETR and of
@@ -52,10 +62,11 @@ def deformable_detr(
         tensor(0.3466)
     """
     focal = SigmoidFocalLoss(alpha=0.25, gamma=2.0, reduction="none")
-    return DetectionLoss(
+    main = DetectionLoss(
         cls_loss or MultipleObjectiveLoss({"focal": focal}, loss_weights[:1]),
         loc_loss or box_loss(loss_weights),
         matcher or focal_hungarian(cost_weights),
         "none",
         normalizer=normalizer or TargetNormalizer(distributed=True),
     )
+    return Branches(main, enc_outputs=Branch(main, class_agnostic=True))

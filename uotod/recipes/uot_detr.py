@@ -4,7 +4,7 @@ import math
 
 from torch import nn
 
-from uotod.loss import DetectionLoss, MassNormalizer, Normalizer, PositiveNormalizer
+from uotod.loss import Branches, DetectionLoss, MassNormalizer, Normalizer, PositiveNormalizer
 from uotod.match import Matcher, UnbalancedSinkhorn
 from uotod.recipes._sets import MissingProbCost, Weights, set_costs
 from uotod.recipes.deformable_detr import deformable_detr
@@ -88,7 +88,7 @@ def uot_deformable_detr(
     reg_pred: float = math.inf,
     reg_target: float = math.inf,
     reg_dimless: float = 0.12,
-) -> DetectionLoss:
+) -> Branches:
     """Return the criterion of Deformable DETR with optimal transport in place of the Hungarian matching.
 
     ============= =====================================================================================
@@ -96,6 +96,7 @@ def uot_deformable_detr(
     classes       `SigmoidFocalLoss(alpha=0.25, gamma=2)` 2
     boxes         L1 of centre and size 5, GIoU 2
     normaliser    `PositiveNormalizer`: the mass on targets
+    encoder       the same loss of all its proposals, with the label 0 for every target
     ============= =====================================================================================
 
     Args:
