@@ -231,8 +231,12 @@ def test_bad_input_raises() -> None:
     with pytest.raises(TypeError, match=re.escape("input['enc_outputs'] must be a dict of tensors, got list")):
         criterion(problem.input | {"enc_outputs": [1]}, problem.target)
     wrong = problem.input["dn_outputs"] | {"plan": torch.zeros(2, 3, dtype=torch.long)}
-    with pytest.raises(ValueError, match="plan must have shape"):
+    with pytest.raises(ValueError, match=re.escape("input['dn_outputs']: plan must have shape (2, 6, 4)")):
         criterion(problem.input | {"dn_outputs": wrong}, problem.target)
+    wrong = problem.input["enc_outputs"] | {"pred_boxes": None}
+    message = "input['enc_outputs']: input['pred_boxes'] must be a tensor, got NoneType"
+    with pytest.raises(TypeError, match=re.escape(message)):
+        criterion(problem.input | {"enc_outputs": wrong}, problem.target)
     with pytest.raises(ValueError, match="target must have the key 'labels'"):
         criterion(problem.input, {"boxes": problem.target["boxes"]})
 

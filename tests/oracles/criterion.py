@@ -91,3 +91,37 @@ def detection_parts(
         loss_cls, loss_obj = loss_cls / max(positive, 1.0), loss_obj / max(positive, 1.0)
         loss_loc = loss_loc / max(located, 1.0)
     return {"loss_cls": loss_cls, "loss_loc": loss_loc, "loss_obj": loss_obj}
+
+
+def class_error(logits: Tensor, labels: Tensor, plan: Tensor) -> float:
+    """Return 100 − the percentage of matched mass whose largest logit (B, P, C) is that of its label."""
+    right = total = 0.0
+    for b in range(len(logits)):
+        for i in range(logits.shape[1]):
+            row = logits[b, i].tolist()
+            for j in range(labels.shape[1]):
+                m = float(plan[b, i, j])
+                total += m
+                if m > 0 and row.index(max(row)) == int(labels[b, j]):
+                    right += m
+    return 100 - 100 * right / total if total > 0 else 0.0
+
+
+def cardinality_error(
+    logits: Tensor, mask: Tensor, background: int | None, threshold: float, objectness: Tensor | None = None
+) -> float:
+    """Return the mean over images of | number of predictions that are objects − number of targets |."""
+    total = 0
+    for b in range(len(logits)):
+        count = 0
+        for i in range(logits.shape[1]):
+            row = logits[b, i].tolist()
+            if background is not None:
+                count += row.index(max(row)) != background
+            else:
+                score = 1 / (1 + math.exp(-max(row)))
+                if objectness is not None:
+                    score /= 1 + math.exp(-float(objectness[b, i]))
+                count += score > threshold
+        total += abs(count - int(mask[b].sum()))
+    return total / max(len(logits), 1)

@@ -9,6 +9,7 @@ from uotod.loss.branches import Branch, Branches
 from uotod.loss.detection import DetectionLoss
 from uotod.loss.distribution import DistributionFocalLoss
 from uotod.loss.eiou import EIoULoss, ExtendedIoULoss
+from uotod.loss.errors import detection_errors
 from uotod.loss.fine_grained import DistillationLoss, FineGrainedLoss
 from uotod.loss.focal import SigmoidFocalCost, SigmoidFocalLoss
 from uotod.loss.ghm import GHMCLoss
@@ -117,4 +118,5 @@ __all__ = [
     "TotalMassNormalizer",
     "VarifocalLoss",
     "WiseIoULoss",
+    "detection_errors",
 ]

@@ -53,7 +53,11 @@ class Branch(nn.Module):
         if self.class_agnostic:
             target = _without_classes(target)
         anchors = anchors if output.get("anchors") is None else output["anchors"]
-        terms = self.loss.terms(output, target, anchors, output.get("plan"))
+        try:
+            terms = self.loss.terms(output, target, anchors, output.get("plan"))
+        except (TypeError, ValueError) as error:  # the same entries are in every branch: say in which
+            kind = TypeError if isinstance(error, TypeError) else ValueError
+            raise kind(f"{name}: {error}") from error
         return {key: self.weight * value if key.startswith("loss") else value for key, value in terms.items()}
 
     def extra_repr(self) -> str:

@@ -1,5 +1,7 @@
 """The detection loss: predictions and targets in, the plan's mass times the sub-losses out."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.loss import _Loss
@@ -12,7 +14,7 @@ from uotod.loss._arguments import check_background, check_mining, check_normaliz
 from uotod.loss._background import background_class
 from uotod.loss._classify import Classifier, fold_quality
 from uotod.loss._given import given_plan
-from uotod.loss._layers import name_terms, per_layer
+from uotod.loss._layers import SubLosses, add_terms, check_layer_weights, per_layer
 from uotod.loss._locate import localization_losses
 from uotod.loss._objectness import objectness_losses
 from uotod.loss._quality import Quality, check_quality, pair_quality
@@ -63,6 +65,8 @@ class DetectionLoss(_Loss):
             instead of those of its layer; the matcher must give each prediction to one target or none.
         cls_background: whether classification sees the background mass of the plan, with False matched pairs only.
         obj_background: the same for objectness.
+        layer_weights: factors, at least 0, of the decoder layers: those of `aux_outputs` first, that of the final one
+            last; all 1 by default. They are in the terms.
         validate: also check values (label range, inverted boxes, finiteness) on a GPU, which synchronises.
 
     Raises:
@@ -108,6 +112,7 @@ class DetectionLoss(_Loss):
         loc_union: bool = False,
         cls_background: bool = True,
         obj_background: bool = True,
+        layer_weights: Sequence[float] | None = None,
         validate: bool = False,
     ) -> None:
         super().__init__(size_average, reduce, reduction)
@@ -133,6 +138,7 @@ class DetectionLoss(_Loss):
         self.loc_quality = check_quality("loc_quality", loc_quality)
         self.loc_union = check_flag("loc_union", loc_union)
         self.cls_background, self.obj_background = cls_background, obj_background
+        self.layer_weights = check_layer_weights(layer_weights)
         self.validate = check_flag("validate", validate)
 
     def forward(
@@ -150,7 +156,8 @@ class DetectionLoss(_Loss):
                 layer.
             target: dict with `labels` (B, T) or one-hot (B, T, C), `boxes` (B, T, 4), xyxy, and optionally `mask`,
                 `ignore` and `weight` (B, T), see `Matcher`; or a list of one dict an image.
-            anchors: (P, 4) or (B, P, 4) boxes, xyxy, `Anchors` or `Points`, for matchers that need them.
+            anchors: (P, 4) or (B, P, 4) boxes, xyxy, `Anchors` or `Points`, for matchers, sub-losses and qualities
+                that need them.
             plan: a plan for all layers that replaces the matcher's, as it is: (B, P, T + 1) masses in the layout of
                 the matcher, or (B, P) integers, the target of each prediction, T for the background, -1 for ignored.
 
@@ -187,63 +194,69 @@ class DetectionLoss(_Loss):
         """Return the arguments for `repr`."""
         return (
             f"bg_class_position={self.bg_class_position!r}, use_hard_negative_mining={self.use_hard_negative_mining}, "
-            f"neg_to_pos_ratio={self.neg_to_pos_ratio}, reduction={self.reduction!r}"
+            f"neg_to_pos_ratio={self.neg_to_pos_ratio}, reduction={self.reduction!r}, "
+            f"quality={self.quality!r}, obj_quality={self.obj_quality!r}, loc_quality={self.loc_quality!r}, "
+            f"cls_background={self.cls_background}, obj_background={self.obj_background}, "
+            f"loc_union={self.loc_union}, layer_weights={self.layer_weights}"
         )
 
     def _terms(self, batch: Batch, plan: Plan, bg_class: int | None, validate: bool) -> dict[str, Tensor]:
         logits, layers = batch.predictions.logits, batch.predictions.layers
         classifier = Classifier(self.cls_loss_module, logits, bg_class, layers)
-        positive = plan.positive_mass().sum(1)  # (layers * B,)
-        if self.neg_to_pos_ratio is not None:
-            kept = mine_hard_negatives(
-                plan.background_mass(),
-                classifier.background_loss(),
-                positive,
-                self.neg_to_pos_ratio,
-                self.min_negatives,
-            )
-            plan = plan.with_background(kept)
+        plan = self._mined(plan, classifier)
 
-        def quality_of(name: str, seen: Plan) -> Tensor | None:
-            return pair_quality(name, getattr(self, name), batch, seen, bg_class, validate)
+        def quality_of(name: str, quality: Quality | None, seen: Plan) -> Tensor | None:
+            return pair_quality(name, quality, batch, seen, bg_class, validate)
 
         cls_plan = plan if self.cls_background else _without_background(plan)
-        labels = fold_quality(cls_plan, quality_of("quality", plan), batch.targets, logits.shape[-1], bg_class)
+        quality = quality_of("quality", self.quality, plan)
+        labels = fold_quality(cls_plan, quality, batch.targets, logits.shape[-1], bg_class)
         cls = classifier.losses(labels)
-        cls_values = torch.stack([per_layer(x.value, layers) for x in cls])  # (K, L, B)
+        cls_losses = torch.stack([per_layer(x.value, layers) for x in cls])  # (K, L, B)
         obj_plan = plan if self.obj_background else _without_background(plan)
-        obj_values = objectness_losses(self.obj_loss_module, batch, obj_plan, quality_of("obj_quality", plan))
+        obj_quality = quality_of("obj_quality", self.obj_quality, plan)
+        obj_losses = objectness_losses(self.obj_loss_module, batch, obj_plan, obj_quality)  # (M, L, B)
         loc_plan = unite_layers(plan, layers, "loc_union=True", self.matching_method) if self.loc_union else plan
-        loc_quality = quality_of("loc_quality", loc_plan)
+        loc_quality = quality_of("loc_quality", self.loc_quality, loc_plan)
         loc_plan = loc_plan if loc_quality is None else loc_plan.scaled(loc_quality)
 
+        num_pos = per_layer(plan.positive_mass().sum(1), layers)  # (L, B)
+        num_neg = per_layer(plan.background_mass().sum(1), layers)
         loc_divisor: Tensor | None = None
-        num_pos, num_neg = per_layer(positive, layers), per_layer(plan.background_mass().sum(1), layers)  # (L, B)
         if self.reduction == "mean":
             class_background = torch.stack([per_layer(x.background, layers) for x in cls])
             if bg_class is None or self.use_hard_negative_mining:
                 class_background = torch.zeros_like(class_background)
-            divisors = self.normalizer(
-                Masses(
-                    positive=num_pos,
-                    background=num_neg,
-                    scores=per_layer(labels.positive.sum(1), layers),
-                    targets=per_layer(batch.targets.mask.sum(1).to(num_pos.dtype), layers),
-                    class_positive=torch.stack([per_layer(x.positive, layers) for x in cls]),
-                    class_background=class_background,
-                    localization=per_layer(loc_plan.positive_mass().sum(1), layers),
-                )
+            masses = Masses(
+                positive=num_pos,
+                background=num_neg,
+                scores=per_layer(labels.positive.sum(1), layers),
+                targets=per_layer(batch.targets.mask.sum(1).to(num_pos.dtype), layers),
+                class_positive=torch.stack([per_layer(x.positive, layers) for x in cls]),
+                class_background=class_background,
+                localization=per_layer(loc_plan.positive_mass().sum(1), layers),
             )
-            cls_values, obj_values = cls_values / divisors.classification, obj_values / divisors.of_objectness
+            divisors = self.normalizer(masses)
+            cls_losses, obj_losses = cls_losses / divisors.classification, obj_losses / divisors.of_objectness
             loc_divisor = divisors.localization.expand_as(num_pos).flatten()
-        cls_sums, obj_sums = cls_values.sum(-1), obj_values.sum(-1)  # (K, L), (M, L)
-        loc_sums = torch.stack(localization_losses(self.loc_loss_module, batch, loc_plan, loc_divisor))
-        terms = {"loss": cls_sums.sum() + loc_sums.sum() + obj_sums.sum()}
-        terms |= name_terms("loss_cls", self.cls_loss_module, cls_sums)
-        terms |= name_terms("loss_loc", self.loc_loss_module, loc_sums)
+        loc_losses = torch.stack(localization_losses(self.loc_loss_module, batch, loc_plan, loc_divisor))  # (N, L)
+        losses = [
+            SubLosses("loss_cls", self.cls_loss_module, cls_losses.sum(-1)),
+            SubLosses("loss_loc", self.loc_loss_module, loc_losses),
+        ]
         if self.obj_loss_module is not None:
-            terms |= name_terms("loss_obj", self.obj_loss_module, obj_sums)
-        return terms | {"num_pos": num_pos[-1].sum().detach(), "num_neg": num_neg[-1].sum().detach()}
+            losses.append(SubLosses("loss_obj", self.obj_loss_module, obj_losses.sum(-1)))
+        counts = {"num_pos": num_pos[-1].sum().detach(), "num_neg": num_neg[-1].sum().detach()}
+        return add_terms(losses, self.layer_weights) | counts
+
+    def _mined(self, plan: Plan, classifier: Classifier) -> Plan:
+        """Return the plan with the background mass of hard negatives only, if there is mining."""
+        if self.neg_to_pos_ratio is None:
+            return plan
+        background, num_pos = plan.background_mass(), plan.positive_mass().sum(1)
+        loss = classifier.background_loss()
+        kept = mine_hard_negatives(background, loss, num_pos, self.neg_to_pos_ratio, self.min_negatives)
+        return plan.with_background(kept)
 
 
 def _without_background(plan: Plan) -> Plan:
