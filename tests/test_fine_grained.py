@@ -5,7 +5,9 @@ import torch
 from torch import nn
 
 from tests.oracles import fine_grained as oracle
+from tests.oracles.box_loss import iou
 from tests.problems import random_boxes, random_problem
+from uotod import match
 from uotod.loss import DetectionLoss, DistillationLoss, FineGrainedLoss
 from uotod.loss.fine_grained import fine_grained_bins
 from uotod.match import Hungarian
@@ -106,6 +108,54 @@ def test_distillation_of_equal_distributions_and_of_nothing_is_zero() -> None:
     assert float(DistillationLoss()(student, student, logits, quality)) == pytest.approx(0, abs=1e-6)
     nothing = (student[:, :0], student[:, :0], logits[:, :0], quality[:, :0])
     assert float(DistillationLoss()(*nothing)) == 0
+
+
+@pytest.mark.parametrize("matcher", ["Hungarian", "BalancedSinkhorn"])
+@pytest.mark.parametrize(("preds", "targets"), [(9, 4), (5, 1), (6, 0)])
+def test_a_criterion_distils_the_final_layer_into_earlier_ones_with_distributions(matcher, preds, targets) -> None:
+    """The second of three earlier layers has none."""
+    matching = getattr(match, matcher)(loc_match_module=nn.L1Loss(reduction=N))
+    distillation = DistillationLoss(weight=1.5)
+    criterion = DetectionLoss(
+        nn.BCEWithLogitsLoss(reduction=N),
+        nn.L1Loss(reduction=N),
+        matching,
+        "none",
+        distillation_module=distillation,
+        layer_weights=[1, 1, 2, 1],
+    )
+    for _ in range(10):
+        problem = random_problem(2, preds, targets, low=0)
+        layers = [random_problem(2, preds, targets).input for _ in range(3)] + [problem.input]
+        for k in (0, 2, 3):
+            layers[k]["pred_dist"] = torch.randn(2, preds, 4, 9, dtype=torch.float64)
+        terms = criterion.terms(problem.input | {"aux_outputs": layers[:3]}, problem.target)
+        assert float(terms["loss_dist"]) == float(terms["loss_dist_1"]) == 0
+        scores = problem.input["pred_logits"].sigmoid().amax(-1).tolist()
+        for k, weight in ((0, 1.5), (2, 3.0)):
+            plan = matching(layers[k], problem.target)
+            quality: list = [[None] * preds for _ in range(2)]
+            for b in range(2):
+                for i in range(preds):
+                    mass = {j: float(plan[b, i, j]) for j in range(targets) if plan[b, i, j] > 0}
+                    if mass:
+                        box = tuple(layers[k]["pred_boxes"][b, i].tolist())
+                        ious = {j: iou(box, tuple(problem.target["boxes"][b, j].tolist())) for j in mass}
+                        quality[b][i] = sum(mass[j] * ious[j] for j in mass) / sum(mass.values())
+            student, teacher = layers[k]["pred_dist"].tolist(), problem.input["pred_dist"].tolist()
+            expected = weight * oracle.distillation(student, teacher, scores, quality, 5.0)
+            assert float(terms[f"loss_dist_{k}"]) == pytest.approx(expected, rel=1e-6)
+        parts = [value for key, value in terms.items() if key.startswith(("loss_cls", "loss_loc", "loss_dist"))]
+        torch.testing.assert_close(terms["loss"], torch.stack(parts).sum())
+
+
+def test_distillation_needs_distributions() -> None:
+    l1, problem = nn.L1Loss(reduction=N), random_problem(2, 5, 3, low=0)
+    parts = (nn.BCEWithLogitsLoss(reduction=N), l1, Hungarian(loc_match_module=l1), "none")
+    with pytest.raises(ValueError, match="must have the key 'pred_dist' with a distillation_module"):
+        DetectionLoss(*parts, distillation_module=DistillationLoss())(problem.input, problem.target)
+    with pytest.raises(TypeError, match="distillation_module must be a DistillationLoss"):
+        DetectionLoss(*parts, distillation_module=l1)
 
 
 @pytest.mark.parametrize(

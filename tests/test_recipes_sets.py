@@ -35,6 +35,8 @@ def problem_for(name: str, images: int = 2, preds: int = 7, targets: int = 3):
     classes = CLASSES + (name in ("detr", "uot_detr"))
     problem = random_problem(images, preds, targets, classes, low=0, high=CLASSES)
     problem.target["labels"] = problem.target["labels"].clamp(min=0)
+    if name in ("d_fine", "deim"):
+        problem.input["pred_dist"] = torch.randn(images, preds, 4, 33, dtype=torch.float64)
     return problem
 
 
@@ -70,7 +72,7 @@ def test_each_part_can_be_replaced(name) -> None:
             attribute = names.get(other, other)
             assert type(getattr(criterion, attribute)) is type(getattr(published, attribute))
         problem = problem_for(name, preds=13)
-        assert criterion(problem.input, problem.target).isfinite()
+        assert criterion(problem.input, problem.target, problem.anchors).isfinite()
 
 
 def plan_loop(problem, weights, activation: str, **transport: float) -> Tensor:

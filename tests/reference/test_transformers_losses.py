@@ -147,15 +147,14 @@ def test_cross_entropy_of_detr_with_a_light_background() -> None:
 
 @pytest.mark.parametrize("counts", [(3, 0), (4, 4), (0, 0), (1, 2)])
 def test_fine_grained_losses_of_d_fine(counts) -> None:
-    """In float32, the only dtype in which the reference runs; a new one each time, for it keeps its targets."""
+    """In float32, the only dtype in which the reference runs."""
     d_fine = pytest.importorskip("transformers.loss.loss_d_fine")
     from transformers import DFineConfig
 
     settings = DFineConfig()
     settings.num_labels = CLASSES
-    images, preds = len(counts), 7
+    images, preds, reference = len(counts), 7, d_fine.DFineLoss(settings)
     for _ in range(20):
-        reference = d_fine.DFineLoss(settings)
         boxes, anchors = (random_boxes(images, preds, dtype=torch.float32) for _ in range(2))
         student, teacher = (torch.randn(images, preds, 4, 33, requires_grad=True) for _ in range(2))
         logits, divisor = torch.randn(images, preds, CLASSES), max(sum(counts), 1)

@@ -1,68 +1,29 @@
 """The recipes have the loss and the gradient of the criteria of transformers, on the same tensors."""
 
 from types import SimpleNamespace
-from typing import NamedTuple
 
 import pytest
 import torch
 from torch import Tensor
 
 from tests.problems import random_boxes
+from tests.set_outputs import (
+    CLASSES,
+    Layer,
+    assert_same,
+    auxiliary,
+    denoising,
+    published,
+    random_layers,
+    random_targets,
+    stacked,
+)
 from uotod import recipes
-from uotod.utils import box_cxcywh_to_xyxy, box_xyxy_to_cxcywh
+from uotod.utils import box_xyxy_to_cxcywh
 
 pytest.importorskip("transformers")
-CLASSES = 5
 PROBLEMS = 20
 SIZES = [(3, 20, 4), (1, 30, 1), (2, 12, 0), (3, 15, 9), (2, 4, 6)]  # images, predictions, most targets
-
-
-class Layer(NamedTuple):
-    """The leaves of one decoder layer: (B, P, C) logits and (B, P, 4) boxes, centre and size."""
-
-    logits: Tensor
-    boxes: Tensor
-
-    def ours(self) -> dict[str, Tensor]:
-        return {"pred_logits": self.logits, "pred_boxes": box_cxcywh_to_xyxy(self.boxes)}
-
-    def theirs(self) -> dict[str, Tensor]:
-        return {"logits": self.logits, "pred_boxes": self.boxes}
-
-
-def random_layers(count: int, images: int, preds: int, classes: int = CLASSES, spread: float = 1.0) -> list[Layer]:
-    """Return layers of which each lies between a common one and one of its own, at the share `spread` of the way."""
-    common, layers = (), []
-    for _ in range(count):
-        own = 2 * torch.randn(images, preds, classes, dtype=torch.float64), random_boxes(images, preds)
-        common = common or own
-        logits, boxes = (torch.lerp(x, y, spread) for x, y in zip(common, own, strict=True))
-        layers.append(Layer(logits.requires_grad_(), box_xyxy_to_cxcywh(boxes).requires_grad_()))
-    return layers
-
-
-def random_targets(images: int, most: int) -> list[dict[str, Tensor]]:
-    """Return targets of images of which the first has the most and some have none."""
-    counts = [most, *torch.randint(0, most + 1, (images - 1,)).tolist()]
-    return [{"labels": torch.randint(0, CLASSES, (n,)), "boxes": random_boxes(n)} for n in counts]
-
-
-def published(targets: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
-    return [{"class_labels": x["labels"], "boxes": box_xyxy_to_cxcywh(x["boxes"])} for x in targets]
-
-
-def stacked(layers: list[Layer]) -> dict:
-    """Return the input of our criteria; the last layer is the final one."""
-    return layers[-1].ours() | {"aux_outputs": [x.ours() for x in layers[:-1]]}
-
-
-def assert_same(actual: Tensor, expected: Tensor, layers: list[Layer]) -> None:
-    """Compare value and gradient on the same leaves."""
-    torch.testing.assert_close(actual, expected, rtol=1e-6, atol=1e-9)
-    leaves = [leaf for layer in layers for leaf in layer]
-    ours, theirs = (torch.autograd.grad(x, leaves, materialize_grads=True) for x in (actual, expected))
-    for a, e in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(a, e, rtol=1e-5, atol=1e-9)
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -94,25 +55,6 @@ def deformable_loss():
     from transformers.loss.loss_deformable_detr import DeformableDetrHungarianMatcher, DeformableDetrImageLoss
 
     return DeformableDetrImageLoss(DeformableDetrHungarianMatcher(2, 5, 2), CLASSES, 0.25, ["labels", "boxes"])
-
-
-def auxiliary(layers: list[Layer]) -> dict:
-    """Return the input of the criteria of transformers."""
-    return layers[-1].theirs() | {"auxiliary_outputs": [x.theirs() for x in layers[:-1]]}
-
-
-def denoising(targets: list[dict[str, Tensor]], groups: int) -> tuple[Tensor, list[Tensor]]:
-    """Return the plan (B, P) of contrastive groups, and the positives of each image.
-
-    A group has a positive and then a negative query for each target, both padded to the most targets of an image.
-    """
-    most = max(len(x["labels"]) for x in targets)
-    plan = torch.full((len(targets), groups, 2, most), most)
-    for b, image in enumerate(targets):
-        count = len(image["labels"])
-        plan[b, :, 0, :count] = torch.arange(count)
-    plan = plan.flatten(1)
-    return plan, [(row < most).nonzero().flatten() for row in plan]
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -252,9 +194,9 @@ def vote_ties(criterion: torch.nn.Module, layers: list[Layer], targets: list[dic
     ("name", "settings", "options"),
     [
         ("rt_detr", {}, {}),
-        ("d_fine", {}, {"union": False}),
-        ("deim", {"use_dense_one_to_one": False, "focal_loss_gamma": 1.5}, {"union": False}),
-        ("deim", {"use_dense_one_to_one": True, "focal_loss_gamma": 1.5}, {}),
+        ("d_fine", {}, {"union": False, "dist_weights": None}),
+        ("deim", {"use_dense_one_to_one": False, "focal_loss_gamma": 1.5}, {"union": False, "dist_weights": None}),
+        ("deim", {"use_dense_one_to_one": True, "focal_loss_gamma": 1.5}, {"dist_weights": None}),
     ],
     ids=["rt_detr", "d_fine", "deim", "deim-union"],
 )
@@ -276,3 +218,64 @@ def test_the_rt_detr_family(name, settings, options, size, groups) -> None:
             ours["dn_outputs"] = stacked(noisy) | {"plan": plan}
         losses = reference(theirs, published(targets))
         assert_same(criterion(ours, targets), sum(losses.values()), [*outputs, *noisy])
+
+
+def with_distributions(layers: list[Layer], anchors: Tensor) -> tuple[list[dict], list[dict], list[Tensor]]:
+    """Return our and their dicts of layers that refine distributions, and these; the last layer is the teacher."""
+    dists = [torch.randn(*x.boxes.shape[:2], 4, 33, requires_grad=True) for x in layers]
+    ours = [x.ours() | {"pred_dist": d} for x, d in zip(layers, dists, strict=True)]
+    shared = {"teacher_corners": dists[-1].flatten(2), "teacher_logits": layers[-1].logits}
+    shared["ref_points"] = box_xyxy_to_cxcywh(anchors)
+    theirs = [x.theirs() | {"pred_corners": d.flatten(2)} | shared for x, d in zip(layers, dists, strict=True)]
+    return ours, theirs, dists
+
+
+@pytest.mark.parametrize("size", [(3, 20, 4), (1, 30, 1), (2, 12, 0), (3, 24, 9)])
+@pytest.mark.parametrize("groups", [0, 2])
+@pytest.mark.parametrize(
+    ("name", "settings", "options"),
+    [("d_fine", {}, {"union": False}), ("deim", {"focal_loss_gamma": 1.5}, {})],
+    ids=["d_fine", "deim"],
+)
+def test_the_distributions_of_d_fine_and_deim(name, settings, options, size, groups) -> None:
+    """In float32, the only dtype in which the reference runs, and without the distribution of its final layer.
+
+    The encoder's queries have a vote for the union, but no distribution.
+    """
+    criterion, reference = recipes.ALL_RECIPES[name](CLASSES, **options), family(name, **settings)
+    images, preds, most = size
+
+    def leaves_of(count: int, queries: int) -> list[Layer]:
+        layers = random_layers(count, images, queries, spread=0.3)
+        return [Layer(*(x.detach().float().requires_grad_() for x in layer)) for layer in layers]
+
+    def targets_of(images: int, most: int) -> list[dict[str, Tensor]]:
+        return [x | {"boxes": x["boxes"].float()} for x in random_targets(images, most)]
+
+    for _ in range(PROBLEMS):
+        outputs, targets = leaves_of(4, preds), targets_of(images, most)
+        while name == "deim" and vote_ties(criterion, outputs, targets):
+            outputs, targets = leaves_of(4, preds), targets_of(images, most)
+        anchors = random_boxes(images, preds, dtype=torch.float32)
+        ours, theirs, leaves = with_distributions(outputs[1:], anchors)
+        encoder, (*earlier, final) = outputs[0], ours
+        input = final | {"aux_outputs": [*earlier, encoder.ours()]}
+        output = outputs[-1].theirs() | {"auxiliary_outputs": [*theirs[:-1], encoder.theirs()]}
+        leaves = [*leaves, *(leaf for layer in outputs for leaf in layer)]
+        if groups and most:
+            plan, positive = denoising(targets, groups)
+            noisy, noisy_anchors = leaves_of(2, plan.shape[1]), random_boxes(*plan.shape, dtype=torch.float32)
+            ours, theirs, dists = with_distributions(noisy, noisy_anchors)
+            output |= {"dn_auxiliary_outputs": theirs}
+            output["denoising_meta_values"] = {"dn_positive_idx": positive, "dn_num_group": groups}
+            input["dn_outputs"] = ours[-1] | {"aux_outputs": ours[:-1], "plan": plan, "anchors": noisy_anchors}
+            leaves = [*leaves, *dists, *(leaf for layer in noisy for leaf in layer)]
+        terms, losses = criterion.terms(input, targets, anchors), reference(output, published(targets))
+        for k in range(2):
+            torch.testing.assert_close(terms[f"loss_loc_fgl_{k}"], losses[f"loss_fgl_aux_{k}"], rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(terms[f"loss_dist_{k}"], losses[f"loss_ddf_aux_{k}"], rtol=1e-4, atol=1e-5)
+        actual, expected = terms["loss"] - terms["loss_loc_fgl"], sum(losses.values())
+        torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
+        gradients = (torch.autograd.grad(x, leaves, materialize_grads=True) for x in (actual, expected))
+        for a, e in zip(*gradients, strict=True):
+            torch.testing.assert_close(a, e, rtol=1e-4, atol=1e-5)

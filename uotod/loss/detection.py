@@ -13,11 +13,13 @@ from uotod._targets import TargetInput
 from uotod.loss._arguments import check_background, check_mining, check_normalizer, check_objectness
 from uotod.loss._background import background_class
 from uotod.loss._classify import Classifier, fold_quality
+from uotod.loss._distill import distillation_losses
 from uotod.loss._given import given_plan
 from uotod.loss._layers import SubLosses, add_terms, check_layer_weights, per_layer
 from uotod.loss._locate import localization_losses
 from uotod.loss._objectness import objectness_losses
 from uotod.loss._quality import Quality, check_quality, pair_quality
+from uotod.loss.fine_grained import DistillationLoss
 from uotod.loss.mining import mine_hard_negatives
 from uotod.loss.normalize import Masses, Normalizer
 from uotod.match._base import Matcher
@@ -65,6 +67,7 @@ class DetectionLoss(_Loss):
             instead of those of its layer; the matcher must give each prediction to one target or none.
         cls_background: whether classification sees the background mass of the plan, with False matched pairs only.
         obj_background: the same for objectness.
+        distillation_module: teaches earlier decoder layers the distributions `input["pred_dist"]` of the final one.
         layer_weights: factors, at least 0, of the decoder layers: those of `aux_outputs` first, that of the final one
             last; all 1 by default. They are in the terms.
         validate: also check values (label range, inverted boxes, finiteness) on a GPU, which synchronises.
@@ -112,6 +115,7 @@ class DetectionLoss(_Loss):
         loc_union: bool = False,
         cls_background: bool = True,
         obj_background: bool = True,
+        distillation_module: DistillationLoss | None = None,
         layer_weights: Sequence[float] | None = None,
         validate: bool = False,
     ) -> None:
@@ -138,6 +142,9 @@ class DetectionLoss(_Loss):
         self.loc_quality = check_quality("loc_quality", loc_quality)
         self.loc_union = check_flag("loc_union", loc_union)
         self.cls_background, self.obj_background = cls_background, obj_background
+        if distillation_module is not None and not isinstance(distillation_module, DistillationLoss):
+            raise TypeError(f"distillation_module must be a DistillationLoss, got {distillation_module!r}")
+        self.distillation_module = distillation_module
         self.layer_weights = check_layer_weights(layer_weights)
         self.validate = check_flag("validate", validate)
 
@@ -246,6 +253,9 @@ class DetectionLoss(_Loss):
         ]
         if self.obj_loss_module is not None:
             losses.append(SubLosses("loss_obj", self.obj_loss_module, obj_losses.sum(-1)))
+        if self.distillation_module is not None:
+            values = distillation_losses(self.distillation_module, batch, loc_plan, validate)
+            losses.append(SubLosses("loss_dist", self.distillation_module, values))
         counts = {"num_pos": num_pos[-1].sum().detach(), "num_neg": num_neg[-1].sum().detach()}
         return add_terms(losses, self.layer_weights) | counts
 

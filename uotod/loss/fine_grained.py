@@ -115,17 +115,19 @@ class FineGrainedLoss(nn.Module):
 
 
 class DistillationLoss(nn.Module):
-    r"""Teach the distributions of an earlier layer those of the final one (DDF, self-distillation of D-FINE).
+    r"""Teach the distributions of an earlier decoder layer those of the final one (DDF of D-FINE).
 
     .. math:: L = \frac{\sqrt{n_+}\, \bar K_+ + \sqrt{n_-}\, \bar K_-}{\sqrt{n_+} + \sqrt{n_-}}, \qquad
         K = w\, \tau^2\, \mathrm{KL}\big(\operatorname{softmax}(t / \tau) \,\|\, \operatorname{softmax}(s / \tau)\big)
 
     The bars are means over the sides of the `n_+` matched and of the `n_-` other predictions of the batch; the weight
     `w` is the IoU of a matched pair, and of other predictions the largest sigmoid score of the teacher. Neither the
-    weight nor the teacher has a gradient.
+    weight nor the teacher has a gradient. As the `distillation_module` of a `DetectionLoss` it is a mean already, which
+    no normaliser divides, and the pairs are those of localisation.
 
     Args:
         temperature: `τ`, above 0.
+        weight: factor of the loss, at least 0.
 
     References:
         Peng et al., "D-FINE", ICLR 2025, eq. 7.
@@ -136,8 +138,9 @@ class DistillationLoss(nn.Module):
         tensor(0.4770)
     """
 
-    def __init__(self, *, temperature: float = 5.0) -> None:
+    def __init__(self, *, temperature: float = 5.0, weight: float = 1.0) -> None:
         super().__init__()
+        self.weight = check_number("weight", weight, low=0.0)
         self.temperature = check_number("temperature", temperature, low=0.0, low_open=True)
 
     def forward(self, student: Tensor, teacher: Tensor, teacher_logits: Tensor, quality: Tensor) -> Tensor:
@@ -152,17 +155,17 @@ class DistillationLoss(nn.Module):
         """
         student, teacher = full_precision(student), full_precision(teacher).detach()
         matched = ~quality.isnan()
-        weight = torch.where(matched, quality, teacher_logits.detach().sigmoid().amax(-1)).detach()
+        share = torch.where(matched, quality, teacher_logits.detach().sigmoid().amax(-1)).detach()
         log_s, log_t = (F.log_softmax(x / self.temperature, dim=-1) for x in (student, teacher))
         divergence = F.kl_div(log_s, log_t, reduction="none", log_target=True).sum((-2, -1)) / 4  # (B, P)
-        loss = self.temperature**2 * weight * divergence
+        loss = self.temperature**2 * share * divergence
         total = root_sum = loss.new_zeros(())
         for rows in (matched, ~matched):
             count = rows.sum().to(loss.dtype)
             total = total + torch.where(rows, loss, 0).sum() / count.clamp(min=1).sqrt()
             root_sum = root_sum + count.sqrt()
-        return total / root_sum.clamp(min=1)
+        return self.weight * total / root_sum.clamp(min=1)
 
     def extra_repr(self) -> str:
         """Return the arguments for `repr`."""
-        return f"temperature={self.temperature}"
+        return f"temperature={self.temperature}, weight={self.weight}"

@@ -6,7 +6,9 @@ from uotod.loss import (
     Branch,
     Branches,
     DetectionLoss,
+    DistillationLoss,
     Divisors,
+    FineGrainedLoss,
     Masses,
     MatchabilityAwareLoss,
     MultipleObjectiveLoss,
@@ -28,33 +30,35 @@ def d_fine(
     normalizer: Normalizer | None = None,
     cost_weights: Weights = (2.0, 5.0, 2.0),
     loss_weights: Weights = (1.0, 5.0, 2.0),
+    dist_weights: tuple[float, float] | None = (0.15, 1.5),
     union: bool = True,
 ) -> Branches:
-    """Return the criterion of D-FINE, without the losses of its distributions.
+    """Return the criterion of D-FINE, fine-grained distributions included.
 
     ============= =====================================================================================
     matcher       `Hungarian`: `SigmoidFocalCost` 2, L1 of centre and size 5, GIoU 2
     classes       `VarifocalLoss(alpha=0.75, gamma=2, form="rtdetr")` 1 of the IoU of the pair
     boxes         L1 of centre and size 5, GIoU 2, of the union of the pairs of all layers
+    distributions `FineGrainedLoss` 0.15 of the same pairs, `DistillationLoss` 1.5 of earlier layers
     normaliser    classes: the number of targets; boxes: the number of pairs; both averaged over ranks
     layers        each is matched on its own, all with weight 1, that of the encoder among them
     denoising     the same losses of the pairs that are given, divided by their number
     ============= =====================================================================================
 
-    The losses of distributions are `FineGrainedLoss` (weight 0.15) and `DistillationLoss` (weight 1.5).
-
     Args:
         num_classes: number of classes of targets and of logits.
         matcher: replaces the matcher.
         cls_loss: replaces the loss of the classes, weights included.
-        loc_loss: replaces the loss of the boxes, weights included.
+        loc_loss: replaces the loss of the boxes, that of distributions and weights included.
         normalizer: replaces the normaliser of matched queries.
         cost_weights: weights of classes, L1 and GIoU in the matching cost.
         loss_weights: weights of classes, L1 and GIoU in the loss.
+        dist_weights: weights of `FineGrainedLoss` and `DistillationLoss`, None for a model without distributions.
         union: boxes learn from the union of the pairs of all layers; False for the pairs of their own layer.
 
     Shape:
-        As in `rt_detr`.
+        As in `rt_detr`; `pred_dist` (B, P, 4, 33) of the layers that refine distributions, the final one among them,
+        and as `anchors` the boxes (B, P, 4), xyxy, from which they start. `dn_outputs` has `anchors` of its own.
 
     References:
         Peng et al., "D-FINE: redefine regression task in DETRs as fine-grained distribution refinement", ICLR 2025;
@@ -65,12 +69,13 @@ def d_fine(
         >>> criterion = d_fine(num_classes=2)
         >>> box = torch.tensor([[[0.2, 0.2, 0.6, 0.6]]])
         >>> target = {"labels": torch.tensor([[1]]), "boxes": box}
-        >>> criterion({"pred_logits": torch.zeros(1, 1, 2), "pred_boxes": box}, target)
-        tensor(0.8231)
+        >>> output = {"pred_logits": torch.zeros(1, 1, 2), "pred_boxes": box, "pred_dist": torch.zeros(1, 1, 4, 33)}
+        >>> criterion(output, target, anchors=box)
+        tensor(2.9210)
     """
     varifocal = VarifocalLoss(alpha=0.75, gamma=2.0, form="rtdetr", reduction="none")
     cls_loss = cls_loss or MultipleObjectiveLoss({"vfl": varifocal}, loss_weights[:1])
-    return _united(cls_loss, loc_loss, matcher, normalizer, cost_weights, loss_weights, union)
+    return _united(cls_loss, loc_loss, matcher, normalizer, cost_weights, loss_weights, dist_weights, union)
 
 
 def deim(
@@ -83,14 +88,16 @@ def deim(
     cost_weights: Weights = (2.0, 5.0, 2.0),
     loss_weights: Weights = (1.0, 5.0, 2.0),
     gamma: float = 1.5,
+    dist_weights: tuple[float, float] | None = (0.15, 1.5),
     union: bool = True,
 ) -> Branches:
-    """Return the criterion of DEIM, without the losses of the distributions of D-FINE.
+    """Return the criterion of DEIM, those of the distributions of D-FINE included.
 
     ============= =====================================================================================
     matcher       `Hungarian`: `SigmoidFocalCost` 2, L1 of centre and size 5, GIoU 2
     classes       `MatchabilityAwareLoss(gamma=1.5)` 1 of the IoU of the pair
     boxes         L1 of centre and size 5, GIoU 2, of the union of the pairs of all layers
+    distributions `FineGrainedLoss` 0.15 of the same pairs, `DistillationLoss` 1.5 of earlier layers
     normaliser    classes: the number of targets; boxes: the number of pairs; both averaged over ranks
     layers        each is matched on its own, all with weight 1, that of the encoder among them
     denoising     the same losses of the pairs that are given, divided by their number
@@ -100,15 +107,17 @@ def deim(
         num_classes: number of classes of targets and of logits.
         matcher: replaces the matcher.
         cls_loss: replaces the loss of the classes, weights included.
-        loc_loss: replaces the loss of the boxes, weights included.
+        loc_loss: replaces the loss of the boxes, that of distributions and weights included.
         normalizer: replaces the normaliser of matched queries.
         cost_weights: weights of classes, L1 and GIoU in the matching cost.
         loss_weights: weights of classes, L1 and GIoU in the loss.
         gamma: exponent of the IoU in the loss of the classes.
+        dist_weights: weights of `FineGrainedLoss` and `DistillationLoss`, None for a model without distributions.
         union: boxes learn from the union of the pairs of all layers; False for the pairs of their own layer.
 
     Shape:
-        As in `rt_detr`.
+        As in `rt_detr`; `pred_dist` (B, P, 4, 33) of the layers that refine distributions, the final one among them,
+        and as `anchors` the boxes (B, P, 4), xyxy, from which they start. `dn_outputs` has `anchors` of its own.
 
     References:
         Huang et al., "DEIM: DETR with improved matching for fast convergence", CVPR 2025; the numbers of
@@ -119,12 +128,13 @@ def deim(
         >>> criterion = deim(num_classes=2)
         >>> box = torch.tensor([[[0.2, 0.2, 0.6, 0.6]]])
         >>> target = {"labels": torch.tensor([[1]]), "boxes": box}
-        >>> criterion({"pred_logits": torch.zeros(1, 1, 2), "pred_boxes": box}, target)
-        tensor(0.9382)
+        >>> output = {"pred_logits": torch.zeros(1, 1, 2), "pred_boxes": box, "pred_dist": torch.zeros(1, 1, 4, 33)}
+        >>> criterion(output, target, anchors=box)
+        tensor(3.0361)
     """
     mal = MatchabilityAwareLoss(gamma=gamma, reduction="none")
     cls_loss = cls_loss or MultipleObjectiveLoss({"mal": mal}, loss_weights[:1])
-    return _united(cls_loss, loc_loss, matcher, normalizer, cost_weights, loss_weights, union)
+    return _united(cls_loss, loc_loss, matcher, normalizer, cost_weights, loss_weights, dist_weights, union)
 
 
 class UnionNormalizer(Normalizer):
@@ -146,11 +156,28 @@ def _united(
     normalizer: Normalizer | None,
     cost_weights: Weights,
     loss_weights: Weights,
+    dist_weights: tuple[float, float] | None,
     union: bool,
 ) -> Branches:
-    loc_loss, matcher = loc_loss or box_loss(loss_weights), matcher or focal_hungarian(cost_weights)
+    matcher, distillation = matcher or focal_hungarian(cost_weights), None
+    boxes = box_loss(loss_weights)
+    if dist_weights is not None:
+        distillation = DistillationLoss(temperature=5.0, weight=dist_weights[1])
+        parts = dict(zip(boxes.names, boxes.losses, strict=True)) | {"fgl": FineGrainedLoss(reduction="none")}
+        boxes = MultipleObjectiveLoss(parts, [*boxes.weights, dist_weights[0]])
+    loc_loss = loc_loss or boxes
     normalizer = normalizer or (UnionNormalizer() if union else TargetNormalizer(distributed=True))
-    main = DetectionLoss(cls_loss, loc_loss, matcher, "none", quality="iou", loc_union=union, normalizer=normalizer)
-    dn_normalizer = PositiveNormalizer(distributed=True)
-    dn = DetectionLoss(cls_loss, loc_loss, matcher, "none", quality="iou", normalizer=dn_normalizer)
-    return Branches(main, dn_outputs=Branch(dn))
+
+    def loss(normalizer: Normalizer, union: bool) -> DetectionLoss:
+        return DetectionLoss(
+            cls_loss,
+            loc_loss,
+            matcher,
+            "none",
+            quality="iou",
+            loc_union=union,
+            distillation_module=distillation,
+            normalizer=normalizer,
+        )
+
+    return Branches(loss(normalizer, union), dn_outputs=Branch(loss(PositiveNormalizer(distributed=True), False)))
