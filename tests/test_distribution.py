@@ -223,12 +223,23 @@ class TestDetectionLoss:
         with pytest.raises(error, match=re.escape(message)):
             criterion()(problem.input, problem.target, problem.anchors)
 
+    def test_layers_without_distributions_have_no_loss_of_them(self) -> None:
+        problem = random_problem(2, 5, 3, full=True)
+        bare, full = dict(problem.input), problem.input | {"pred_dist": torch.randn(2, 5, 4, 6, dtype=torch.float64)}
+        both = criterion().terms(full | {"aux_outputs": [full, bare]}, problem.target, problem.anchors)
+        alone = criterion().terms(full, problem.target, problem.anchors)
+        name = "loss_loc_dfl"
+        assert float(both[f"{name}_1"].detach()) == 0
+        torch.testing.assert_close(both[f"{name}_0"], alone[name])
+        torch.testing.assert_close(both[name], alone[name])
+
     def test_layers_have_the_same_distributions(self) -> None:
         problem = random_problem(2, 5, 3)
-        problem.input["aux_outputs"] = [dict(problem.input)]
-        problem.input["pred_dist"] = torch.zeros(2, 5, 4, 6)
-        with pytest.raises(ValueError, match=re.escape("[0] must have the key 'pred_dist' if and only if the final")):
+        dist = torch.zeros(2, 5, 4, 6)
+        problem.input["aux_outputs"] = [problem.input | {"pred_dist": dist}]
+        with pytest.raises(ValueError, match=re.escape("[0] must have the key 'pred_dist' only if the final layer")):
             criterion()(problem.input, problem.target, problem.anchors)
+        problem.input["pred_dist"] = dist
         problem.input["aux_outputs"][0]["pred_dist"] = torch.zeros(2, 5, 4, 7)
         with pytest.raises(ValueError, match=re.escape("must have shape (2, 5, 4, 6) like the final layer, got (2, 5")):
             criterion()(problem.input, problem.target, problem.anchors)

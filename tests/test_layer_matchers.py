@@ -10,7 +10,7 @@ from tests.matcher_cases import CASES, COSTS
 from tests.oracles import sets as oracle
 from tests.problems import random_boxes, random_problem
 from uotod._batch import parse_batch
-from uotod.loss import DetectionLoss, GIoULoss
+from uotod.loss import DetectionLoss, GIoULoss, PositiveNormalizer
 from uotod.match import Hungarian, IoUThreshold, SharedLayers, SoftMin, UnionVote
 from uotod.solvers.vote import union_vote
 from uotod.utils import Anchors
@@ -152,3 +152,29 @@ def test_bad_arguments_raise() -> None:
     message = "UnionVote needs a matcher that gives each prediction to one target or none, got SoftMin, whose plan may"
     with pytest.raises(ValueError, match=message):
         plans(UnionVote(SoftMin(**COSTS)), inputs, target)
+
+
+@pytest.mark.parametrize(("preds", "targets"), [(9, 4), (5, 1), (6, 0), (3, 6)])
+def test_localisation_alone_may_learn_from_the_union(preds, targets) -> None:
+    cls_loss, l1 = nn.BCEWithLogitsLoss(reduction="none"), nn.L1Loss(reduction="none")
+    own = Hungarian(loc_match_module=l1)
+    parts = {"bg_class_position": "none", "normalizer": PositiveNormalizer()}
+    for _ in range(20):
+        problem = random_problem(2, preds, targets, low=0)
+        layers = [random_problem(2, preds, targets).input for _ in range(3)]
+        input = problem.input | {"aux_outputs": layers}
+        both = DetectionLoss(cls_loss, l1, own, loc_union=True, **parts).terms(input, problem.target)
+        alone = DetectionLoss(cls_loss, l1, own, **parts).terms(input, problem.target)
+        union = DetectionLoss(cls_loss, l1, UnionVote(own), **parts).terms(input, problem.target)
+        for suffix in ("", "_0", "_1", "_2"):
+            torch.testing.assert_close(both[f"loss_cls{suffix}"], alone[f"loss_cls{suffix}"])
+            torch.testing.assert_close(both[f"loss_loc{suffix}"], union[f"loss_loc{suffix}"])
+
+
+def test_a_union_of_soft_plans_is_refused() -> None:
+    l1, problem = nn.L1Loss(reduction="none"), random_problem(2, 5, 3, low=0)
+    criterion = DetectionLoss(
+        nn.BCEWithLogitsLoss(reduction="none"), l1, SoftMin(loc_match_module=l1), "none", loc_union=True
+    )
+    with pytest.raises(ValueError, match="loc_union=True needs a matcher that gives each prediction to one target"):
+        criterion(problem.input | {"aux_outputs": [problem.input]}, problem.target)

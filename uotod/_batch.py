@@ -25,7 +25,9 @@ class Predictions:
         boxes: (layers * images, P, 4) boxes, xyxy.
         layers: number of stacked decoder layers.
         objectness: (layers * images, P) objectness before the sigmoid, or None if there is none.
-        dist: (layers * images, P, 4, K + 1) logits of the distances of the sides, or None if there are none.
+        dist: (layers * images, P, 4, K + 1) logits of the distances of the sides, zeros for layers without, or None if
+            there are none.
+        dist_layers: for each layer whether it has `dist`; None for all.
     """
 
     logits: Tensor
@@ -33,6 +35,11 @@ class Predictions:
     layers: int
     objectness: Tensor | None = None
     dist: Tensor | None = None
+    dist_layers: tuple[bool, ...] | None = None
+
+    def has_dist(self, layer: int) -> bool:
+        """Tell whether a layer, from 0 on, has distributions."""
+        return self.dist is not None and (self.dist_layers is None or self.dist_layers[layer])
 
 
 @dataclass(frozen=True)
@@ -51,8 +58,9 @@ class Batch:
         images = len(self.predictions.boxes) // layers
         start = index % layers * images
         rows = slice(start, start + images)
+        predictions = replace(self.predictions, layers=1, dist_layers=None, **_cut(vars(self.predictions), rows))
         return Batch(
-            replace(self.predictions, layers=1, **_cut(vars(self.predictions), rows)),
+            predictions if self.predictions.has_dist(index % layers) else replace(predictions, dist=None),
             replace(self.targets, **_cut(vars(self.targets), rows)),
             None if self.anchors is None else self.anchors._replace(**_cut(self.anchors._asdict(), rows)),
         )
@@ -105,13 +113,15 @@ def _cut(fields: Mapping[str, Any], rows: slice) -> dict[str, Any]:
 def _stack(layers: list[Predictions]) -> Predictions:
     """Stack the predictions of several decoder layers along the batch."""
     objectness = [x.objectness for x in layers if x.objectness is not None]
-    dist = [x.dist for x in layers if x.dist is not None]
+    final, given = layers[-1].dist, tuple(x.dist is not None for x in layers)
+    dist = None if final is None else torch.cat([torch.zeros_like(final) if x.dist is None else x.dist for x in layers])
     return Predictions(
         torch.cat([x.logits for x in layers]),
         torch.cat([x.boxes for x in layers]),
         len(layers),
         torch.cat(objectness) if objectness else None,
-        torch.cat(dist) if dist else None,
+        dist,
+        None if all(given) else given,
     )
 
 
@@ -138,9 +148,10 @@ def _parse_layer(
                 f"got {tuple(logits.shape)}"
             )
         check_device(f"{name}['pred_logits']", logits, like.logits.device)
-        for key, value in (("pred_objectness", like.objectness), ("pred_dist", like.dist)):
-            if (key in layer) != (value is not None):
-                raise ValueError(f"{name} must have the key {key!r} if and only if the final layer has it")
+        if ("pred_objectness" in layer) != (like.objectness is not None):
+            raise ValueError(f"{name} must have the key 'pred_objectness' if and only if the final layer has it")
+        if "pred_dist" in layer and like.dist is None:
+            raise ValueError(f"{name} must have the key 'pred_dist' only if the final layer has it")
     tensors = {"pred_logits": logits, "pred_boxes": boxes}
     if "pred_objectness" in layer:
         tensors["pred_objectness"] = _parse_objectness(name, layer, logits)

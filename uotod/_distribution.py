@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from uotod._boxes import full_precision
 from uotod._coders import DistanceCoder
@@ -21,6 +22,19 @@ def bins_of(pred_dist: Tensor, bins: Tensor | None) -> Tensor:
     if len(bins) != count:
         raise ValueError(f"pred_dist must have {len(bins)} bins like the argument bins, got {count}")
     return bins.to(pred_dist.device, pred_dist.dtype)
+
+
+def interpolated_loss(pred_dist: Tensor, value: Tensor, bins: Tensor) -> Tensor:
+    """Return the cross-entropy (...) of (..., K + 1) logits against the two (K + 1,) bins around (...) values.
+
+    A value outside of the bins is that of the nearest one.
+    """
+    value = torch.minimum(torch.maximum(value, bins[0]), bins[-1])
+    left = (torch.searchsorted(bins, value.contiguous(), right=True) - 1).clamp(0, len(bins) - 2)
+    share = (value - bins[left]) / (bins[left + 1] - bins[left])
+    log_p = F.log_softmax(pred_dist, dim=-1)
+    near, far = (log_p.gather(-1, index.unsqueeze(-1)).squeeze(-1) for index in (left, left + 1))
+    return -((1 - share) * near + share * far)
 
 
 def distribution_to_box(pred_dist: Tensor, anchors: Tensor, stride: Tensor, bins: Tensor | None = None) -> Tensor:

@@ -4,9 +4,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.problems import Problem, random_problem
+from tests.problems import Problem, random_boxes, random_problem
+from uotod._boxes import aligned_overlap
 from uotod.loss import (
     DetectionLoss,
+    DistillationLoss,
+    FineGrainedLoss,
     IoUAwareBCELoss,
     MatchabilityAwareLoss,
     SigmoidFocalLoss,
@@ -14,7 +17,7 @@ from uotod.loss import (
     VarifocalLoss,
 )
 from uotod.match import Hungarian
-from uotod.utils import box_xyxy_to_cxcywh
+from uotod.utils import box_cxcywh_to_xyxy, box_xyxy_to_cxcywh
 
 pytest.importorskip("transformers")
 N = "none"
@@ -140,3 +143,41 @@ def test_cross_entropy_of_detr_with_a_light_background() -> None:
     weight[-1] = 0.1
     criterion = DetectionLoss(nn.CrossEntropyLoss(weight, reduction=N), nn.L1Loss(reduction=N), matcher(), "last")
     check(criterion, reference.loss_labels, "loss_ce", classes=CLASSES + 1)
+
+
+@pytest.mark.parametrize("counts", [(3, 0), (4, 4), (0, 0), (1, 2)])
+def test_fine_grained_losses_of_d_fine(counts) -> None:
+    """In float32, the only dtype in which the reference runs."""
+    d_fine = pytest.importorskip("transformers.loss.loss_d_fine")
+    from transformers import DFineConfig
+
+    settings = DFineConfig()
+    settings.num_labels = CLASSES
+    images, preds, reference = len(counts), 7, d_fine.DFineLoss(settings)
+    for _ in range(20):
+        boxes, anchors = (random_boxes(images, preds, dtype=torch.float32) for _ in range(2))
+        student, teacher = (torch.randn(images, preds, 4, 33, requires_grad=True) for _ in range(2))
+        logits, divisor = torch.randn(images, preds, CLASSES), max(sum(counts), 1)
+        targets = [random_boxes(n, dtype=torch.float32) for n in counts]
+        pairs = [(torch.randperm(preds)[:n], torch.arange(n)) for n in counts]
+        for b, (pred, index) in enumerate(pairs):  # some targets near their boxes
+            targets[b][index[::2]] = boxes[b, pred[::2]] + 0.01
+        outputs = {
+            "pred_boxes": box_xyxy_to_cxcywh(boxes),
+            "ref_points": box_xyxy_to_cxcywh(anchors),
+            "pred_corners": student.flatten(2),
+            "teacher_corners": teacher.flatten(2),
+            "teacher_logits": logits,
+        }
+        losses = reference.loss_local(outputs, [{"boxes": box_xyxy_to_cxcywh(x)} for x in targets], pairs, divisor)
+        quality, fine_grained = torch.full((images, preds), float("nan")), student.sum() * 0
+        for b, (pred, index) in enumerate(pairs):
+            rows = boxes[b, pred], box_cxcywh_to_xyxy(box_xyxy_to_cxcywh(targets[b][index]))
+            fields = {"pred_dist": student[b, pred], "anchors": anchors[b, pred]}
+            fine_grained = fine_grained + FineGrainedLoss(reduction="sum")(*rows, **fields) / divisor
+            quality[b, pred] = aligned_overlap(*rows, "iou", eps=0.0)
+        distilled = DistillationLoss()(student, teacher, logits, quality)
+        for actual, expected in ((fine_grained, losses["loss_fgl"]), (distilled, losses["loss_ddf"])):
+            torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-6)
+            ours, theirs = (torch.autograd.grad(x, student, materialize_grads=True) for x in (actual, expected))
+            torch.testing.assert_close(ours[0], theirs[0], rtol=1e-4, atol=1e-6)

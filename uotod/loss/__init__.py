@@ -11,6 +11,7 @@ from uotod.loss.detection import DetectionLoss
 from uotod.loss.distribution import DistributionFocalLoss
 from uotod.loss.eiou import EIoULoss, ExtendedIoULoss
 from uotod.loss.errors import detection_errors
+from uotod.loss.fine_grained import DistillationLoss, FineGrainedLoss
 from uotod.loss.focal import SigmoidFocalCost, SigmoidFocalLoss
 from uotod.loss.ghm import GHMCLoss
 from uotod.loss.inner_iou import InnerIoULoss
@@ -50,9 +51,11 @@ ALL_LOSSES: dict[str, type[nn.Module]] = {
     "ConfidenceLoss": ConfidenceLoss,
     "DIoULoss": DIoULoss,
     "DetectionLoss": DetectionLoss,
+    "DistillationLoss": DistillationLoss,
     "DistributionFocalLoss": DistributionFocalLoss,
     "EIoULoss": EIoULoss,
     "ExtendedIoULoss": ExtendedIoULoss,
+    "FineGrainedLoss": FineGrainedLoss,
     "GHMCLoss": GHMCLoss,
     "GIoULoss": GIoULoss,
     "InnerIoULoss": InnerIoULoss,
@@ -86,10 +89,12 @@ __all__ = [
     "ConfidenceLoss",
     "DIoULoss",
     "DetectionLoss",
+    "DistillationLoss",
     "DistributionFocalLoss",
     "Divisors",
     "EIoULoss",
     "ExtendedIoULoss",
+    "FineGrainedLoss",
     "GHMCLoss",
     "GIoULoss",
     "InnerIoULoss",

@@ -13,7 +13,7 @@ def localization_losses(module: nn.Module, batch: Batch, plan: Plan, divisor: Te
     """Return the loss (L,) of each weighted part of `module`, evaluated on matched pairs only.
 
     A part gets predicted and target boxes, and by keyword what it declares in `needs`. The mass of an image is divided
-    by its (L * B,) `divisor`, if there is one.
+    by its (L * B,) `divisor`, if there is one. A part that needs distributions is 0 in a layer without.
     """
     predictions = batch.predictions
     layers = predictions.layers
@@ -37,7 +37,10 @@ def localization_losses(module: nn.Module, batch: Batch, plan: Plan, divisor: Te
         rows_of = {name: field.rows(pairs.image, pairs.pred, matched) for name, field in fields.items()}
         rows = sum_rows(part.module(boxes, target_boxes, **rows_of), len(boxes), "loc_loss_module")
         value = part.weight * mass.to(rows.dtype) * rows
-        losses.append(value.new_zeros(layers).index_add(0, pairs.image // per_layer, value))
+        value = value.new_zeros(layers).index_add(0, pairs.image // per_layer, value)
+        if "pred_dist" in fields and predictions.dist_layers is not None:
+            value = torch.stack([x if predictions.has_dist(i) else torch.zeros_like(x) for i, x in enumerate(value)])
+        losses.append(value)
     return losses
 
 

@@ -13,14 +13,17 @@ from uotod._targets import TargetInput
 from uotod.loss._arguments import check_background, check_mining, check_normalizer, check_objectness
 from uotod.loss._background import background_class
 from uotod.loss._classify import Classifier, fold_quality
+from uotod.loss._distill import distillation_losses
 from uotod.loss._given import given_plan
 from uotod.loss._layers import SubLosses, add_terms, check_layer_weights, per_layer
 from uotod.loss._locate import localization_losses
 from uotod.loss._objectness import objectness_losses
 from uotod.loss._quality import Quality, check_quality, pair_quality
+from uotod.loss.fine_grained import DistillationLoss
 from uotod.loss.mining import mine_hard_negatives
 from uotod.loss.normalize import Masses, Normalizer
 from uotod.match._base import Matcher
+from uotod.match.union_vote import unite_layers
 
 
 class DetectionLoss(_Loss):
@@ -60,8 +63,11 @@ class DetectionLoss(_Loss):
             prediction, and it is divided by the positive mass.
         obj_quality: the same as `quality` for the target of objectness.
         loc_quality: the same for the mass that localisation sees, and a mean divides by. What is left goes nowhere.
+        loc_union: whether localisation sees the union of the pairs of all decoder layers, as `UnionVote` makes it,
+            instead of those of its layer; the matcher must give each prediction to one target or none.
         cls_background: whether classification sees the background mass of the plan, with False matched pairs only.
         obj_background: the same for objectness.
+        distillation_module: teaches earlier decoder layers the distributions `input["pred_dist"]` of the final one.
         layer_weights: factors, at least 0, of the decoder layers: those of `aux_outputs` first, that of the final one
             last; all 1 by default. They are in the terms.
         validate: also check values (label range, inverted boxes, finiteness) on a GPU, which synchronises.
@@ -106,8 +112,10 @@ class DetectionLoss(_Loss):
         obj_loss_module: nn.Module | None = None,
         obj_quality: Quality | None = None,
         loc_quality: Quality | None = None,
+        loc_union: bool = False,
         cls_background: bool = True,
         obj_background: bool = True,
+        distillation_module: DistillationLoss | None = None,
         layer_weights: Sequence[float] | None = None,
         validate: bool = False,
     ) -> None:
@@ -132,7 +140,11 @@ class DetectionLoss(_Loss):
         self.quality = check_quality("quality", quality)
         self.obj_quality = check_quality("obj_quality", obj_quality)
         self.loc_quality = check_quality("loc_quality", loc_quality)
+        self.loc_union = check_flag("loc_union", loc_union)
         self.cls_background, self.obj_background = cls_background, obj_background
+        if distillation_module is not None and not isinstance(distillation_module, DistillationLoss):
+            raise TypeError(f"distillation_module must be a DistillationLoss, got {distillation_module!r}")
+        self.distillation_module = distillation_module
         self.layer_weights = check_layer_weights(layer_weights)
         self.validate = check_flag("validate", validate)
 
@@ -192,7 +204,7 @@ class DetectionLoss(_Loss):
             f"neg_to_pos_ratio={self.neg_to_pos_ratio}, reduction={self.reduction!r}, "
             f"quality={self.quality!r}, obj_quality={self.obj_quality!r}, loc_quality={self.loc_quality!r}, "
             f"cls_background={self.cls_background}, obj_background={self.obj_background}, "
-            f"layer_weights={self.layer_weights}"
+            f"loc_union={self.loc_union}, layer_weights={self.layer_weights}"
         )
 
     def _terms(self, batch: Batch, plan: Plan, bg_class: int | None, validate: bool) -> dict[str, Tensor]:
@@ -200,19 +212,20 @@ class DetectionLoss(_Loss):
         classifier = Classifier(self.cls_loss_module, logits, bg_class, layers)
         plan = self._mined(plan, classifier)
 
-        def quality_of(name: str, quality: Quality | None) -> Tensor | None:
-            return pair_quality(name, quality, batch, plan, bg_class, validate)
+        def quality_of(name: str, quality: Quality | None, seen: Plan) -> Tensor | None:
+            return pair_quality(name, quality, batch, seen, bg_class, validate)
 
         cls_plan = plan if self.cls_background else _without_background(plan)
-        quality = quality_of("quality", self.quality)
+        quality = quality_of("quality", self.quality, plan)
         labels = fold_quality(cls_plan, quality, batch.targets, logits.shape[-1], bg_class)
         cls = classifier.losses(labels)
         cls_losses = torch.stack([per_layer(x.value, layers) for x in cls])  # (K, L, B)
         obj_plan = plan if self.obj_background else _without_background(plan)
-        obj_quality = quality_of("obj_quality", self.obj_quality)
+        obj_quality = quality_of("obj_quality", self.obj_quality, plan)
         obj_losses = objectness_losses(self.obj_loss_module, batch, obj_plan, obj_quality)  # (M, L, B)
-        loc_quality = quality_of("loc_quality", self.loc_quality)
-        loc_plan = plan if loc_quality is None else plan.scaled(loc_quality)
+        loc_plan = unite_layers(plan, layers, "loc_union=True", self.matching_method) if self.loc_union else plan
+        loc_quality = quality_of("loc_quality", self.loc_quality, loc_plan)
+        loc_plan = loc_plan if loc_quality is None else loc_plan.scaled(loc_quality)
 
         num_pos = per_layer(plan.positive_mass().sum(1), layers)  # (L, B)
         num_neg = per_layer(plan.background_mass().sum(1), layers)
@@ -240,6 +253,9 @@ class DetectionLoss(_Loss):
         ]
         if self.obj_loss_module is not None:
             losses.append(SubLosses("loss_obj", self.obj_loss_module, obj_losses.sum(-1)))
+        if self.distillation_module is not None:
+            values = distillation_losses(self.distillation_module, batch, loc_plan, validate)
+            losses.append(SubLosses("loss_dist", self.distillation_module, values))
         counts = {"num_pos": num_pos[-1].sum().detach(), "num_neg": num_neg[-1].sum().detach()}
         return add_terms(losses, self.layer_weights) | counts
 

@@ -5,12 +5,11 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from uotod._boxes import full_precision
 from uotod._check import check_number
 from uotod._coders import DistanceCoder
-from uotod._distribution import bins_of
+from uotod._distribution import bins_of, interpolated_loss
 from uotod.loss._reduce import check_reduction, reduce_loss
 
 
@@ -74,13 +73,7 @@ class DistributionFocalLoss(nn.Module):
         pred_dist = full_precision(pred_dist)
         bins = bins_of(pred_dist, self.bins)
         distance = DistanceCoder(by_stride=True).encode(target, anchors, stride).to(pred_dist.dtype)
-        # not below, nor above the ends of the bins
-        distance = torch.minimum(torch.maximum(distance, bins[0]), bins[-1])  # (..., 4)
-        left = (torch.searchsorted(bins, distance.contiguous(), right=True) - 1).clamp(0, len(bins) - 2)
-        share = (distance - bins[left]) / (bins[left + 1] - bins[left])
-        log_p = F.log_softmax(pred_dist, dim=-1)
-        near, far = (log_p.gather(-1, index.unsqueeze(-1)).squeeze(-1) for index in (left, left + 1))
-        loss = -((1 - share) * near + share * far).mean(-1)
+        loss = interpolated_loss(pred_dist, distance, bins).mean(-1)
         return reduce_loss(loss, self.reduction)
 
     def extra_repr(self) -> str:

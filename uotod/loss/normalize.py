@@ -20,7 +20,8 @@ class Masses(NamedTuple):
         class_positive: (K, L, B) mass on targets that each sub-loss sees, weighted by its class weight.
         class_background: (K, L, B) mass on the background, weighted likewise; 0 where it does not count (with mining,
             or without a background class).
-        localization: (L, B) mass on targets that localisation sees: `positive`, scaled by `loc_quality`.
+        localization: (L, B) mass on targets that localisation sees: `positive`, or that of the union of the layers,
+            scaled by `loc_quality`.
     """
 
     positive: Tensor

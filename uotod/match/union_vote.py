@@ -2,6 +2,7 @@
 
 from uotod._batch import Batch
 from uotod._plan import AssignedPlan, Plan
+from uotod.match._base import Matcher
 from uotod.match._layers import LayerMatcher
 from uotod.solvers.vote import union_vote
 
@@ -45,15 +46,22 @@ class UnionVote(LayerMatcher):
 
     def plan(self, batch: Batch) -> Plan:
         """Return the united plan of all layers."""
-        plan = self.matcher.plan(batch)
-        layers = batch.predictions.layers
-        if layers == 1:
-            return plan
-        if not isinstance(plan, AssignedPlan) or plan.background is not None:
-            raise ValueError(
-                "UnionVote needs a matcher that gives each prediction to one target or none, "
-                f"got {type(self.matcher).__name__}, whose plan may split one"
-            )
-        shape = (layers, len(plan.index) // layers, plan.index.shape[1])
-        index, mass = union_vote(plan.index.view(shape), plan.mass.view(shape), plan.num_targets)
-        return AssignedPlan(index.flatten(0, 1), mass.flatten(0, 1), plan.num_targets, plan.has_background)
+        return unite_layers(self.matcher.plan(batch), batch.predictions.layers, "UnionVote", self.matcher)
+
+
+def unite_layers(plan: Plan, layers: int, owner: str, matcher: Matcher) -> Plan:
+    """Return the united plan of stacked decoder layers, of which the matcher gave each its own.
+
+    Raises:
+        ValueError: the plan of several layers may split a prediction among targets.
+    """
+    if layers == 1:
+        return plan
+    if not isinstance(plan, AssignedPlan) or plan.background is not None:
+        raise ValueError(
+            f"{owner} needs a matcher that gives each prediction to one target or none, "
+            f"got {type(matcher).__name__}, whose plan may split one"
+        )
+    shape = (layers, len(plan.index) // layers, plan.index.shape[1])
+    index, mass = union_vote(plan.index.view(shape), plan.mass.view(shape), plan.num_targets)
+    return AssignedPlan(index.flatten(0, 1), mass.flatten(0, 1), plan.num_targets, plan.has_background)

@@ -1,0 +1,64 @@
+"""DETR: number of classes in, its criterion out."""
+
+import torch
+from torch import nn
+
+from uotod.loss import DetectionLoss, MultipleObjectiveLoss, NegativeProbLoss, Normalizer
+from uotod.match import Hungarian, Matcher
+from uotod.recipes._sets import DetrNormalizer, Weights, box_loss, set_costs
+
+
+def detr(
+    num_classes: int,
+    *,
+    matcher: Matcher | None = None,
+    cls_loss: nn.Module | None = None,
+    loc_loss: nn.Module | None = None,
+    normalizer: Normalizer | None = None,
+    cost_weights: Weights = (1.0, 5.0, 2.0),
+    loss_weights: Weights = (1.0, 5.0, 2.0),
+    background_weight: float = 0.1,
+) -> DetectionLoss:
+    """Return the criterion of DETR.
+
+    ============= =====================================================================================
+    matcher       `Hungarian`: `NegativeProbLoss` 1, L1 of centre and size 5, GIoU 2
+    classes       cross-entropy 1, with a weight of 0.1 for the background, the last class
+    boxes         L1 of centre and size 5, GIoU 2
+    normaliser    classes: the sum of the class weights; boxes: the number of targets, averaged over ranks
+    layers        each is matched on its own, all with weight 1
+    ============= =====================================================================================
+
+    Args:
+        num_classes: number of classes of targets, labelled 0 to `num_classes - 1`.
+        matcher: replaces the matcher.
+        cls_loss: replaces the loss of the classes, weights included.
+        loc_loss: replaces the loss of the boxes, weights included.
+        normalizer: replaces the normaliser.
+        cost_weights: weights of classes, L1 and GIoU in the matching cost.
+        loss_weights: weights of classes, L1 and GIoU in the loss.
+        background_weight: class weight of the background, `eos_coef` of the implementation.
+
+    Shape:
+        `pred_logits` (B, P, num_classes + 1) and `pred_boxes` (B, P, 4), xyxy, in units of the image; `aux_outputs`.
+
+    References:
+        Carion et al., "End-to-end object detection with transformers", ECCV 2020; the numbers of
+        facebookresearch/detr and of `ForObjectDetectionLoss` in transformers.
+
+    Examples:
+        >>> criterion = detr(num_classes=2)
+        >>> box = torch.tensor([[[0.2, 0.2, 0.6, 0.6]]])
+        >>> target = {"labels": torch.tensor([[1]]), "boxes": box}
+        >>> criterion({"pred_logits": torch.zeros(1, 1, 3), "pred_boxes": box}, target)
+        tensor(1.0986)
+    """
+    weight = torch.ones(num_classes + 1)
+    weight[-1] = background_weight
+    return DetectionLoss(
+        cls_loss or MultipleObjectiveLoss({"ce": nn.CrossEntropyLoss(weight, reduction="none")}, loss_weights[:1]),
+        loc_loss or box_loss(loss_weights),
+        matcher or Hungarian(**set_costs(NegativeProbLoss(reduction="none"), cost_weights)),
+        "last",
+        normalizer=normalizer or DetrNormalizer(),
+    )

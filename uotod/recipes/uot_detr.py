@@ -1,0 +1,141 @@
+"""DETR and Deformable DETR by unbalanced optimal transport: their criteria with a soft plan in place of the pairs."""
+
+import math
+
+from torch import nn
+
+from uotod.loss import Branches, DetectionLoss, MassNormalizer, Normalizer, PositiveNormalizer
+from uotod.match import Matcher, UnbalancedSinkhorn
+from uotod.recipes._sets import MissingProbCost, Weights, set_costs
+from uotod.recipes.deformable_detr import deformable_detr
+from uotod.recipes.detr import detr
+
+
+def uot_detr(
+    num_classes: int,
+    *,
+    matcher: Matcher | None = None,
+    cls_loss: nn.Module | None = None,
+    loc_loss: nn.Module | None = None,
+    normalizer: Normalizer | None = None,
+    cost_weights: Weights = (2.0, 5.0, 2.0),
+    loss_weights: Weights = (2.0, 5.0, 2.0),
+    background_weight: float = 0.1,
+    reg_pred: float = math.inf,
+    reg_target: float = math.inf,
+    reg_dimless: float = 0.12,
+) -> DetectionLoss:
+    """Return the criterion of DETR with optimal transport in place of the Hungarian matching.
+
+    ============= =====================================================================================
+    matcher       balanced Sinkhorn, `reg = 0.12 / (ln(2 P) + 1)`: 1 - p of softmax 2, L1 5, GIoU 2
+    classes       cross-entropy 2, with a weight of 0.1 for the background, the last class
+    boxes         L1 of centre and size 5, GIoU 2
+    normaliser    `MassNormalizer`: the mass that each loss sees, for classes times the class weight
+    ============= =====================================================================================
+
+    Args:
+        num_classes: number of classes of targets, labelled 0 to `num_classes - 1`.
+        matcher: replaces the matcher.
+        cls_loss: replaces the loss of the classes, weights included.
+        loc_loss: replaces the loss of the boxes, weights included.
+        normalizer: replaces the normaliser.
+        cost_weights: weights of classes, L1 and GIoU in the matching cost.
+        loss_weights: weights of classes, L1 and GIoU in the loss.
+        background_weight: class weight of the background.
+        reg_pred: penalty on the mass of predictions; `inf` fixes it.
+        reg_target: penalty on the mass of targets and background; `inf` fixes it.
+        reg_dimless: entropic regularisation without dimension.
+
+    Shape:
+        `pred_logits` (B, P, num_classes + 1) and `pred_boxes` (B, P, 4), xyxy, in units of the image; `aux_outputs`.
+
+    References:
+        De Plaen et al., "Unbalanced optimal transport: a unified framework for object detection", CVPR 2023, sec. 5
+        and eq. 1.
+
+    Examples:
+        >>> import torch
+        >>> box = torch.tensor([[[0.2, 0.2, 0.6, 0.6], [0.5, 0.5, 0.9, 0.9]]])
+        >>> target = {"labels": torch.tensor([[1]]), "boxes": box[:, :1]}
+        >>> plan = uot_detr(num_classes=2).matching_method(
+        ...     {"pred_logits": torch.zeros(1, 2, 3), "pred_boxes": box}, target
+        ... )
+        >>> plan.round(decimals=3)
+        tensor([[[0.9960, 0.0040],
+                 [0.0040, 0.9960]]])
+    """
+    return detr(
+        num_classes,
+        matcher=matcher or _transport("softmax", cost_weights, reg_pred, reg_target, reg_dimless),
+        cls_loss=cls_loss,
+        loc_loss=loc_loss,
+        normalizer=normalizer or MassNormalizer(distributed=True),
+        loss_weights=loss_weights,
+        background_weight=background_weight,
+    )
+
+
+def uot_deformable_detr(
+    num_classes: int,
+    *,
+    matcher: Matcher | None = None,
+    cls_loss: nn.Module | None = None,
+    loc_loss: nn.Module | None = None,
+    normalizer: Normalizer | None = None,
+    cost_weights: Weights = (5.0, 5.0, 2.0),
+    loss_weights: Weights = (2.0, 5.0, 2.0),
+    reg_pred: float = math.inf,
+    reg_target: float = math.inf,
+    reg_dimless: float = 0.12,
+) -> Branches:
+    """Return the criterion of Deformable DETR with optimal transport in place of the Hungarian matching.
+
+    ============= =====================================================================================
+    matcher       balanced Sinkhorn, `reg = 0.12 / (ln(2 P) + 1)`: 1 - p of sigmoid 5, L1 5, GIoU 2
+    classes       `SigmoidFocalLoss(alpha=0.25, gamma=2)` 2
+    boxes         L1 of centre and size 5, GIoU 2
+    normaliser    `PositiveNormalizer`: the mass on targets
+    encoder       the same loss of all its proposals, with the label 0 for every target
+    ============= =====================================================================================
+
+    Args:
+        num_classes: number of classes of targets and of logits.
+        matcher: replaces the matcher.
+        cls_loss: replaces the loss of the classes, weights included.
+        loc_loss: replaces the loss of the boxes, weights included.
+        normalizer: replaces the normaliser.
+        cost_weights: weights of classes, L1 and GIoU in the matching cost.
+        loss_weights: weights of classes, L1 and GIoU in the loss.
+        reg_pred: penalty on the mass of predictions; `inf` fixes it.
+        reg_target: penalty on the mass of targets and background; `inf` fixes it.
+        reg_dimless: entropic regularisation without dimension.
+
+    Shape:
+        As in `deformable_detr`.
+
+    References:
+        De Plaen et al., CVPR 2023, sec. 5 and eq. 1.
+
+    Examples:
+        >>> import torch
+        >>> box = torch.tensor([[[0.2, 0.2, 0.6, 0.6], [0.5, 0.5, 0.9, 0.9]]])
+        >>> target = {"labels": torch.tensor([[1]]), "boxes": box[:, :1]}
+        >>> uot_deformable_detr(num_classes=2)({"pred_logits": torch.zeros(1, 2, 2), "pred_boxes": box}, target)
+        tensor(0.8866)
+    """
+    return deformable_detr(
+        num_classes,
+        matcher=matcher or _transport("sigmoid", cost_weights, reg_pred, reg_target, reg_dimless),
+        cls_loss=cls_loss,
+        loc_loss=loc_loss,
+        normalizer=normalizer or PositiveNormalizer(distributed=True),
+        loss_weights=loss_weights,
+    )
+
+
+def _transport(
+    activation: str, weights: Weights, reg_pred: float, reg_target: float, reg_dimless: float
+) -> UnbalancedSinkhorn:
+    costs = set_costs(MissingProbCost(activation), weights)
+    return UnbalancedSinkhorn(reg_pred=reg_pred, reg_target=reg_target, reg_dimless=reg_dimless, **costs)
