@@ -8,7 +8,6 @@ from torch import Tensor
 from uotod.solvers.sinkhorn import solve_sinkhorn
 
 MARGIN = 40.0  # exp(-40) is no mass
-CHAIN = 1.5  # spreads of the costs that a penalty outweighs; some Newton solves stall at much larger ones
 
 
 def ota_match(
@@ -37,8 +36,8 @@ def ota_match(
         outside: (B, T, P) bool, pairs that cost `penalty` more, or None.
         background: (B, P) cost of the background.
         supply: (B, T) how many predictions each target supplies; 0 for padding.
-        penalty: finite; see `outside`. At most 1.5 times the spread of the costs (and 40 `reg`) is used, which
-            exchanging predictions hardly ever outweighs, and which is far better conditioned than 1e6.
+        penalty: finite; see `outside`. At most the spread of the costs (and 40 `reg`) is used for each column, which no
+            exchange of predictions outweighs, and which is far better conditioned than 1e6.
         reg: weight of the entropy, in units of the cost.
         num_iter: most Newton steps; on a GPU so many are taken.
         tol: largest mass that a sweep may move at the solution.
@@ -63,8 +62,8 @@ def ota_match(
     some = allowed.flatten(1).any(1)[:, None, None]
     high = full.masked_fill(~allowed, -math.inf).amax((1, 2), keepdim=True).where(some, 0.0)
     spread = high - full.masked_fill(~allowed, math.inf).amin((1, 2), keepdim=True).where(some, 0.0)
-    # an exchange gains at most one spread, and a chain of exchanges hardly ever more
-    enough = CHAIN * spread + MARGIN * reg
+    # a chain of exchanges that avoids a pair passes each column once, and loses at most one spread there
+    enough = (mass > 0).sum(1)[:, None, None] * spread + MARGIN * reg
     if outside is not None:
         full[:, :num_targets] += torch.where(outside, enough.clamp(max=penalty), 0.0)
     # supplies that forbidden pairs leave without a way out take them at a price, and match nothing there
