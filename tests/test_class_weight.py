@@ -88,6 +88,22 @@ def test_the_weights_move_with_the_module_and_stay_out_of_its_state(device) -> N
         matcher.to("meta")(problem.input, problem.target)
 
 
+@pytest.mark.parametrize("change", [nn.Module.half, nn.Module.double, lambda m: m.to(torch.bfloat16), nn.Module.float])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_a_cast_of_the_module_leaves_the_weights_in_full_precision(change, dtype) -> None:
+    large = [0.5, 2.0, 1.0, 3.0, 1e-9 if dtype != torch.float16 else 0.25]
+    large[0] = 1e6 if dtype != torch.float16 else 0.5
+    problem = random_problem(2, 6, 3)
+    matcher = Hungarian(**COSTS, class_weight=torch.tensor(large, dtype=dtype))
+    expected = matcher.compute_cost_matrix(problem.input, problem.target)
+    criterion = DetectionLoss(nn.CrossEntropyLoss(reduction="none"), nn.L1Loss(reduction="none"), matcher)
+    change(criterion)
+    assert matcher.class_weight.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    assert criterion.state_dict() == {}
+    for twin in (matcher, pickle.loads(pickle.dumps(matcher)), copy.deepcopy(matcher)):
+        assert torch.equal(twin.compute_cost_matrix(problem.input, problem.target), expected)
+
+
 def test_the_given_tensor_is_not_kept() -> None:
     given = torch.tensor(WEIGHTS, requires_grad=True)
     matcher = Hungarian(class_weight=given)

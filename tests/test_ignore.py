@@ -43,7 +43,9 @@ def test_background_predictions_inside_an_ignored_target_are_ignored(name) -> No
     dropped = 0
     for b in range(3):
         for i in range(20):
-            boxes = problem.anchors.boxes if matcher.is_anchor_based else problem.input["pred_boxes"][b]
+            boxes = (
+                problem.anchors.boxes if getattr(matcher, "is_anchor_based", False) else problem.input["pred_boxes"][b]
+            )
             x1, y1, x2, y2 = boxes[i].tolist()
             shares = [0.0]
             for j in range(6):

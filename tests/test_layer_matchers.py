@@ -11,7 +11,7 @@ from tests.oracles import sets as oracle
 from tests.problems import random_boxes, random_problem
 from uotod._batch import parse_batch
 from uotod.loss import DetectionLoss, GIoULoss, PositiveNormalizer
-from uotod.match import Hungarian, IoUThreshold, SharedLayers, SoftMin, UnionVote
+from uotod.match import BalancedSinkhorn, Hungarian, IoUThreshold, SharedLayers, SoftMin, UnionVote, WeightedSum
 from uotod.solvers.vote import union_vote
 from uotod.utils import Anchors
 
@@ -137,6 +137,41 @@ def test_groups_are_switched_off_through_the_wrapper() -> None:
         matcher = wrap(Hungarian(**COSTS, groups=2))
         assert matcher(problem.input, problem.target)[..., :-1].sum() == 2 * problem.target["mask"].sum()
         assert matcher.eval()(problem.input, problem.target)[..., :-1].sum() == problem.target["mask"].sum()
+
+
+def schedule(step: int) -> float:
+    return 0.1 / (step + 1)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [SharedLayers, UnionVote, lambda m: WeightedSum([Hungarian(), m]), lambda m: SharedLayers(WeightedSum([m, m]))],
+)
+def test_a_wrapper_hands_the_step_to_its_matchers(wrap) -> None:
+    inner = BalancedSinkhorn(reg=schedule)
+    matcher = wrap(inner)
+    matcher.set_step(4)
+    assert inner.step == 4
+    with pytest.raises(ValueError, match="step must be at least 0, got -1"):
+        matcher.set_step(-1)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_matcher_takes_a_step(name) -> None:
+    matcher = CASES[name].build()
+    matcher.set_step(3)
+    with pytest.raises(TypeError, match="step must be an integer, got 1"):
+        matcher.set_step(1.0)
+
+
+@pytest.mark.parametrize("wrap", [SharedLayers, UnionVote, lambda m: WeightedSum([m])])
+def test_a_wrapper_has_no_option_that_only_its_matchers_read(wrap) -> None:
+    matcher = wrap(Hungarian(**COSTS, nonfinite="propagate", background=False, class_weight=[1.0, 2.0]))
+    assert matcher.nonfinite == "propagate"
+    assert not matcher.background
+    for option in ("background_cost", "ignore_threshold", "class_weight", "is_anchor_based", "cls_match_module"):
+        assert not hasattr(matcher, option)
+    assert matcher.half().double().state_dict() == {}
 
 
 def test_bad_arguments_raise() -> None:

@@ -124,6 +124,8 @@ class TestWeightedSum:
         [
             (([],), "matchers must hold at least one matcher, got none", ValueError),
             (([1],), r"matchers\[0\] must be a Matcher, got 1 of type int", TypeError),
+            ((Hungarian(),), "matchers must be a sequence of matchers, got Hungarian", TypeError),
+            (([Hungarian()], 1.0), "weights must be a sequence of numbers or None, got float", TypeError),
             (([Hungarian()], [1, 1]), "weights must hold 1 numbers, one a matcher, got 2", ValueError),
             (([Hungarian()], [-1.0]), r"weights\[0\] must lie in \[0.0, inf\), got -1.0", ValueError),
             (([Hungarian()], [0.0]), r"weights must hold a positive number, got \[0.0\]", ValueError),

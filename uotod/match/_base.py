@@ -1,22 +1,27 @@
 """The matcher's contract: predictions and targets become a cost, and one method turns the cost into a plan."""
 
+from __future__ import annotations
+
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import TypedDict
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, TypedDict
 
 import torch
 from torch import Tensor, nn
 
 from uotod._anchors import Locations
 from uotod._batch import AnchorInput, Batch, PredictionDict, parse_batch
-from uotod._check import check_choice, check_flag, check_number, check_sub_loss
+from uotod._check import check_choice, check_flag, check_integer, check_number, check_sub_loss
 from uotod._cost import box_cost, class_cost
 from uotod._plan import DensePlan, Plan
 from uotod._targets import TargetInput
 from uotod.match._checks import check_cost, check_cost_values, replace_nonfinite
 from uotod.match._ignore import ignore_background
 from uotod.match._weights import parse_class_weight, target_weight
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class MatcherOptions(TypedDict, total=False):
@@ -46,7 +51,7 @@ class Matcher(nn.Module, ABC):
         background: whether cost and plan have a background column.
         background_cost: cost of matching a prediction to the background.
         is_anchor_based: compute the localisation cost of the anchors instead of the predicted boxes. Otherwise
-            anchors that are given are checked but not read.
+            only the rules of anchors and points read those that are given; the others check them.
         nonfinite: what to do with NaN or infinite predictions. "error" raises; "propagate" lets them through to the
             loss (a gradient scaler then skips the step) and matches them only if nothing finite is left.
         ignore_threshold: a background prediction of which more than this share of the area lies in a target with
@@ -142,6 +147,24 @@ class Matcher(nn.Module, ABC):
             TypeError: an argument is not a tensor of the right dtype.
             ValueError: shapes do not fit, or the cost holds NaN or -inf.
         """
+
+    def set_step(self, step: int) -> None:
+        """Set the step of training, for the rules that have a schedule; the others only check it.
+
+        Raises:
+            TypeError: `step` is not an integer.
+            ValueError: `step` is negative.
+        """
+        check_integer("step", step, low=0)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Move the class weights with the module, and leave them their dtype: in half precision 1e6 is infinite."""
+        weight = self._buffers.get("class_weight")
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        moved = self._buffers.get("class_weight")
+        if weight is not None and moved is not None:
+            self.class_weight = weight.to(moved.device)
+        return self
 
     def plan(self, batch: Batch) -> Plan:
         """Return the plan of a parsed batch, in the representation that suits the rule; losses call this."""

@@ -4,16 +4,22 @@ from torch import Tensor
 
 from uotod._batch import Batch
 from uotod.match._base import Matcher
+from uotod.match._composite import CompositeMatcher
 
 
-class LayerMatcher(Matcher):
+class LayerMatcher(CompositeMatcher):
     """Change how a matcher treats decoder layers; of a single layer the plan is that of the matcher."""
 
     def __init__(self, matcher: Matcher) -> None:
         if not isinstance(matcher, Matcher):
             raise TypeError(f"matcher must be a Matcher, got {matcher!r} of type {type(matcher).__name__}")
-        super().__init__(background=matcher.background, nonfinite=matcher.nonfinite, validate=matcher.validate)
+        super().__init__(matcher, matcher.validate)
         self.matcher = matcher
+
+    @property
+    def members(self) -> list[Matcher]:
+        """The matcher that is wrapped."""
+        return [self.matcher]
 
     def compute_matching(self, cost_matrix: Tensor, target_mask: Tensor) -> Tensor:
         """Return the matcher's plan of one layer's cost; see `Matcher.compute_matching`."""

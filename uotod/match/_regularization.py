@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from uotod._check import check_integer, check_number
+from uotod._check import check_number
 from uotod.match._base import PlanMatcher
 
 Regularization = float | Callable[[int], float]
@@ -29,7 +29,7 @@ class RegularizedMatcher(PlanMatcher):
             TypeError: `step` is not an integer, or the schedule returns no number.
             ValueError: `step` is negative, or the schedule returns a number that is not finite and positive.
         """
-        step = check_integer("step", step, low=0)
+        super().set_step(step)
         _at_step("reg_dimless", self.reg_dimless, step)
         if self.reg is not None:
             _at_step("reg", self.reg, step)

@@ -5,13 +5,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from uotod._boxes import full_precision
 from uotod._check import check_number
 from uotod._targets import Targets
 from uotod._tensors import check_device
 
 
 def parse_class_weight(value: Sequence[float] | Tensor | None) -> Tensor | None:
-    """Return class weights as a (C,) tensor of a floating dtype.
+    """Return class weights as a (C,) tensor, float32 or, where they are given so, float64.
 
     Raises:
         TypeError: `value` holds anything but real numbers.
@@ -24,13 +25,14 @@ def parse_class_weight(value: Sequence[float] | Tensor | None) -> Tensor | None:
             raise TypeError(f"class_weight must have a floating dtype, got {value.dtype}")
         if value.dim() != 1:
             raise ValueError(f"class_weight must have shape (C,), got {tuple(value.shape)}")
-        weight = value.detach().clone()
+        weight = full_precision(value.detach().clone())
         if not bool(((weight > 0) & weight.isfinite()).all()):
             raise ValueError(f"class_weight must hold finite numbers above 0, got {weight.tolist()}")
         return weight
     if not isinstance(value, Sequence):
         raise TypeError(f"class_weight must be a sequence of numbers or a tensor, got {type(value).__name__}")
-    return torch.tensor([check_number(f"class_weight[{i}]", w, low=0.0, low_open=True) for i, w in enumerate(value)])
+    numbers = [check_number(f"class_weight[{i}]", w, low=0.0, low_open=True) for i, w in enumerate(value)]
+    return torch.tensor(numbers, dtype=torch.float32)
 
 
 def target_weight(class_weight: Tensor | None, targets: Targets, num_classes: int) -> Tensor | None:

@@ -28,6 +28,9 @@ class Hungarian(PlanMatcher):
     At the defaults, where `k_b = 1`, it is the limit of balanced transport as `reg → 0` (De Plaen et al., CVPR 2023,
     prop. 1).
 
+    Where several assignments cost the same, the solver's choice among them is deterministic; it is the lowest index
+    where all pairs tie, and no index is promised elsewhere.
+
     Time O((k T)² P) an image on the host at worst; the matrix of one image at a time is repeated there `k` times.
 
     Args:

@@ -11,9 +11,10 @@ from uotod._batch import Batch
 from uotod._check import check_number
 from uotod._plan import DensePlan, Plan
 from uotod.match._base import Matcher
+from uotod.match._composite import CompositeMatcher
 
 
-class WeightedSum(Matcher):
+class WeightedSum(CompositeMatcher):
     r"""Add the plans of several matchers, each with its weight.
 
     .. math:: \hat P = \sum_k w_k \hat P^{(k)}, \qquad \text{by default } w_k = 1 / K
@@ -28,7 +29,7 @@ class WeightedSum(Matcher):
         validate: also check values on a GPU, which synchronises.
 
     Raises:
-        TypeError: `matchers` does not hold matchers.
+        TypeError: `matchers` is no sequence of matchers, or `weights` none of numbers.
         ValueError: there is no matcher, the number of weights differs, or the matchers disagree on the background
             or on what to do with non-finite predictions.
 
@@ -45,6 +46,10 @@ class WeightedSum(Matcher):
     def __init__(
         self, matchers: Sequence[Matcher], weights: Sequence[float] | None = None, *, validate: bool = False
     ) -> None:
+        if not isinstance(matchers, Iterable):
+            raise TypeError(f"matchers must be a sequence of matchers, got {type(matchers).__name__}")
+        if weights is not None and not isinstance(weights, Sequence):
+            raise TypeError(f"weights must be a sequence of numbers or None, got {type(weights).__name__}")
         members = list(matchers)
         if not members:
             raise ValueError("matchers must hold at least one matcher, got none")
@@ -61,27 +66,29 @@ class WeightedSum(Matcher):
             weights = [1.0 / len(members)] * len(members)
         if len(weights) != len(members):
             raise ValueError(f"weights must hold {len(members)} numbers, one a matcher, got {len(weights)}")
-        super().__init__(background=members[0].background, nonfinite=members[0].nonfinite, validate=validate)
+        super().__init__(members[0], validate)
         self.matchers = nn.ModuleList(members)
         self.weights = tuple(check_number(f"weights[{i}]", w, low=0.0) for i, w in enumerate(weights))
         if not any(self.weights):
             raise ValueError(f"weights must hold a positive number, got {list(weights)}")
 
+    @property
+    def members(self) -> list[Matcher]:
+        """The matchers of the sum."""
+        return [matcher for matcher in self.matchers if isinstance(matcher, Matcher)]
+
     def compute_matching(self, cost_matrix: Tensor, target_mask: Tensor) -> Tensor:
         """Return the weighted sum of the matchers' plans for one cost; see `Matcher.compute_matching`."""
-        return self._weighted(matcher.compute_matching(cost_matrix, target_mask) for matcher in self._members())
+        return self._weighted(matcher.compute_matching(cost_matrix, target_mask) for matcher in self.members)
 
     def plan(self, batch: Batch) -> Plan:
         """Return the weighted sum of the matchers' plans, each of its own cost."""
-        mass = self._weighted(matcher.plan(batch).to_dense() for matcher in self._members())
+        mass = self._weighted(matcher.plan(batch).to_dense() for matcher in self.members)
         return DensePlan.from_columns(mass.transpose(1, 2), batch.targets.mask.shape[1])
 
     def cost(self, batch: Batch) -> Tensor:
         """Return the weighted sum of the matchers' costs."""
-        return self._weighted(matcher.cost(batch) for matcher in self._members())
-
-    def _members(self) -> list[Matcher]:
-        return [matcher for matcher in self.matchers if isinstance(matcher, Matcher)]
+        return self._weighted(matcher.cost(batch) for matcher in self.members)
 
     def _weighted(self, values: Iterable[Tensor]) -> Tensor:
         # a weight of 0 switches a matcher off, even where its cost is infinite
