@@ -39,8 +39,8 @@ def main(argv: Sequence[str] | None = None) -> str:
         if metrics is None:
             left_out.append(name)
         else:
-            model = metrics["program"].removeprefix("train_")
-            rows.append((name, model, f"{metrics['AP50']:.3f}", f"{metrics['AP']:.3f}", f"{metrics['seconds']:.0f}"))
+            model, precision = metrics["program"].removeprefix("train_"), (metrics["AP50"], metrics["AP"])
+            rows.append((name, model, *(f"{x:.3f}" for x in precision), f"{metrics['cpu_seconds']:.0f}"))
     text = describe(rows, left_out, options.steps)
     write_atomically(options.table, lambda file: file.write(text.encode()))
     print(f"\n{text}")
@@ -62,7 +62,7 @@ def train(name: str, options: argparse.Namespace) -> dict[str, Any] | None:
 
 def describe(rows: Sequence[tuple[str, ...]], left_out: Sequence[str], steps: int) -> str:
     """Return a table in reStructuredText, the best AP50 first."""
-    head = ("recipe", "model", "AP50", "AP", "seconds")
+    head = ("recipe", "model", "AP50", "AP", "CPU seconds")
     ordered = sorted(rows, key=lambda row: -float(row[2]))
     columns = zip(head, *ordered, strict=True)
     widths = [max(map(len, column)) for column in columns]
@@ -72,9 +72,9 @@ def describe(rows: Sequence[tuple[str, ...]], left_out: Sequence[str], steps: in
     text = [
         ".. Written by examples/compare_recipes.py.",
         "",
-        f"{len(rows)} recipes, {steps} steps of 16 images each, one seed. Seconds of training are those of one thread",
-        "of a CPU. After so few steps the numbers tell that a recipe learns, not which one is best: learning rate,",
-        "size and length of training are the same for all, and those of none of the papers.",
+        f"{len(rows)} recipes, {steps} steps of 16 images each, one seed. Seconds of training are those of one",
+        "thread of a CPU. After so few steps the numbers tell that a recipe learns, not which one is best: learning",
+        "rate, size and length of training are the same for all, and those of none of the papers.",
         "",
         *(line, title, line, *body, line),
     ]
