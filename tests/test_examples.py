@@ -119,6 +119,87 @@ def test_every_matcher_trains_in_mixed_precision_too(program, folder, tmp_path, 
         assert metrics["history"][0]["loss"] < 100  # and not NaN
 
 
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_every_recipe_trains_the_program_that_it_fits(program, folder, tmp_path, monkeypatch):
+    from uotod.recipes import ALL_RECIPES
+
+    monkeypatch.setattr(load("common"), "draw_examples", lambda *_: None)
+    trained = set()
+    for recipe in ALL_RECIPES:
+        try:
+            metrics = run(program, tmp_path / recipe, *tiny(folder, f"--recipe={recipe}", "--steps=2", "--amp"))
+        except load("_recipes").DoesNotFitError as error:
+            assert f"error: --recipe {recipe} does not fit {program}: " in str(error)  # noqa: PT017
+            continue
+        assert (metrics["recipe"], metrics["matcher"]) == (recipe, None)
+        assert 0 < metrics["history"][0]["loss"] < 1000  # and not NaN
+        trained.add(recipe)
+    anchors = {"ssd300", "retinanet", "uot_ssd", "yolo"}
+    assert anchors <= trained if program == "train_ssd" else not anchors & trained
+
+
+@pytest.mark.training
+def test_a_recipe_learns_color_boxes_in_a_fixed_number_of_steps(tmp_path):
+    assert run("train_ssd", tmp_path, "--recipe=ssd300", "--steps=160")["AP50"] > 0.4
+
+
+def test_heads_differ_as_their_recipes_do():
+    recipes = load("_recipes")
+    heads = {name: recipes.RecipeCriterion(name, 3).head for name in ("ssd300", "retinanet", "yolo")}
+    assert [heads[name].num_logits for name in heads] == [4, 3, 3]
+    assert [heads[name].background for name in heads] == ["first", "none", "none"]
+    assert [heads[name].objectness for name in heads] == [False, False, True]
+    head, scores = heads["ssd300"], torch.tensor([[[0.1, 0.2, 0.3, 0.4]]])
+    torch.testing.assert_close(head.scores({"pred_logits": scores.log()}), scores[..., 1:])
+    outputs = {"pred_logits": torch.zeros(1, 1, 3), "pred_objectness": torch.zeros(1, 1)}
+    torch.testing.assert_close(heads["yolo"].scores(outputs), torch.full((1, 1, 3), 0.25))
+
+
+@pytest.mark.parametrize(("points", "objectness", "bins"), [(False, False, 0), (True, True, 0), (True, False, 5)])
+def test_the_anchors_of_every_head_cover_the_image_and_start_as_predicted_boxes(points, objectness, bins):
+    head = load("_recipes").Head(3, "none", objectness=objectness, bins=bins, shapes=not points)
+    model = load("train_ssd").Ssd(head).eval()
+    for layer in model.heads:
+        torch.nn.init.zeros_(layer.weight)
+    with torch.no_grad():
+        outputs = model(torch.zeros(2, 3, 64, 96))
+    cells = [8 * 12, 4 * 6, 2 * 3]
+    preds = sum(cells) if points else sum(n * k for n, k in zip(cells, (9, 6, 6), strict=True))
+    assert outputs["anchors"].shape == (preds, 4)
+    assert outputs["pred_logits"].shape == (2, preds, 3)
+    assert outputs["stride"].unique().tolist() == [8, 16, 32]
+    assert ("pred_objectness" in outputs, "pred_dist" in outputs) == (objectness, bool(bins))
+    boxes, anchors = outputs["pred_boxes"][0], outputs["anchors"]
+    centres, expected = (box[:, :2] + box[:, 2:] for box in (boxes, anchors))
+    torch.testing.assert_close(centres, expected)
+    if not bins:
+        torch.testing.assert_close(boxes, anchors)
+
+
+def test_a_recipe_of_sets_does_not_fit_the_program_of_anchors(folder, tmp_path, monkeypatch):
+    recipes = load("_recipes")
+    criterion = load("train_detr").build_criterion("Hungarian")
+    monkeypatch.setitem(recipes.ALL_RECIPES, "ssd300", lambda num_classes: criterion)
+    with pytest.raises(SystemExit, match="error: --recipe ssd300 does not fit train_ssd: it reads no anchors"):
+        run("train_ssd", tmp_path, *tiny(folder, "--recipe=ssd300"))
+    assert run("train_detr", tmp_path, *tiny(folder, "--recipe=ssd300", "--steps=1"))["recipe"] == "ssd300"
+
+
+def test_recipes_are_compared_in_a_table(folder, tmp_path, monkeypatch):
+    compare, main = load("compare_recipes"), load("train_ssd").main
+    monkeypatch.setattr(load("train_ssd"), "main", lambda argv: main([*argv, *map(str, tiny(folder))]))
+    table = tmp_path / "table.rst"
+    compare.main(["ssd300", "retinanet", "--steps=1", f"--runs={tmp_path}", f"--table={table}"])
+    lines = table.read_text().splitlines()
+    head = next(i for i, line in enumerate(lines) if line.startswith("recipe"))
+    assert lines[head].split() == ["recipe", "model", "AP50", "AP", "CPU", "seconds"]
+    assert {line.split()[0] for line in lines[head + 2 : head + 4]} == {"ssd300", "retinanet"}
+    assert set(lines[head - 1]) == set(lines[head + 1]) == set(lines[head + 4]) == {"=", " "}
+    with pytest.raises(SystemExit):
+        compare.main(["best"])
+    assert "fits them: best." in compare.describe([("a", "ssd", "0.1", "0.0", "1")], ["best"], 3)
+
+
 def test_the_first_of_steps_and_epochs_to_be_over_ends_the_training(folder, tmp_path):
     assert run("train_detr", tmp_path / "a", *tiny(folder, "--steps=4"))["epoch"] == 2
     assert run("train_detr", tmp_path / "b", *tiny(folder, "--steps=100"))["step"] == 9
@@ -136,6 +217,8 @@ def test_a_folder_without_a_test_split_is_tested_on_val(folder, tmp_path):
         (["--size=100x128"], "argument --size: expected HEIGHTxWIDTH, multiples of 16"),
         (["--lr=nan"], "argument --lr: expected a positive number, got 'nan'"),
         (["--matcher=Best"], "argument --matcher: invalid choice: 'Best'"),
+        (["--recipe=best"], "argument --recipe: invalid choice: 'best'"),
+        (["--recipe=ssd300", "--matcher=Hungarian"], "argument --matcher: not allowed with argument --recipe"),
         (["--device=abacus"], "argument --device: expected a device that is there, got 'abacus'"),
         (["--step=3"], "unrecognized arguments: --step=3"),
     ],
