@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from uotod._batch import Batch
+from uotod._boxes import box_scaled
 from uotod._check import check_number
 from uotod._cost import by_blocks
 from uotod._plan import AssignedPlan, Plan
 from uotod.match._region import RegionMatcher
-from uotod.solvers.region import contains, overlaps, scaled
+from uotod.solvers.region import contains, overlaps
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -99,7 +100,7 @@ class CenterRegion(RegionMatcher):
 
     def _region(self, batch: Batch, scale: float) -> Tensor:
         """Return the (B, T, P) mask of points in the targets scaled around their centres."""
-        places, region = self._locations(batch), scaled(batch.targets.boxes, scale)
+        places, region = self._locations(batch), box_scaled(batch.targets.boxes, scale)
         if self.min_iof is None:
             return by_blocks(contains, region, places.centers)
         return by_blocks(partial(overlaps, share=self.min_iof), region, places.boxes)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from uotod._check import check_choice, check_flag, check_number
 from uotod._plan import AssignedPlan, DensePlan, Plan
+from uotod.match._assigned import assigned_plan
 from uotod.match._base import PlanMatcher
 from uotod.solvers.nearest import left_over, nearest_prediction, nearest_target
 
@@ -115,7 +116,7 @@ class Min(PlanMatcher):
 
 def _take_targets(cost: Tensor, mask: Tensor, background: bool) -> AssignedPlan:
     index = nearest_target(cost)
-    return AssignedPlan(index, cost.new_ones(index.shape), mask.shape[1], background)
+    return assigned_plan(index, cost, mask.shape[1], background)
 
 
 def _take_predictions(

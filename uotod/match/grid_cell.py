@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from uotod._batch import Batch
-from uotod._boxes import pairwise_overlap
 from uotod._check import check_choice, check_number
 from uotod._cost import by_blocks
 from uotod._plan import AssignedPlan, Plan
+from uotod.match._assigned import assigned_plan
 from uotod.match._checks import replace_nonfinite
+from uotod.match._overlap import largest_iou, pairwise_iou
 from uotod.match._region import RegionMatcher
 from uotod.solvers.region import cells, in_cell
 from uotod.solvers.threshold import ThresholdRule, threshold_match
@@ -110,7 +110,9 @@ class GridCell(RegionMatcher):
         plan = self._assign(similarity, batch.targets.mask)
         if self.ignore is None or not plan.num_targets:
             return plan
-        ignored = (plan.index == plan.num_targets) & (self._largest_overlap(batch) > self.ignore)
+        ignored = (plan.index == plan.num_targets) & (
+            largest_iou(batch.targets, self._located_boxes(batch)) > self.ignore
+        )
         return replace(plan, index=plan.index.masked_fill(ignored, -1))
 
     def _match(self, cost: Tensor, mask: Tensor) -> Plan:
@@ -121,35 +123,22 @@ class GridCell(RegionMatcher):
         rule = ThresholdRule(positive, (-math.inf, math.inf), "best", -math.inf)
         num_targets, preds = similarity.shape[1:]
         index = threshold_match(lambda some: similarity[:, some], mask, preds, rule, max(num_targets, 1))
-        return AssignedPlan(index, similarity.new_ones(index.shape), num_targets, self.background)
+        return assigned_plan(index, similarity, num_targets, self.background)
 
     def _candidates(self, batch: Batch) -> Tensor:
         places, stride = self._locations(batch), self._strides(batch, "its cells")
         grid = cells(places.centers, stride, places.level, places.num_levels)
         return by_blocks(in_cell, batch.targets.boxes, grid)
 
-    def _pair_cost(self, batch: Batch) -> Tensor:
-        return super()._pair_cost(batch) if self._has_modules() else 1 - self._similarity(batch)
+    def _own_pair_cost(self, batch: Batch) -> Tensor:
+        return 1 - self._similarity(batch)
 
     def _similarity(self, batch: Batch) -> Tensor:
         boxes = batch.predictions.boxes if self.choose == "prediction" else self._locations(batch).boxes
         targets = batch.targets.boxes
         if self.choose == "shape":
             boxes, targets = _centred(boxes), _centred(targets)
-        return by_blocks(_iou, targets, boxes)
-
-    def _largest_overlap(self, batch: Batch) -> Tensor:
-        """Return the (B, P) largest IoU of each predicted box, or anchor, with a target."""
-        nowhere = batch.targets.boxes.new_zeros(4)  # a box without area meets nothing
-        targets = torch.where(batch.targets.mask.unsqueeze(-1), batch.targets.boxes, nowhere)
-        return by_blocks(_largest_iou, targets, self._located_boxes(batch)).squeeze(1)
-
-
-_iou = partial(pairwise_overlap, kind="iou", eps=0.0)
-
-
-def _largest_iou(targets: Tensor, boxes: Tensor) -> Tensor:
-    return _iou(targets, boxes).amax(1, keepdim=True)
+        return pairwise_iou(targets, boxes)
 
 
 def _centred(boxes: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from uotod._anchors import Locations
 from uotod._batch import Batch
+from uotod._boxes import box_centers
 from uotod._check import check_choice, check_integer, check_number
 from uotod._cost import by_blocks, gather_classes
 from uotod._overlap import OverlapKind, overlap
@@ -237,5 +238,5 @@ class TaskAligned(PlanMatcher):
 def _grow(boxes: Tensor, side: Tensor) -> Tensor:
     """Return (B, T, 4) boxes whose sides below `side`, (B, 1, 1), are grown to it about their centre."""
     low, high = boxes[..., :2], boxes[..., 2:]
-    centre, small = (low + high) / 2, high - low < side
-    return torch.cat((torch.where(small, centre - side / 2, low), torch.where(small, centre + side / 2, high)), dim=-1)
+    center, small = box_centers(boxes), high - low < side
+    return torch.cat((torch.where(small, center - side / 2, low), torch.where(small, center + side / 2, high)), dim=-1)

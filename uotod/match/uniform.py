@@ -7,14 +7,16 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from uotod._batch import Batch
-from uotod._boxes import aligned_overlap, box_xyxy_to_cxcywh, pairwise_overlap
+from uotod._boxes import aligned_overlap, box_xyxy_to_cxcywh
 from uotod._check import check_integer, check_number
-from uotod._cost import by_blocks
-from uotod._plan import AssignedPlan, Plan
+from uotod._plan import Plan
+from uotod.match._assigned import assigned_plan
 from uotod.match._base import PlanMatcher
 from uotod.match._checks import finite_predictions
+from uotod.match._overlap import largest_iou, present_boxes
 from uotod.solvers.candidates import stable_topk, suitors
 
 if TYPE_CHECKING:
@@ -80,9 +82,7 @@ class Uniform(PlanMatcher):
         self.negative = check_number("negative", negative, low=0.0, high=1.0)
 
     def _plan(self, batch: Batch) -> Plan:
-        if batch.anchors is None:
-            raise ValueError("anchors must be given for Uniform, got None")
-        anchors, mask = batch.anchors.boxes, batch.targets.mask
+        anchors, mask = self._locations(batch).boxes, batch.targets.mask
         num_targets, preds = mask.shape[1], anchors.shape[1]
         cost = self.cost(batch)[:, :num_targets]  # (B, T, P)
         if self.nonfinite == "propagate":
@@ -91,39 +91,29 @@ class Uniform(PlanMatcher):
         chosen = torch.cat((self._cheapest(cost), self._cheapest(distance)), dim=2)  # (B, T, K)
         owner = suitors(-cost.gather(2, chosen), chosen, preds)
 
-        nowhere = batch.targets.boxes.new_zeros(4)  # a box without area meets nothing
-        boxes = torch.where(mask.unsqueeze(-1), batch.targets.boxes, nowhere)
-        overlap = by_blocks(_largest_iou, boxes, self._located_boxes(batch)).squeeze(1)  # (B, P)
+        overlap = largest_iou(batch.targets, self._located_boxes(batch))  # (B, P)
         index = torch.where((owner == num_targets) & (overlap > self.negative), -1, owner)
-        own = torch.cat((boxes, nowhere.expand(len(boxes), 1, 4)), dim=1).gather(
+        own = F.pad(present_boxes(batch.targets), (0, 0, 0, 1)).gather(
             1, owner.unsqueeze(-1).expand(-1, -1, 4)
         )  # (B, P, 4)
         is_far = aligned_overlap(anchors, own, "iou", eps=0.0) < self.positive
         index = torch.where((owner < num_targets) & is_far, -1, index)
-        return AssignedPlan(index, cost.new_ones(index.shape), num_targets, self.background)
+        return assigned_plan(index, cost, num_targets, self.background)
 
     def _match(self, cost: Tensor, mask: Tensor) -> Plan:
         cost = cost[:, : mask.shape[1]]
         chosen = self._cheapest(cost)
         index = suitors(-cost.gather(2, chosen), chosen, cost.shape[2])
-        return AssignedPlan(index, cost.new_ones(index.shape), mask.shape[1], self.background)
+        return assigned_plan(index, cost, mask.shape[1], self.background)
 
     def _cheapest(self, cost: Tensor) -> Tensor:
         """Return the (B, T, k) indices of the cheapest predictions of each target."""
         return stable_topk(-cost, min(self.match_times, cost.shape[2]))[1]
 
-    def _pair_cost(self, batch: Batch) -> Tensor:
-        if self.cls_match_module is not None or self.loc_match_module is not None:
-            return super()._pair_cost(batch)
+    def _own_pair_cost(self, batch: Batch) -> Tensor:
         return _distance(batch.targets.boxes, self._located_boxes(batch))
 
 
 def _distance(target_boxes: Tensor, boxes: Tensor) -> Tensor:
     """Return the L1 distance (B, T, P) of centres and sizes."""
     return torch.cdist(box_xyxy_to_cxcywh(target_boxes), box_xyxy_to_cxcywh(boxes), p=1.0)
-
-
-def _largest_iou(target_boxes: Tensor, boxes: Tensor) -> Tensor:
-    if not target_boxes.shape[1]:
-        return boxes.new_zeros(len(boxes), 1, boxes.shape[1])
-    return pairwise_overlap(target_boxes, boxes, "iou", eps=0.0).amax(1, keepdim=True)
