@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 class Uniform(PlanMatcher):
     r"""Match each target to its nearest predictions and its nearest anchors, equally many whatever its size.
 
-    A target `j` chooses the `match_times` predictions of least cost and the `match_times` anchors of least distance;
+    A target `j` chooses the `topk` predictions of least cost and the `topk` anchors of least distance;
     the lowest index wins ties. Both are the L1 distance of centres and sizes,
 
     .. math:: C_{ij} = \| (c_x, c_y, w, h)_i - (c_x, c_y, w, h)_j \|_1
@@ -42,26 +42,26 @@ class Uniform(PlanMatcher):
     O(B·T·P) time and a few (B, T, P) tensors. A prediction that is not finite is never chosen.
 
     Args:
-        match_times: number of predictions and of anchors that a target chooses, so that it has at most twice as many.
+        topk: number of predictions and of anchors that a target chooses, so that it has at most twice as many.
         positive: least IoU of a chosen anchor with its target; below it is ignored.
         negative: largest IoU of a background prediction with a target; above it is ignored.
 
     The other arguments are those of `Matcher`; with `is_anchor_based=True` the anchors stand for the predicted boxes,
-    too. `compute_matching`, which knows no geometry, takes the `match_times` cheapest predictions of each target and
+    too. `compute_matching`, which knows no geometry, takes the `topk` cheapest predictions of each target and
     ignores none.
 
     Raises:
         ValueError: an argument is out of its range, or `anchors` is missing in `forward`.
 
     References:
-        Chen et al., "You only look one-level feature", CVPR 2021, sec. 4.2 (match_times 4, positive 0.15, negative
+        Chen et al., "You only look one-level feature", CVPR 2021, sec. 4.2 (topk 4, positive 0.15, negative
         0.7).
 
     Examples:
         >>> anchors = torch.tensor([[0.0, 0, 4, 4], [4, 0, 8, 4], [8, 0, 12, 4], [12, 0, 16, 4]])
         >>> input = {"pred_logits": torch.zeros(1, 4, 2), "pred_boxes": anchors[None]}
         >>> target = {"boxes": torch.tensor([[[1.0, 0, 5, 4]]]), "labels": torch.tensor([[1]])}
-        >>> Uniform(match_times=2)(input, target, anchors)[0]  # the second anchor overlaps too little: ignored
+        >>> Uniform(topk=2)(input, target, anchors)[0]  # the second anchor overlaps too little: ignored
         tensor([[1., 0.],
                 [0., 0.],
                 [0., 1.],
@@ -71,13 +71,13 @@ class Uniform(PlanMatcher):
     def __init__(
         self,
         *,
-        match_times: int = 4,
+        topk: int = 4,
         positive: float = 0.15,
         negative: float = 0.7,
         **matcher: Unpack[MatcherOptions],
     ) -> None:
         super().__init__(**matcher)
-        self.match_times = check_integer("match_times", match_times, low=1)
+        self.topk = check_integer("topk", topk, low=1)
         self.positive = check_number("positive", positive, low=0.0, high=1.0)
         self.negative = check_number("negative", negative, low=0.0, high=1.0)
 
@@ -108,7 +108,7 @@ class Uniform(PlanMatcher):
 
     def _cheapest(self, cost: Tensor) -> Tensor:
         """Return the (B, T, k) indices of the cheapest predictions of each target."""
-        return stable_topk(-cost, min(self.match_times, cost.shape[2]))[1]
+        return stable_topk(-cost, min(self.topk, cost.shape[2]))[1]
 
     def _own_pair_cost(self, batch: Batch) -> Tensor:
         return _distance(batch.targets.boxes, self._located_boxes(batch))
