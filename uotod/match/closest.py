@@ -1,4 +1,4 @@
-"""Hard nearest-partner matchers: each prediction takes its cheapest target, or each target its cheapest prediction."""
+"""The family of hard nearest-partner matchers: costs in, the cheapest partner of each prediction or target out."""
 
 from __future__ import annotations
 
@@ -26,7 +26,11 @@ class ClosestTarget(PlanMatcher):
     The background cost acts as the threshold. It is the limit `reg_pred → ∞, reg_target = 0, reg → 0` of unbalanced
     transport. Beside the cost it takes O(B·P·T) time and O(B·P) memory.
 
-    Args and errors: those of `Matcher`.
+    Args: those of `Matcher`.
+
+    Raises:
+        TypeError: an argument has the wrong type.
+        ValueError: an argument is out of its range.
 
     References:
         De Plaen et al., "Unbalanced optimal transport: a unified framework for object detection", CVPR 2023, prop. 2.
@@ -59,7 +63,11 @@ class ClosestPrediction(PlanMatcher):
         uniform_background: spread the background's mass, `P` less the number of matched targets, evenly over all
             predictions, as the limit of unbalanced transport does, instead of giving 1 to each unmatched prediction.
 
-    The other arguments, and the errors, are those of `Matcher`.
+    The other arguments are those of `Matcher`.
+
+    Raises:
+        TypeError: an argument has the wrong type.
+        ValueError: an argument is out of its range.
 
     References:
         De Plaen et al., "Unbalanced optimal transport: a unified framework for object detection", CVPR 2023,
@@ -94,7 +102,11 @@ class Min(PlanMatcher):
         source: "target" matches each target to its cheapest prediction, "prediction" each prediction to its cheapest
             target or the background.
 
-    The other arguments, and the errors, are those of `Matcher`.
+    The other arguments are those of `Matcher`.
+
+    Raises:
+        TypeError: an argument has the wrong type.
+        ValueError: an argument is out of its range.
 
     Examples:
         >>> import torch

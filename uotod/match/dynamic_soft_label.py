@@ -52,7 +52,8 @@ class DynamicSoftLabel(DynamicMatcher):
     The other arguments are those of `Matcher`.
 
     Raises:
-        ValueError: in `forward`, there are no anchors or they have no strides.
+        TypeError: an argument has the wrong type.
+        ValueError: an argument is out of its range; in `forward`, there are no anchors or they have no strides.
 
     References:
         Lyu et al., "RTMDet: an empirical study of designing real-time object detectors", arXiv 2212.07784, sec. 3.3,

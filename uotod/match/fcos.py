@@ -102,8 +102,12 @@ class FCOS(RegionMatcher):
             stride = self._strides(batch, "ranges=None")
             if not stride.shape[1]:
                 return stride, stride
-            least, largest = (x.unsqueeze(1) for x in torch.aminmax(stride, dim=1))  # whatever the order of the levels
-            return (4 * stride).masked_fill(stride == least, 0.0), (8 * stride).masked_fill(stride == largest, math.inf)
+            finest, coarsest = (
+                x.unsqueeze(1) for x in torch.aminmax(stride, dim=1)
+            )  # whatever the order of the levels
+            return (4 * stride).masked_fill(stride == finest, 0.0), (8 * stride).masked_fill(
+                stride == coarsest, math.inf
+            )
         if len(self.ranges) != levels:
             raise ValueError(
                 f"ranges must hold one (low, high) for each of the {levels} levels of the anchors, "

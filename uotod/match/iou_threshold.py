@@ -35,7 +35,9 @@ class IoUThreshold(OverlapMatcher):
     In an image without targets all is background.
 
     Without modules it takes O(B·P·T) time but no (B, T, P) tensor: targets are visited a few at a time. Besides, if
-    targets compete for a prediction with `force_match="best"`, (B, T, min(T, P)) candidates are kept.
+    targets compete for a prediction with `force_match="best"`, (B, T, min(T, P)) candidates are kept, over which
+    pairs that are best for both sides are fixed in rounds. On the CPU these end with the last pair, after one or two
+    as a rule; on a GPU, where asking would synchronise, all min(T, P) are run, O(B·T·min(T, P)) each.
 
     Args:
         positive: least IoU of a match; at most 1 without modules.

@@ -65,7 +65,8 @@ class OTA(PlanMatcher):
     The other arguments are those of `Matcher`.
 
     Raises:
-        ValueError: in `forward`, there are no anchors or they have no strides.
+        TypeError: an argument has the wrong type.
+        ValueError: an argument is out of its range; in `forward`, there are no anchors or they have no strides.
 
     References:
         Ge et al., "OTA: optimal transport assignment for object detection", CVPR 2021, secs. 3.1-3.3, alg. 1. Its
