@@ -48,10 +48,10 @@ CASES = {
     ),
     "CenterRegion": Case(lambda **o: match.CenterRegion(**o), unit_rows=True, own_cost=True),
     "CenterRegion-overlap": Case(
-        lambda **o: match.CenterRegion(positive=0.4, min_iof=0.01, **COSTS, **o), unit_rows=True, own_cost=True
+        lambda **o: match.CenterRegion(core=0.4, min_iof=0.01, **COSTS, **o), unit_rows=True, own_cost=True
     ),
     "CenterRegion-ring": Case(
-        lambda **o: match.CenterRegion(positive=0.4, negative=0.8, **o), unit_rows=True, own_cost=True, geometric=True
+        lambda **o: match.CenterRegion(core=0.4, ring=0.8, **o), unit_rows=True, own_cost=True, geometric=True
     ),
     "ClosestPrediction": Case(lambda **o: match.ClosestPrediction(**COSTS, **o)),
     "ClosestPrediction-threshold": Case(lambda **o: match.ClosestPrediction(**COSTS, threshold=1.0, **o)),
@@ -63,11 +63,11 @@ CASES = {
     "FCOS-box": Case(lambda **o: match.FCOS(radius=None, **COSTS, **o), unit_rows=True, own_cost=True),
     "GridCell": Case(lambda **o: match.GridCell(**o), unit_rows=True, own_cost=True, geometric=True),
     "GridCell-anchor": Case(
-        lambda **o: match.GridCell(choose="anchor", positive=0.3, ignore=None, **o), unit_rows=True, own_cost=True
+        lambda **o: match.GridCell(choose="anchor", positive=0.3, negative=None, **o), unit_rows=True, own_cost=True
     ),
-    "GridCell-cost": Case(lambda **o: match.GridCell(ignore=None, **COSTS, **o), unit_rows=True, own_cost=True),
+    "GridCell-cost": Case(lambda **o: match.GridCell(negative=None, **COSTS, **o), unit_rows=True, own_cost=True),
     "GridCell-prediction": Case(
-        lambda **o: match.GridCell(choose="prediction", ignore=None, **o), unit_rows=True, own_cost=True
+        lambda **o: match.GridCell(choose="prediction", negative=None, **o), unit_rows=True, own_cost=True
     ),
     "Hungarian": Case(lambda **o: match.Hungarian(**COSTS, **o), unit_rows=True),
     "Hungarian-copies": Case(lambda **o: match.Hungarian(**COSTS, copies=2, **o), unit_rows=True),
@@ -130,7 +130,7 @@ CASES = {
     "UnionVote": Case(lambda **o: match.UnionVote(match.Hungarian(**COSTS, **o)), unit_rows=True, own_cost=True),
     "Uniform": Case(lambda **o: match.Uniform(**o), unit_rows=True, own_cost=True, geometric=True),
     "Uniform-modules": Case(
-        lambda **o: match.Uniform(match_times=2, **COSTS, **o), unit_rows=True, own_cost=True, geometric=True
+        lambda **o: match.Uniform(topk=2, **COSTS, **o), unit_rows=True, own_cost=True, geometric=True
     ),
     "WeightedSum": Case(
         lambda **o: match.WeightedSum([match.Hungarian(**COSTS, **o), match.SoftMin(**COSTS, **o)]),

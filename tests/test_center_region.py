@@ -22,7 +22,7 @@ class TestCenterRegion:
         half = points.stride[:, None] / 2
         own_cells = torch.cat((points.centers - half, points.centers + half), 1)
         centers = (anchors.boxes[:, :2] + anchors.boxes[:, 2:]) / 2
-        matcher = CenterRegion(positive=positive, negative=negative, min_iof=min_iof)
+        matcher = CenterRegion(core=positive, ring=negative, min_iof=min_iof)
         for seed in range(120):
             targets = some_targets(seed, unit)
             for places, at, cells in ((points, points.centers, own_cells), (anchors, centers, anchors.boxes)):
@@ -54,30 +54,30 @@ class TestCenterRegion:
             ring = set() if shadow is None else set(shadow[:, 0].tolist())
             matches = result.gt_inds.tolist()
             expected = [k - 1 if k > 0 else "ignored" if i in ring else None for i, k in enumerate(matches)]
-            assert detect(CenterRegion(positive=0.3, negative=0.6, min_iof=0.01), points, targets) == expected
+            assert detect(CenterRegion(core=0.3, ring=0.6, min_iof=0.01), points, targets) == expected
 
     def test_a_core_as_large_as_the_target_is_fcos_without_a_radius(self) -> None:
         anywhere = [(0.0, math.inf)] * 3
         for seed in range(20):
             targets = some_targets(seed)
             by_range = detect(FCOS(radius=None, ranges=anywhere), pyramid(), targets)
-            assert detect(CenterRegion(positive=1.0), pyramid(), targets) == by_range
+            assert detect(CenterRegion(core=1.0), pyramid(), targets) == by_range
 
     def test_the_smaller_of_two_cores_wins_and_a_core_beats_the_ring_of_another(self) -> None:
         points = Points(torch.tensor([[20.0, 20], [26, 20], [32, 20]]), 8.0)
         large, small = [0.0, 0, 40, 40], [15.0, 15, 25, 25]
-        matcher = CenterRegion(positive=0.5, negative=0.8)
+        matcher = CenterRegion(core=0.5, ring=0.8)
         assert detect(matcher, points, [large, small]) == [1, 0, "ignored"]
         assert detect(matcher, points, [small, large]) == [0, 1, "ignored"]
         assert detect(matcher, points, [large, [24.0, 12, 40, 28]]) == [0, 0, 1]
 
     def test_the_side_of_a_core_is_outside(self) -> None:
         points = Points(torch.tensor([[5.0, 20], [5.5, 20], [20, 35]]), 8.0)
-        assert detect(CenterRegion(positive=0.75), points, [[0.0, 0, 40, 40]]) == [None, 0, None]
+        assert detect(CenterRegion(core=0.75), points, [[0.0, 0, 40, 40]]) == [None, 0, None]
 
     def test_a_ring_of_padding_ignores_nothing(self) -> None:
         points = Points(torch.tensor([[0.0, 0], [1, 1]]), 8.0)
-        assert detect(CenterRegion(negative=0.9, min_iof=0.0), points, []) == [None, None]
+        assert detect(CenterRegion(ring=0.9, min_iof=0.0), points, []) == [None, None]
 
     def test_anchors_need_no_stride_but_must_be_there(self) -> None:
         assert detect(CenterRegion(), Anchors(torch.tensor([[3.0, 3, 5, 5]])), [[0.0, 0, 8, 8]]) == [0]
@@ -91,8 +91,8 @@ class TestCenterRegion:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            ({"positive": 0.0}, r"positive must lie in \(0.0, inf\), got 0.0"),
-            ({"negative": 0.1}, r"negative must lie in \[0.2, inf\), got 0.1"),
+            ({"core": 0.0}, r"core must lie in \(0.0, inf\), got 0.0"),
+            ({"ring": 0.1}, r"ring must lie in \[0.2, inf\), got 0.1"),
             ({"min_iof": 1.5}, r"min_iof must lie in \[0.0, 1.0\], got 1.5"),
         ],
     )
@@ -101,7 +101,7 @@ class TestCenterRegion:
             CenterRegion(**options)
 
 
-@pytest.mark.parametrize("matcher", [FCOS(), CenterRegion(positive=0.8)])
+@pytest.mark.parametrize("matcher", [FCOS(), CenterRegion(core=0.8)])
 def test_a_propagated_prediction_is_never_matched_to_the_target_that_holds_its_point(matcher: Matcher) -> None:
     points = Points(torch.tensor([[4.0, 4], [4, 4]]), 8.0)
     pred_boxes = torch.tensor([[math.nan, 0, 8, 8], [0, 0, 8, 8]])
@@ -109,7 +109,7 @@ def test_a_propagated_prediction_is_never_matched_to_the_target_that_holds_its_p
     assert detect(matcher, points, [[0.0, 0, 8, 8]], pred_boxes) == [None, 0]
 
 
-@pytest.mark.parametrize("matcher", [FCOS(), GridCell(), CenterRegion(positive=0.8, negative=0.9)])
+@pytest.mark.parametrize("matcher", [FCOS(), GridCell(), CenterRegion(core=0.8, ring=0.9)])
 def test_a_rule_of_points_does_not_depend_on_the_unit(matcher: Matcher) -> None:
     """Units that are powers of two apart, so that nothing is rounded."""
     for seed in range(20):

@@ -169,11 +169,11 @@ class TestDynamicSoftLabel:
 
     def test_its_cost_is_that_of_the_loop(self) -> None:
         problem = grid_problem(5, 5)
-        cost = DynamicSoftLabel(radius=2.0, iou_weight=1.0).compute_cost_matrix(
+        cost = DynamicSoftLabel(radius=2.0, loc_weight=1.0).compute_cost_matrix(
             problem.input, problem.target, problem.anchors
         )
         for b, (image, columns) in enumerate(images_of(problem)):
-            wanted, _, candidate = oracle.soft_label_cost(image, radius=2.0, iou_weight=1.0)
+            wanted, _, candidate = oracle.soft_label_cost(image, radius=2.0, loc_weight=1.0)
             wanted = torch.tensor(wanted, dtype=torch.float64).view(len(columns), -1).T
             wanted[~torch.tensor(candidate)] = math.inf
             torch.testing.assert_close(cost[b][:, columns], wanted, rtol=1e-9, atol=1e-9)

@@ -96,6 +96,16 @@ class TestFCOS:
         for half in (0.1, 10, 499):
             assert detect(FCOS(), places, [[500 - half, 500 - half, 500 + half, 500 + half]]) == [0]
 
+    def test_the_order_in_which_levels_are_listed_changes_nothing(self) -> None:
+        shapes, strides = [(8, 8), (4, 4), (2, 2)], [8.0, 16.0, 32.0]
+        up = Points.from_levels(shapes, strides)
+        down = Points.from_levels(shapes[::-1], strides[::-1])
+        targets = [[0.0, 0, 400, 400], [20.0, 20, 26, 27], [30.0, 2, 50, 20]]
+        found, reverse = (detect(FCOS(radius=None), x, targets) for x in (up, down))
+        assert found == reverse[20:] + reverse[4:20] + reverse[:4]
+        assert set(found[64:]) - {None}
+        assert set(found[:64]) - {None}
+
     def test_match_modules_choose_among_the_candidates(self) -> None:
         targets = [[0.0, 0, 40, 40], [4.0, 4, 36, 36]]
         pred_boxes = torch.tensor(targets[:1], dtype=torch.float64).expand(84, 4)

@@ -25,7 +25,7 @@ class TestGridCell:
     )
     def test_it_equals_a_loop(self, unit: float, choose: str, positive, ignore, by_anchor: bool) -> None:
         anchors, matched, ignored = anchors_of_cells(unit), 0, 0
-        matcher = GridCell(choose=choose, positive=positive, ignore=ignore, is_anchor_based=by_anchor)
+        matcher = GridCell(choose=choose, positive=positive, negative=ignore, is_anchor_based=by_anchor)
         for seed in range(100):
             targets = some_targets(seed, unit)
             pred_boxes = anchors.boxes + 3 * unit * torch.rand_like(anchors.boxes)
@@ -85,22 +85,22 @@ class TestGridCell:
     def test_the_choice_is_made_over_all_levels(self) -> None:
         for size in (7.0, 17.0, 40.0):
             target = [20 - size / 2, 20 - size / 2, 20 + size / 2, 20 + size / 2]
-            found = detect(GridCell(ignore=None), anchors_of_cells(), [target])
+            found = detect(GridCell(negative=None), anchors_of_cells(), [target])
             assert found.count(0) == 1
             assert anchors_of_cells().level[found.index(0)] == [7.0, 17.0, 40.0].index(size)
 
     def test_a_target_that_loses_its_choice_takes_the_next_best_of_its_cell(self) -> None:
         anchors = Anchors(torch.tensor([[0.0, 1, 8, 7], [1, 0, 7, 8], [9, 1, 15, 7]]), 8.0)
         targets = [[0.0, 1, 8, 6], [0.0, 1, 8, 7], [2.0, 2, 6, 6]]  # the second fits the first anchor exactly
-        assert detect(GridCell(ignore=None), anchors, targets) == [1, 0, None]
-        assert detect(GridCell(ignore=None), anchors, [targets[0]] * 2) == [0, 1, None]
+        assert detect(GridCell(negative=None), anchors, targets) == [1, 0, None]
+        assert detect(GridCell(negative=None), anchors, [targets[0]] * 2) == [0, 1, None]
 
     @pytest.mark.parametrize("positive", [0.3, 0.5, 0.75])
     def test_an_iou_equal_to_the_threshold_matches(self, positive: float) -> None:
         anchors = Anchors(torch.tensor([[0.0, 0, 8, 8], [0, 0, 8, 8 * positive]], dtype=torch.float64), 8.0)
         target = [[0.0, 0, 8, 8]]
-        assert detect(GridCell(positive=positive, ignore=None), anchors, target) == [0, 0]
-        assert detect(GridCell(positive=None, ignore=None), anchors, target) == [0, None]
+        assert detect(GridCell(positive=positive, negative=None), anchors, target) == [0, 0]
+        assert detect(GridCell(positive=None, negative=None), anchors, target) == [0, None]
 
     def test_a_prediction_of_another_cell_is_ignored_if_it_overlaps_and_background_otherwise(self) -> None:
         points, target = Points.from_levels([(1, 3)], [8]), [[0.0, 0, 8, 8]]
@@ -112,7 +112,7 @@ class TestGridCell:
         points = Points(torch.tensor([[4.0, 4], [4, 4], [12, 4]]), 8.0)
         pred_boxes = torch.tensor([[math.nan, 0, 8, 8], [0, 0, 1, 1], [0, 0, 8, 8]])
         for choose in ("shape", "anchor", "prediction"):
-            matcher = GridCell(choose=choose, ignore=None, nonfinite="propagate")
+            matcher = GridCell(choose=choose, negative=None, nonfinite="propagate")
             assert detect(matcher, points, [[0.0, 0, 8, 8]], pred_boxes) == [None, 0, None]
             assert detect(matcher, points, [[0.0, 0, 8, 8]] * 2, pred_boxes) == [1, 0, None]
 
@@ -129,7 +129,7 @@ class TestGridCell:
         [
             ({"choose": "best"}, r"choose must be one of \['shape', 'anchor', 'prediction'\], got 'best'"),
             ({"positive": 1.5}, r"positive must lie in \[0.0, 1.0\], got 1.5"),
-            ({"ignore": -0.5}, r"ignore must lie in \[0.0, 1.0\], got -0.5"),
+            ({"negative": -0.5}, r"negative must lie in \[0.0, 1.0\], got -0.5"),
         ],
     )
     def test_bad_arguments_raise(self, options, message: str) -> None:

@@ -17,7 +17,7 @@ from uotod.match import Uniform
 def test_it_equals_a_loop(seed: int, preds: int, targets: int, k: int, positive, negative, based: bool) -> None:
     torch.manual_seed(seed)
     problem, anchors = problem_on_a_grid(preds, targets), grid_boxes(preds)
-    matcher = Uniform(match_times=k, positive=positive, negative=negative, is_anchor_based=based)
+    matcher = Uniform(topk=k, positive=positive, negative=negative, is_anchor_based=based)
     found = assigned(matcher(problem.input, problem.target, anchors))
     for b in range(2):
         real = problem.target["mask"][b].nonzero().flatten().tolist()
@@ -85,7 +85,7 @@ def test_predictions_that_are_not_finite_are_not_chosen() -> None:
 
 def test_modules_take_the_place_of_the_distance_of_predictions() -> None:
     problem = random_problem(2, 40, 3, full=True)
-    matcher = Uniform(match_times=1, positive=0.0, loc_match_module=GIoULoss(reduction="none"))
+    matcher = Uniform(topk=1, positive=0.0, loc_match_module=GIoULoss(reduction="none"))
     cost = matcher.compute_cost_matrix(problem.input, problem.target, problem.anchors)[..., :3]
     found = assigned(matcher(problem.input, problem.target, problem.anchors))
     for b in range(2):
@@ -102,20 +102,20 @@ def test_modules_take_the_place_of_the_distance_of_predictions() -> None:
 
 def test_a_bare_cost_is_matched_to_the_cheapest_of_each_target() -> None:
     cost = torch.tensor([[[0.1, 0.2], [0.3, 0.1], [0.2, 0.9], [0.9, 0.8]]])
-    plan = Uniform(match_times=2, background=False).compute_matching(cost, torch.ones(1, 2, dtype=torch.bool))
+    plan = Uniform(topk=2, background=False).compute_matching(cost, torch.ones(1, 2, dtype=torch.bool))
     assert plan[0].tolist() == [[1, 0], [0, 1], [1, 0], [0, 0]]
 
 
 def test_anchors_must_be_given() -> None:
     problem = random_problem(1, 3, 2)
-    with pytest.raises(ValueError, match="anchors must be given for Uniform, got None"):
+    with pytest.raises(ValueError, match=r"anchors must be given to Uniform: .* got None"):
         Uniform()(problem.input, problem.target)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"match_times": 0}, "match_times must be at least 1, got 0"),
+        ({"topk": 0}, "topk must be at least 1, got 0"),
         ({"positive": -0.1}, r"positive must lie in \[0.0, 1.0\], got -0.1"),
         ({"negative": 1.1}, r"negative must lie in \[0.0, 1.0\], got 1.1"),
     ],

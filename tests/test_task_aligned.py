@@ -12,7 +12,7 @@ from tests.problems import random_problem
 from uotod._plan import AssignedPlan, DensePlan
 from uotod.loss import CIoULoss, DetectionLoss, NegativeProbLoss
 from uotod.match import Hungarian, TaskAligned, WeightedSum
-from uotod.solvers.aligned import largest
+from uotod.solvers.candidates import largest
 from uotod.utils import Points
 
 
@@ -142,8 +142,8 @@ def test_one_hot_labels_equal_integer_labels() -> None:
 def test_the_weight_of_a_target_is_an_exponent_of_its_metric() -> None:
     input, target, points = scene(5)
     weighted = target | {"weight": torch.full(target["mask"].shape, 2.0)}
-    squared = TaskAligned(alpha=1.0, beta=12.0)(input, target, points)
-    torch.testing.assert_close(TaskAligned()(input, weighted, points), squared)
+    squared = TaskAligned(alpha=1.0, beta=12.0, eps=0.0)(input, target, points)
+    torch.testing.assert_close(TaskAligned(eps=0.0)(input, weighted, points), squared)
 
 
 def test_the_cost_is_minus_the_logarithm_of_the_metric_and_forbids_points_outside() -> None:
@@ -203,9 +203,39 @@ def test_a_warm_up_is_a_change_of_matcher() -> None:
     assert torch.equal(criterion(*args), DetectionLoss(bce, ciou, TaskAligned(), "none")(*args))
 
 
+@pytest.mark.parametrize("candidates", ["inside", "all"])
+@pytest.mark.parametrize("offset", [-300.0, 300.0, 5000.0])
+def test_a_constant_added_to_the_cost_of_modules_changes_nothing(offset: float, candidates: str) -> None:
+    class Shifted(nn.Module):
+        def __init__(self, offset: float) -> None:
+            super().__init__()
+            self.reduction, self.offset = "none", offset
+
+        def forward(self, boxes: Tensor, target: Tensor) -> Tensor:
+            return (boxes - target).abs().sum(-1).round() / 8 + self.offset  # exact in float32
+
+    input, target, points = scene(5, dtype=torch.float32)
+    plain, shifted = (
+        TaskAligned(loc_match_module=Shifted(x), candidates=candidates)(input, target, points) for x in (0.0, offset)
+    )
+    assert (plain[..., :-1] > 0).sum() > 10
+    torch.testing.assert_close(shifted, plain)
+
+
+def test_heavy_targets_keep_their_matches() -> None:
+    input, target, points = scene(5, dtype=torch.float32)
+    heavy = target | {"weight": torch.full(target["mask"].shape, 40.0)}
+    hard = TaskAligned(scores=None)
+    assert torch.equal(hard(input, heavy, points), hard(input, target, points))
+    plain, soft = TaskAligned()(input, target, points)[..., :-1], TaskAligned()(input, heavy, points)[..., :-1]
+    best = plain.amax(1) > 0
+    assert best.sum() > 3
+    torch.testing.assert_close(soft.amax(1)[best], plain.amax(1)[best], rtol=1e-3, atol=1e-4)
+
+
 def test_missing_places_say_so() -> None:
     input, target, points = scene(5)
-    with pytest.raises(ValueError, match=r"anchors must be given for TaskAligned, .* got None"):
+    with pytest.raises(ValueError, match=r"anchors must be given to TaskAligned: .* got None"):
         TaskAligned()(input, target)
     boxes = torch.cat((points.centers - 4, points.centers + 4), -1)
     with pytest.raises(ValueError, match="anchors must have a stride with min_size='stride', got none"):

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from uotod._overlap import Coordinates, OverlapKind, intersection, overlap
+from uotod._overlap import Coordinates, OverlapKind, intersection, overlap, scaled
 
 
 def box_cxcywh_to_xyxy(boxes: Tensor) -> Tensor:
@@ -39,7 +39,7 @@ def box_xyxy_to_cxcywh(boxes: Tensor) -> Tensor:
     """
     _check_boxes("boxes", boxes)
     low, high = boxes[..., :2], boxes[..., 2:]
-    return torch.cat(((low + high) / 2, high - low), dim=-1)
+    return torch.cat((box_centers(boxes), high - low), dim=-1)
 
 
 def box_xywh_to_xyxy(boxes: Tensor) -> Tensor:
@@ -167,6 +167,16 @@ def box_ciou(boxes: Tensor, other: Tensor) -> Tensor:
         tensor([[ 1.0000, -0.2000]])
     """
     return pairwise_overlap(boxes, other, "ciou", eps=0.0)
+
+
+def box_centers(boxes: Tensor) -> Tensor:
+    """Return the centres (..., 2) of (..., 4) boxes `(x1, y1, x2, y2)`."""
+    return (boxes[..., :2] + boxes[..., 2:]) / 2
+
+
+def box_scaled(boxes: Tensor, scale: float) -> Tensor:
+    """Return (..., 4) boxes `(x1, y1, x2, y2)` with sides `scale` times as long around the same centres."""
+    return torch.stack(scaled(aligned_coordinates(boxes), scale), dim=-1)
 
 
 def pairwise_overlap(boxes: Tensor, other: Tensor, kind: OverlapKind, eps: float) -> Tensor:

@@ -98,7 +98,7 @@ def sim_ota(
     return dynamic_k(cost, overlap, candidate, topk, takers_only)
 
 
-def soft_label_cost(image: Image, *, radius: float = 3.0, iou_weight: float = 3.0) -> tuple[Matrix, Matrix, list[bool]]:
+def soft_label_cost(image: Image, *, radius: float = 3.0, loc_weight: float = 3.0) -> tuple[Matrix, Matrix, list[bool]]:
     """Return RTMDet's cost, the overlap, and which predictions are candidates."""
     targets, preds = range(len(image.targets)), range(len(image.boxes))
     candidate = [any(in_box(image.points[i], t) for t in image.targets) for i in preds]
@@ -109,7 +109,7 @@ def soft_label_cost(image: Image, *, radius: float = 3.0, iou_weight: float = 3.
             for c, x in enumerate(image.logits[i]):
                 soft = overlap[j][i] if c == image.labels[j] else 0.0
                 cost[j][i] += bce_with_logits(x, soft) * (soft - sigmoid(x)) ** 2
-            cost[j][i] += iou_weight * -math.log(overlap[j][i] + 1e-7)
+            cost[j][i] += loc_weight * -math.log(overlap[j][i] + 1e-7)
             distance = math.dist(image.points[i], center(image.targets[j])) / image.strides[i]
             cost[j][i] += 10 ** (distance - radius)
     return cost, overlap, candidate

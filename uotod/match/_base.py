@@ -207,9 +207,7 @@ class Matcher(nn.Module, ABC):
     def _pair_cost(self, batch: Batch) -> Tensor:
         """Return the cost (B, T, P) of all pairs, padding included."""
         if not self._has_modules():
-            raise ValueError(
-                f"{type(self).__name__} needs cls_match_module or loc_match_module to compute a cost, got neither"
-            )
+            return self._own_pair_cost(batch)
         cost = None
         if self.cls_match_module is not None:
             cost = class_cost(self.cls_match_module, batch.predictions.logits, batch.targets)
@@ -219,6 +217,12 @@ class Matcher(nn.Module, ABC):
             cost = value if cost is None else cost + value
         assert cost is not None
         return cost
+
+    def _own_pair_cost(self, batch: Batch) -> Tensor:
+        """Return the cost (B, T, P) of all pairs without modules, of the rules that have one."""
+        raise ValueError(
+            f"{type(self).__name__} needs cls_match_module or loc_match_module to compute a cost, got neither"
+        )
 
     def _target_weight(self, batch: Batch) -> Tensor | None:
         """Return the (B, T) factors of the targets' costs, or None if all are 1."""

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from uotod._batch import Batch
-from uotod._boxes import pairwise_overlap
 from uotod._check import check_choice, check_integer, check_number
-from uotod._cost import box_cost, by_blocks, class_cost
-from uotod._plan import AssignedPlan, Plan
+from uotod._cost import box_cost, class_cost
+from uotod._plan import Plan
+from uotod.match._assigned import assigned_plan
 from uotod.match._base import PlanMatcher
 from uotod.match._checks import finite_predictions
+from uotod.match._overlap import pairwise_iou
 from uotod.solvers.dynamic_k import dynamic_k_match
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class DynamicMatcher(PlanMatcher):
 
     def _plan(self, batch: Batch) -> Plan:
         cost = self.cost(batch)[:, : batch.targets.mask.shape[1]]
-        overlap = located_overlap(batch, self._located_boxes(batch))
+        overlap = pairwise_iou(batch.targets.boxes, self._located_boxes(batch))
         if self.nonfinite == "propagate":  # NaN has got a finite cost, wherever its point stands
             cost = cost.masked_fill(~self._candidates(batch), math.inf)
             overlap = overlap.masked_fill(~finite_predictions(batch).unsqueeze(1), 0)
@@ -71,25 +71,37 @@ class DynamicMatcher(PlanMatcher):
 
     def _assign(self, cost: Tensor, overlap: Tensor | None) -> Plan:
         index = dynamic_k_match(cost, overlap, self.topk, self.contested)
-        return AssignedPlan(index, cost.new_ones(index.shape), cost.shape[1], self.background)
+        return assigned_plan(index, cost, cost.shape[1], self.background)
 
     def _pair_cost(self, batch: Batch) -> Tensor:
         boxes = self._located_boxes(batch)
-        overlap = located_overlap(batch, boxes)
-        if self.cls_match_module is None:
-            cost = self.cls_weight * self._class_cost(batch, overlap)
-        else:
-            cost = self.cls_weight * class_cost(self.cls_match_module, batch.predictions.logits, batch.targets)
-        if self.loc_match_module is None:
-            cost = cost - self.loc_weight * (overlap + self.eps).log()
-        else:
-            cost = cost + self.loc_weight * box_cost(self.loc_match_module, boxes, batch.targets.boxes)
+        overlap = pairwise_iou(batch.targets.boxes, boxes)
+        own = self._class_cost(batch, overlap) if self.cls_match_module is None else None
+        loc = -(overlap + self.eps).log() if self.loc_match_module is None else None
+        cost = weighted_cost(self, batch, boxes, own, loc)
         return (cost + self._prior(batch)).masked_fill(~self._candidates(batch), math.inf)
 
 
-def located_overlap(batch: Batch, boxes: Tensor) -> Tensor:
-    """Return the IoU (B, T, P) of the targets with (B, P, 4) boxes."""
-    return by_blocks(partial(pairwise_overlap, kind="iou", eps=0.0), batch.targets.boxes, boxes)
+class WeightedMatcher(Protocol):
+    """What `weighted_cost` reads of a matcher."""
+
+    cls_match_module: nn.Module | None
+    loc_match_module: nn.Module | None
+    cls_weight: float
+    loc_weight: float
+
+
+def weighted_cost(
+    matcher: WeightedMatcher, batch: Batch, boxes: Tensor, own_cls: Tensor | None, own_loc: Tensor | None
+) -> Tensor:
+    """Return the weighted sum (B, T, P) of a matcher's own costs, of which a match module replaces one each."""
+    if matcher.cls_match_module is not None:
+        own_cls = class_cost(matcher.cls_match_module, batch.predictions.logits, batch.targets)
+    if matcher.loc_match_module is not None:
+        own_loc = box_cost(matcher.loc_match_module, boxes, batch.targets.boxes)
+    assert own_cls is not None
+    assert own_loc is not None
+    return matcher.cls_weight * own_cls + matcher.loc_weight * own_loc
 
 
 def of_any_target(pairs: Tensor, mask: Tensor) -> Tensor:

@@ -9,7 +9,8 @@ from torch.nn import functional as F
 
 from uotod._batch import Batch
 from uotod._boxes import box_area
-from uotod._plan import AssignedPlan, Plan
+from uotod._plan import Plan
+from uotod.match._assigned import assigned_plan
 from uotod.match._base import PlanMatcher
 from uotod.match._checks import finite_predictions
 from uotod.solvers.nearest import nearest_target
@@ -32,16 +33,14 @@ class RegionMatcher(PlanMatcher):
             allowed = F.pad(self._candidates(batch), (0, 0, 0, int(self.background)), value=True)
             return cost.masked_fill_(~allowed, math.inf)  # of our own: the base has just made it
 
-    def _pair_cost(self, batch: Batch) -> Tensor:
-        if self._has_modules():
-            return super()._pair_cost(batch)
+    def _own_pair_cost(self, batch: Batch) -> Tensor:
         return box_area(batch.targets.boxes).unsqueeze(-1).expand(-1, -1, batch.predictions.boxes.shape[1])
 
     def _match(self, cost: Tensor, mask: Tensor) -> Plan:
         num_targets = mask.shape[1]
         index = nearest_target(cost[:, :num_targets])  # (B, P)
         index = index.masked_fill(index < 0, num_targets)
-        return AssignedPlan(index, cost.new_ones(index.shape), num_targets, self.background)
+        return assigned_plan(index, cost, num_targets, self.background)
 
     def _drop_nonfinite(self, allowed: Tensor, batch: Batch) -> Tensor:
         """Forbid the pairs of predictions that are not finite, which can only be there if they are propagated."""

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from uotod._batch import Batch
 from uotod._check import check_choice, check_flag, check_integer, check_number
 from uotod._plan import DensePlan, Plan
 from uotod._tensors import reads_values
 from uotod.match._base import MatcherOptions
-from uotod.match._checks import check_cost
+from uotod.match._checks import check_cost, finite_predictions
 from uotod.match._regularization import Regularization, RegularizedMatcher
 from uotod.solvers.pot import pot_methods, solve_pot
 from uotod.solvers.sinkhorn import NUM_ITER, TOL, Transport, solve_sinkhorn
@@ -104,12 +105,18 @@ class EntropicMatcher(RegularizedMatcher):
             transport.residual,
         )
 
+    def _plan(self, batch: Batch) -> Plan:
+        # the cost that stands in for that of a prediction that is not finite must not set the image's scale
+        seen = finite_predictions(batch) if self.nonfinite == "propagate" else None
+        mask = batch.targets.mask
+        return DensePlan.from_columns(self._transport(self.cost(batch), mask, seen).plan, mask.shape[1])
+
     def _match(self, cost: Tensor, mask: Tensor) -> Plan:
         return DensePlan.from_columns(self._transport(cost, mask).plan, mask.shape[1])
 
     @abstractmethod
-    def _transport(self, cost: Tensor, mask: Tensor) -> Transport:
-        """Solve a target-major cost (B, K, P)."""
+    def _transport(self, cost: Tensor, mask: Tensor, seen: Tensor | None = None) -> Transport:
+        """Solve a target-major cost (B, K, P), scaled by the predictions in `seen`, (B, P) bool, or by all."""
 
     def _report(self, residual: Tensor) -> None:
         """Warn or raise if a plan missed `tol`."""
@@ -158,14 +165,14 @@ class SinkhornMatcher(EntropicMatcher):
         solver = f"solver={self.solver!r}" + (f", pot_method={self.pot_method!r}" if self.pot_method else "")
         return f"reg_pred={self.reg_pred}, reg_target={self.reg_target}, {self._regularization_repr()}, {solver}"
 
-    def _transport(self, cost: Tensor, mask: Tensor) -> Transport:
-        """Solve a target-major cost (B, K, P)."""
+    def _transport(self, cost: Tensor, mask: Tensor, seen: Tensor | None = None) -> Transport:
+        """Solve a target-major cost (B, K, P), scaled by the predictions in `seen`, (B, P) bool, or by all."""
         active = mask
         if self.background:
             active = torch.cat((mask, mask.new_ones(len(mask), 1)), dim=1)
         self._check_feasible(cost, active)
         if self.normalize_cost_matrix:
-            cost = normalized(cost, active)
+            cost = normalized(cost, active, seen)
         preds = cost.shape[2]
         column_mass = column_masses(mask, preds, self.background, cost.dtype)
         solve = solve_sinkhorn
@@ -208,11 +215,16 @@ class SinkhornMatcher(EntropicMatcher):
         return super()._remedy() + ("" if balanced else ", or lower reg_pred and reg_target")
 
 
-def normalized(cost: Tensor, active: Tensor) -> Tensor:
-    """Return a target-major cost (B, K, P) divided by each image's largest absolute entry in active (B, K) columns."""
+def normalized(cost: Tensor, active: Tensor, seen: Tensor | None = None) -> Tensor:
+    """Return a target-major cost (B, K, P) divided by each image's largest absolute entry in active (B, K) columns.
+
+    `seen` (B, P) bool leaves predictions out of the search; None for none.
+    """
     if not cost.numel():
         return cost
     finite = cost.isfinite() & active.unsqueeze(-1)
+    if seen is not None:
+        finite = finite & seen.unsqueeze(1)
     scale = cost.abs().masked_fill(~finite, 0).amax((1, 2), keepdim=True)
     return cost / torch.where(scale > 0, scale, 1.0)
 

@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from uotod._batch import Batch
+from uotod._boxes import box_centers
 from uotod._check import check_integer, check_number
 from uotod._cost import gather_classes
-from uotod._plan import AssignedPlan, Plan
+from uotod._plan import Plan
+from uotod.match._assigned import assigned_plan
 from uotod.match._checks import finite_predictions
 from uotod.match._overlap import OverlapMatcher
 from uotod.solvers.atss import atss_match, nearest_per_level
@@ -82,19 +84,18 @@ class ATSS(OverlapMatcher):
             raise ValueError(f"alpha must be 1 with match modules, which bring a cost of their own, got {alpha!r}")
 
     def _plan(self, batch: Batch) -> Plan:
-        if batch.anchors is None:
-            raise ValueError("anchors must be given for ATSS, got None")
-        boxes, places = batch.targets.boxes, batch.anchors.centers
+        anchors, boxes = self._locations(batch), batch.targets.boxes
+        places = anchors.centers
         num_targets, preds = boxes.shape[1], places.shape[1]
         similarity = 1 - self.cost(batch)[:, :num_targets] if self._reads_cost(batch) else self._similarity(batch)
         forbidden = (similarity == -math.inf) | ~batch.targets.mask.unsqueeze(-1)
         if self.nonfinite == "propagate":
             forbidden = forbidden | ~finite_predictions(batch).unsqueeze(1)
-        centres = (boxes[..., :2] + boxes[..., 2:]) / 2
+        centers = box_centers(boxes)
         # the square has the order of the distance; cdist, by products of matrices, has not
-        x, y = (centres[..., k, None] - places[:, None, :, k] for k in (0, 1))  # (B, T, P)
+        x, y = (centers[..., k, None] - places[:, None, :, k] for k in (0, 1))  # (B, T, P)
         distance = (x**2 + y**2).masked_fill(forbidden, math.inf)
-        index, valid = nearest_per_level(distance, batch.anchors.level, batch.anchors.num_levels, self.topk)
+        index, valid = nearest_per_level(distance, anchors.level, anchors.num_levels, self.topk)
         x, y = (places[..., k].gather(1, index.flatten(1)).view_as(index) for k in (0, 1))  # (B, T, K)
         x1, y1, x2, y2 = (side.unsqueeze(-1) for side in boxes.unbind(-1))
         inside = torch.stack((x - x1, y - y1, x2 - x, y2 - y)).amin(0) > self.margin
@@ -107,7 +108,7 @@ class ATSS(OverlapMatcher):
 
     def _assign(self, similarity: Tensor, index: Tensor, valid: Tensor, inside: Tensor, preds: int) -> Plan:
         assigned = atss_match(similarity, index, valid, inside, preds)
-        return AssignedPlan(assigned, similarity.new_ones(assigned.shape), similarity.shape[1], self.background)
+        return assigned_plan(assigned, similarity, similarity.shape[1], self.background)
 
     def _similarity(self, batch: Batch) -> Tensor:
         """Return the similarity (B, T, P) without modules: the IoU, or its mean with the score of the class."""

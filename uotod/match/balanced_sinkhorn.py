@@ -23,6 +23,9 @@ class BalancedSinkhorn(SinkhornMatcher):
     with the marginals of `UnbalancedSinkhorn`. Rows sum to 1 and the columns of targets to 1. As `reg → 0` the plan
     tends to that of `Hungarian` (De Plaen et al., CVPR 2023, prop. 1).
 
+    Time O(B·P·T) a step, typically tens of them; memory a few (B, T + 1, P) floats, of which one
+    is a double. `solver="pot"` takes the images one by one, in O(P·T) doubles each.
+
     Args:
         reg_dimless: the entropic regularisation is `reg_dimless / (ln(2 P) + 1)`; a number, or a schedule: a callable
             that returns one for the step given to `set_step`.
@@ -38,6 +41,12 @@ class BalancedSinkhorn(SinkhornMatcher):
         on_unconverged: what to do on the CPU if `num_iter` steps leave a larger residual: "warn", "raise" or "ignore".
 
     The other arguments are those of `Matcher`.
+
+    Raises:
+        TypeError: an argument has the wrong type.
+        ValueError: an argument is out of its range, or `pot_method` is given without `solver="pot"`; in a call,
+            forbidden pairs (`inf`) leave a prediction or target without a partner that it must have.
+        RuntimeError: POT failed, or `num_iter` steps left a residual above `tol` and `on_unconverged="raise"`.
 
     References:
         Cuturi, "Sinkhorn distances", NeurIPS 2013; De Plaen et al., CVPR 2023.

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from uotod._batch import Batch
+from uotod._boxes import box_scaled
 from uotod._check import check_number
 from uotod._cost import by_blocks
 from uotod._plan import AssignedPlan, Plan
 from uotod.match._region import RegionMatcher
-from uotod.solvers.region import contains, overlaps, scaled
+from uotod.solvers.region import contains, overlaps
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -28,8 +29,8 @@ class CenterRegion(RegionMatcher):
     :math:`a_i` is
 
     .. math::
-        \text{positive for } \arg\min_j |b_j| \text{ among } a_i \in \text{positive} \cdot b_j, \qquad
-        \text{ignored if } a_i \in \text{negative} \cdot b_j \text{ for some } j ,
+        \text{positive for } \arg\min_j |b_j| \text{ among } a_i \in \text{core} \cdot b_j, \qquad
+        \text{ignored if } a_i \in \text{ring} \cdot b_j \text{ for some } j ,
 
     in this order, and background otherwise. The side of a region is outside; the lowest target wins ties. Anchors
     count by their centres, and no stride is needed. A point in the core costs the area of the target and every other
@@ -43,8 +44,8 @@ class CenterRegion(RegionMatcher):
     Time O(B·P·T); (B, T, P) floats.
 
     Args:
-        positive: side of the core, as a share of the target's: 0.2 in FSAF, 0.4 in FoveaBox; 1 for the whole box.
-        negative: side of the core with its ring, at least `positive`; 0.5 in FSAF. None for no ring.
+        core: side of the core, as a share of the target's: 0.2 in FSAF, 0.4 in FoveaBox; 1 for the whole box.
+        ring: side of the core with its ring, at least `core`; 0.5 in FSAF. None for no ring.
         min_iof: share of the area of an anchor, or of the cell of a point, that must lie in a region, exclusive,
             instead of the centre; 0.01 in mmdet. The centre of a positive one must still lie in the target, or it
             belongs to the ring. None to go by centres.
@@ -65,7 +66,7 @@ class CenterRegion(RegionMatcher):
         >>> points = Points.from_levels([(1, 5)], [8])  # at 4, 12, 20, 28 and 36
         >>> input = {"pred_logits": torch.zeros(1, 5, 2), "pred_boxes": torch.zeros(1, 5, 4)}
         >>> target = {"labels": torch.ones(1, 1).long(), "boxes": torch.tensor([[[0.0, 0.0, 40.0, 8.0]]])}
-        >>> CenterRegion(negative=0.5)(input, target, points)[0].T
+        >>> CenterRegion(ring=0.5)(input, target, points)[0].T
         tensor([[0., 0., 1., 0., 0.],
                 [1., 0., 0., 0., 1.]])
     """
@@ -73,33 +74,33 @@ class CenterRegion(RegionMatcher):
     def __init__(
         self,
         *,
-        positive: float = 0.2,
-        negative: float | None = None,
+        core: float = 0.2,
+        ring: float | None = None,
         min_iof: float | None = None,
         **matcher: Unpack[MatcherOptions],
     ) -> None:
         super().__init__(**matcher)
-        self.positive = check_number("positive", positive, low=0.0, low_open=True)
-        self.negative = None if negative is None else check_number("negative", negative, low=self.positive)
+        self.core = check_number("core", core, low=0.0, low_open=True)
+        self.ring = None if ring is None else check_number("ring", ring, low=self.core)
         self.min_iof = None if min_iof is None else check_number("min_iof", min_iof, low=0.0, high=1.0)
 
     def _plan(self, batch: Batch) -> Plan:
         plan = super()._plan(batch)
-        if self.negative is None or not batch.targets.mask.shape[1]:
+        if self.ring is None or not batch.targets.mask.shape[1]:
             return plan
         assert isinstance(plan, AssignedPlan)
-        held = (self._region(batch, self.negative) & batch.targets.mask.unsqueeze(-1)).any(1)  # (B, P)
+        held = (self._region(batch, self.ring) & batch.targets.mask.unsqueeze(-1)).any(1)  # (B, P)
         return replace(plan, index=plan.index.masked_fill(held & (plan.index == plan.num_targets), -1))
 
     def _candidates(self, batch: Batch) -> Tensor:
-        core = self._region(batch, self.positive)
+        region = self._region(batch, self.core)
         if self.min_iof is not None:
-            core = core & by_blocks(contains, batch.targets.boxes, self._locations(batch).centers)
-        return self._drop_nonfinite(core, batch)
+            region = region & by_blocks(contains, batch.targets.boxes, self._locations(batch).centers)
+        return self._drop_nonfinite(region, batch)
 
     def _region(self, batch: Batch, scale: float) -> Tensor:
         """Return the (B, T, P) mask of points in the targets scaled around their centres."""
-        places, region = self._locations(batch), scaled(batch.targets.boxes, scale)
+        places, region = self._locations(batch), box_scaled(batch.targets.boxes, scale)
         if self.min_iof is None:
             return by_blocks(contains, region, places.centers)
         return by_blocks(partial(overlaps, share=self.min_iof), region, places.boxes)

@@ -1,4 +1,4 @@
-"""Hard nearest-partner matchers: each prediction takes its cheapest target, or each target its cheapest prediction."""
+"""The family of hard nearest-partner matchers: costs in, the cheapest partner of each prediction or target out."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from torch import Tensor
 
 from uotod._check import check_choice, check_flag, check_number
 from uotod._plan import AssignedPlan, DensePlan, Plan
+from uotod.match._assigned import assigned_plan
 from uotod.match._base import PlanMatcher
 from uotod.solvers.nearest import left_over, nearest_prediction, nearest_target
 
@@ -25,7 +26,11 @@ class ClosestTarget(PlanMatcher):
     The background cost acts as the threshold. It is the limit `reg_pred → ∞, reg_target = 0, reg → 0` of unbalanced
     transport. Beside the cost it takes O(B·P·T) time and O(B·P) memory.
 
-    Args and errors: those of `Matcher`.
+    Args: those of `Matcher`.
+
+    Raises:
+        TypeError: an argument has the wrong type.
+        ValueError: an argument is out of its range.
 
     References:
         De Plaen et al., "Unbalanced optimal transport: a unified framework for object detection", CVPR 2023, prop. 2.
@@ -58,7 +63,11 @@ class ClosestPrediction(PlanMatcher):
         uniform_background: spread the background's mass, `P` less the number of matched targets, evenly over all
             predictions, as the limit of unbalanced transport does, instead of giving 1 to each unmatched prediction.
 
-    The other arguments, and the errors, are those of `Matcher`.
+    The other arguments are those of `Matcher`.
+
+    Raises:
+        TypeError: an argument has the wrong type.
+        ValueError: an argument is out of its range.
 
     References:
         De Plaen et al., "Unbalanced optimal transport: a unified framework for object detection", CVPR 2023,
@@ -93,7 +102,11 @@ class Min(PlanMatcher):
         source: "target" matches each target to its cheapest prediction, "prediction" each prediction to its cheapest
             target or the background.
 
-    The other arguments, and the errors, are those of `Matcher`.
+    The other arguments are those of `Matcher`.
+
+    Raises:
+        TypeError: an argument has the wrong type.
+        ValueError: an argument is out of its range.
 
     Examples:
         >>> import torch
@@ -115,7 +128,7 @@ class Min(PlanMatcher):
 
 def _take_targets(cost: Tensor, mask: Tensor, background: bool) -> AssignedPlan:
     index = nearest_target(cost)
-    return AssignedPlan(index, cost.new_ones(index.shape), mask.shape[1], background)
+    return assigned_plan(index, cost, mask.shape[1], background)
 
 
 def _take_predictions(

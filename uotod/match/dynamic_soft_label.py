@@ -28,7 +28,7 @@ class DynamicSoftLabel(DynamicMatcher):
 
     .. math::
         C_{ij} = \text{cls\_weight} \sum_c \mathrm{BCE}(x_{ic}, y_{ijc})\, (y_{ijc} - p_{ic})^2
-                 - \text{iou\_weight} \ln(u_{ij} + \text{eps}) + 10^{d_{ij} - \text{radius}},
+                 - \text{loc\_weight} \ln(u_{ij} + \text{eps}) + 10^{d_{ij} - \text{radius}},
         \qquad y_{ijc} = u_{ij} [c = c_j]
 
     with `p = σ(x)`, `u` the IoU and `d` the distance of the point from the target's centre, in strides of the point.
@@ -43,7 +43,7 @@ class DynamicSoftLabel(DynamicMatcher):
     Args:
         topk: number of overlaps that are summed.
         radius: distance, in strides, at which a point's position costs 1.
-        iou_weight: factor of the localisation cost, also of `loc_match_module` if that replaces it.
+        loc_weight: factor of the localisation cost, also of `loc_match_module` if that replaces it.
         cls_weight: factor of the classification cost, also of `cls_match_module` if that replaces it.
         eps: what is added to the IoU in the logarithm.
         contested: who competes for a prediction that several targets took: "all" targets, as in the published
@@ -52,7 +52,8 @@ class DynamicSoftLabel(DynamicMatcher):
     The other arguments are those of `Matcher`.
 
     Raises:
-        ValueError: in `forward`, there are no anchors or they have no strides.
+        TypeError: an argument has the wrong type.
+        ValueError: an argument is out of its range; in `forward`, there are no anchors or they have no strides.
 
     References:
         Lyu et al., "RTMDet: an empirical study of designing real-time object detectors", arXiv 2212.07784, sec. 3.3,
@@ -74,17 +75,16 @@ class DynamicSoftLabel(DynamicMatcher):
         *,
         topk: int = 13,
         radius: float = 3.0,
-        iou_weight: float = 3.0,
+        loc_weight: float = 3.0,
         cls_weight: float = 1.0,
         eps: float = 1e-7,
         contested: str = "all",
         **matcher: Unpack[MatcherOptions],
     ) -> None:
-        iou_weight = check_number("iou_weight", iou_weight, low=0.0)
         super().__init__(
-            topk=topk, cls_weight=cls_weight, loc_weight=iou_weight, eps=eps, contested=contested, **matcher
+            topk=topk, cls_weight=cls_weight, loc_weight=loc_weight, eps=eps, contested=contested, **matcher
         )
-        self.radius = check_number("radius", radius)
+        self.radius = check_number("radius", radius, low=0.0, low_open=True)
 
     def _candidates(self, batch: Batch) -> Tensor:
         points = self._locations(batch).centers

@@ -21,7 +21,8 @@ class EMD(PlanMatcher):
     CVPR 2023, prop. 1). Without background each target takes `P / T_b` predictions, which may split. Among plans of
     equal cost it is the vertex where POT's network simplex stops: the same in every run, but not the one of the lowest
     indices. Solved on the host in float64, with a single transfer for a batch and all its decoder layers; it takes
-    longer than `Hungarian` and is meant for research.
+    longer than `Hungarian` and is meant for research: the network simplex visits O(P·T) pairs a pivot at worst, an
+    image at a time, in a few (P, T + 1) doubles.
 
     Args: those of `Matcher`.
 

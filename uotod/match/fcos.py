@@ -48,7 +48,7 @@ class FCOS(RegionMatcher):
             first version of the paper. The anchors then need no stride if `ranges` are given.
         ranges: least and largest distance to the farthest side, (low, high) for each level, in the unit of the boxes.
             The paper has (0, 64), (64, 128), (128, 256), (256, 512) and (512, inf) pixels for strides 8 to 128. None
-            for 4 to 8 times the stride, from 0 on the first and to infinity on the last level, as torchvision does.
+            for 4 to 8 times the stride, from 0 at the least and to infinity at the largest stride, as torchvision does.
 
     The other arguments are those of `Matcher`.
 
@@ -100,8 +100,14 @@ class FCOS(RegionMatcher):
         levels = places.num_levels
         if self.ranges is None:
             stride = self._strides(batch, "ranges=None")
-            low = (4 * stride).masked_fill(places.level == 0, 0.0)
-            return low, (8 * stride).masked_fill(places.level == levels - 1, math.inf)
+            if not stride.shape[1]:
+                return stride, stride
+            finest, coarsest = (
+                x.unsqueeze(1) for x in torch.aminmax(stride, dim=1)
+            )  # whatever the order of the levels
+            return (4 * stride).masked_fill(stride == finest, 0.0), (8 * stride).masked_fill(
+                stride == coarsest, math.inf
+            )
         if len(self.ranges) != levels:
             raise ValueError(
                 f"ranges must hold one (low, high) for each of the {levels} levels of the anchors, "

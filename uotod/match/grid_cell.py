@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from uotod._batch import Batch
-from uotod._boxes import pairwise_overlap
 from uotod._check import check_choice, check_number
 from uotod._cost import by_blocks
 from uotod._plan import AssignedPlan, Plan
+from uotod.match._assigned import assigned_plan
 from uotod.match._checks import replace_nonfinite
+from uotod.match._overlap import largest_iou, pairwise_iou
 from uotod.match._region import RegionMatcher
 from uotod.solvers.region import cells, in_cell
 from uotod.solvers.threshold import ThresholdRule, threshold_match
@@ -39,11 +39,11 @@ class GridCell(RegionMatcher):
     prediction first on ties, and a target that loses its choice takes its next best responsible prediction, or none
     if there is no other. The rest is background, or ignored if it overlaps a target anyway.
 
-    * YOLO v1: `choose="prediction", ignore=None`, with several `Points` at each cell;
-    * YOLO v2: `choose="shape", ignore=0.6`, with `Anchors` of one stride;
+    * YOLO v1: `choose="prediction", negative=None`, with several `Points` at each cell;
+    * YOLO v2: `choose="shape", negative=0.6`, with `Anchors` of one stride;
     * YOLO v3: the defaults, with `Anchors` of three strides;
-    * YOLO v4: `choose="shape", positive=0.213, ignore=0.7`, as its authors' program is configured;
-    * mmdet's YOLO v3: `choose="anchor", positive=0.5, ignore=0.5, is_anchor_based=True`.
+    * YOLO v4: `choose="shape", positive=0.213, negative=0.7`, as its authors' program is configured;
+    * mmdet's YOLO v3: `choose="anchor", positive=0.5, negative=0.5, is_anchor_based=True`.
 
     A centre on the border of two cells belongs to the cell on the right or below, and one outside the grid, such as on
     the right border of the image, to the nearest cell: in a complete grid every target has a cell on every level.
@@ -59,7 +59,7 @@ class GridCell(RegionMatcher):
             anchor where it is; "prediction", the predicted box. A point is the cell around it.
         positive: IoU (that of `choose`) from which every other responsible prediction is matched too, to the best of
             its targets; None for one prediction a target.
-        ignore: IoU of a prediction with any target above which it is ignored, a row of zeros, if it is not matched;
+        negative: IoU of a prediction with any target above which it is ignored, a row of zeros, if it is not matched;
             None to ignore nothing. It is the predicted box that counts, or the anchor with `is_anchor_based=True`.
 
     The other arguments are those of `Matcher`.
@@ -89,14 +89,14 @@ class GridCell(RegionMatcher):
         *,
         choose: str = "shape",
         positive: float | None = None,
-        ignore: float | None = 0.5,
+        negative: float | None = 0.5,
         **matcher: Unpack[MatcherOptions],
     ) -> None:
         super().__init__(**matcher)
         check_choice("choose", choose, ("shape", "anchor", "prediction"))
         self.choose = choose
         self.positive = None if positive is None else check_number("positive", positive, low=0.0, high=1.0)
-        self.ignore = None if ignore is None else check_number("ignore", ignore, low=0.0, high=1.0)
+        self.negative = None if negative is None else check_number("negative", negative, low=0.0, high=1.0)
 
     def _plan(self, batch: Batch) -> Plan:
         """Return the plan of a parsed batch; without modules from the IoU itself, for 1 - (1 - IoU) is rounded."""
@@ -108,9 +108,11 @@ class GridCell(RegionMatcher):
         else:
             similarity = 1 - self.cost(batch)[:, : batch.targets.mask.shape[1]]
         plan = self._assign(similarity, batch.targets.mask)
-        if self.ignore is None or not plan.num_targets:
+        if self.negative is None or not plan.num_targets:
             return plan
-        ignored = (plan.index == plan.num_targets) & (self._largest_overlap(batch) > self.ignore)
+        ignored = (plan.index == plan.num_targets) & (
+            largest_iou(batch.targets, self._located_boxes(batch)) > self.negative
+        )
         return replace(plan, index=plan.index.masked_fill(ignored, -1))
 
     def _match(self, cost: Tensor, mask: Tensor) -> Plan:
@@ -121,38 +123,25 @@ class GridCell(RegionMatcher):
         rule = ThresholdRule(positive, (-math.inf, math.inf), "best", -math.inf)
         num_targets, preds = similarity.shape[1:]
         index = threshold_match(lambda some: similarity[:, some], mask, preds, rule, max(num_targets, 1))
-        return AssignedPlan(index, similarity.new_ones(index.shape), num_targets, self.background)
+        return assigned_plan(index, similarity, num_targets, self.background)
 
     def _candidates(self, batch: Batch) -> Tensor:
         places, stride = self._locations(batch), self._strides(batch, "its cells")
         grid = cells(places.centers, stride, places.level, places.num_levels)
         return by_blocks(in_cell, batch.targets.boxes, grid)
 
-    def _pair_cost(self, batch: Batch) -> Tensor:
-        return super()._pair_cost(batch) if self._has_modules() else 1 - self._similarity(batch)
+    def _own_pair_cost(self, batch: Batch) -> Tensor:
+        return 1 - self._similarity(batch)
 
     def _similarity(self, batch: Batch) -> Tensor:
         boxes = batch.predictions.boxes if self.choose == "prediction" else self._locations(batch).boxes
         targets = batch.targets.boxes
         if self.choose == "shape":
-            boxes, targets = _centred(boxes), _centred(targets)
-        return by_blocks(_iou, targets, boxes)
-
-    def _largest_overlap(self, batch: Batch) -> Tensor:
-        """Return the (B, P) largest IoU of each predicted box, or anchor, with a target."""
-        nowhere = batch.targets.boxes.new_zeros(4)  # a box without area meets nothing
-        targets = torch.where(batch.targets.mask.unsqueeze(-1), batch.targets.boxes, nowhere)
-        return by_blocks(_largest_iou, targets, self._located_boxes(batch)).squeeze(1)
+            boxes, targets = _centered(boxes), _centered(targets)
+        return pairwise_iou(targets, boxes)
 
 
-_iou = partial(pairwise_overlap, kind="iou", eps=0.0)
-
-
-def _largest_iou(targets: Tensor, boxes: Tensor) -> Tensor:
-    return _iou(targets, boxes).amax(1, keepdim=True)
-
-
-def _centred(boxes: Tensor) -> Tensor:
+def _centered(boxes: Tensor) -> Tensor:
     """Return boxes of the same size around the origin."""
     half = (boxes[..., 2:] - boxes[..., :2]) / 2
     return torch.cat((-half, half), dim=-1)

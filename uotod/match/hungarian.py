@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from uotod._check import check_integer
-from uotod._plan import AssignedPlan, Plan
+from uotod._plan import Plan
+from uotod.match._assigned import assigned_plan
 from uotod.match._base import PlanMatcher
 from uotod.solvers.assignment import assign_predictions
 
@@ -89,4 +90,4 @@ class Hungarian(PlanMatcher):
         index = assign_predictions(
             cost[:, :num_targets], mask, copies=self.copies, groups=groups, rounds=self.rounds
         )  # (B, P)
-        return AssignedPlan(index, cost.new_ones(index.shape), num_targets, self.background)
+        return assigned_plan(index, cost, num_targets, self.background)

@@ -12,7 +12,8 @@ from uotod._batch import Batch
 from uotod._boxes import pairwise_overlap
 from uotod._check import check_choice, check_number
 from uotod._cost import MAX_BLOCK_ELEMENTS
-from uotod._plan import AssignedPlan, Plan
+from uotod._plan import Plan
+from uotod.match._assigned import assigned_plan
 from uotod.match._checks import finite_predictions
 from uotod.match._overlap import OverlapMatcher
 from uotod.solvers.threshold import ThresholdRule, threshold_match
@@ -34,7 +35,9 @@ class IoUThreshold(OverlapMatcher):
     In an image without targets all is background.
 
     Without modules it takes O(B·P·T) time but no (B, T, P) tensor: targets are visited a few at a time. Besides, if
-    targets compete for a prediction with `force_match="best"`, (B, T, min(T, P)) candidates are kept.
+    targets compete for a prediction with `force_match="best"`, (B, T, min(T, P)) candidates are kept, over which
+    pairs that are best for both sides are fixed in rounds. On the CPU these end with the last pair, after one or two
+    as a rule; on a GPU, where asking would synchronise, all min(T, P) are run, O(B·T·min(T, P)) each.
 
     Args:
         positive: least IoU of a match; at most 1 without modules.
@@ -105,13 +108,13 @@ class IoUThreshold(OverlapMatcher):
 
         starts = range(0, max(images, 1), max(size, 1))  # one empty part if there are no images
         index = torch.cat([match(slice(i, i + size)) for i in starts])
-        return AssignedPlan(index, boxes.new_ones(images, preds), num_targets, self.background)
+        return assigned_plan(index, boxes, num_targets, self.background)
 
     def _match(self, cost: Tensor, mask: Tensor) -> Plan:
         num_targets, preds = mask.shape[1], cost.shape[2]
         similarity = 1 - cost[:, :num_targets]
         index = threshold_match(lambda some: similarity[:, some], mask, preds, self._rule(), max(num_targets, 1))
-        return AssignedPlan(index, cost.new_ones(index.shape), num_targets, self.background)
+        return assigned_plan(index, cost, num_targets, self.background)
 
     def _rule(self) -> ThresholdRule:
         negative = self.negative if isinstance(self.negative, tuple) else (-math.inf, self.negative)

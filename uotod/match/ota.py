@@ -9,12 +9,14 @@ from torch import Tensor
 
 from uotod._batch import Batch
 from uotod._check import check_integer, check_number
-from uotod._cost import box_cost, class_cost, gather_classes
+from uotod._cost import gather_classes
 from uotod._focal import focal_terms
-from uotod._plan import AssignedPlan, Plan
+from uotod._plan import Plan
+from uotod.match._assigned import assigned_plan
 from uotod.match._base import PlanMatcher
 from uotod.match._checks import finite_predictions
-from uotod.match._dynamic import located_overlap
+from uotod.match._dynamic import weighted_cost
+from uotod.match._overlap import pairwise_iou
 from uotod.solvers.dynamic_k import dynamic_count
 from uotod.solvers.ota import ota_match
 from uotod.solvers.region import contains, near_center
@@ -63,7 +65,8 @@ class OTA(PlanMatcher):
     The other arguments are those of `Matcher`.
 
     Raises:
-        ValueError: in `forward`, there are no anchors or they have no strides.
+        TypeError: an argument has the wrong type.
+        ValueError: an argument is out of its range; in `forward`, there are no anchors or they have no strides.
 
     References:
         Ge et al., "OTA: optimal transport assignment for object detection", CVPR 2021, secs. 3.1-3.3, alg. 1. Its
@@ -116,7 +119,7 @@ class OTA(PlanMatcher):
         return torch.cat((pairs, self._background_cost(batch).unsqueeze(1)), dim=1)
 
     def _plan(self, batch: Batch) -> Plan:
-        overlap, region = located_overlap(batch, self._located_boxes(batch)), self._region(batch)
+        overlap, region = pairwise_iou(batch.targets.boxes, self._located_boxes(batch)), self._region(batch)
         if self.nonfinite == "propagate":
             overlap = overlap.masked_fill(~finite_predictions(batch).unsqueeze(1), 0)
         supply = torch.zeros_like(batch.targets.mask, dtype=torch.long)
@@ -141,24 +144,20 @@ class OTA(PlanMatcher):
             num_iter=self.num_iter,
             tol=self.tol,
         )
-        return AssignedPlan(index, cost.new_ones(index.shape), cost.shape[1], self.background)
+        return assigned_plan(index, cost, cost.shape[1], self.background)
 
     def _target_cost(self, batch: Batch) -> Tensor:
         """Return the cost (B, T, P) of the targets, without the penalty."""
         return super().cost(batch)[:, : batch.targets.mask.shape[1]]
 
     def _pair_cost(self, batch: Batch) -> Tensor:
-        logits, boxes = batch.predictions.logits, self._located_boxes(batch)
+        boxes, own, loc = self._located_boxes(batch), None, None
         if self.cls_match_module is None:
-            positive, negative = focal_terms(logits, self.alpha, self.gamma)
-            cost = gather_classes(positive - negative, batch.targets) + negative.sum(-1).unsqueeze(1)
-        else:
-            cost = class_cost(self.cls_match_module, logits, batch.targets)
+            positive, negative = focal_terms(batch.predictions.logits, self.alpha, self.gamma)
+            own = gather_classes(positive - negative, batch.targets) + negative.sum(-1).unsqueeze(1)
         if self.loc_match_module is None:
-            loc = -located_overlap(batch, boxes).clamp(min=self.eps).log()
-        else:
-            loc = box_cost(self.loc_match_module, boxes, batch.targets.boxes)
-        return self.cls_weight * cost + self.loc_weight * loc
+            loc = -pairwise_iou(batch.targets.boxes, boxes).clamp(min=self.eps).log()
+        return weighted_cost(self, batch, boxes, own, loc)
 
     def _background_cost(self, batch: Batch) -> Tensor:
         """Return the cost (B, P) of the background; a prediction that is not finite belongs there."""

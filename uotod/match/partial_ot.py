@@ -78,12 +78,12 @@ class PartialOT(EntropicMatcher):
         """Return the arguments for `repr`."""
         return f"mass={self.mass}, {self._regularization_repr()}, solver={self.solver!r}"
 
-    def _transport(self, cost: Tensor, mask: Tensor) -> Transport:
+    def _transport(self, cost: Tensor, mask: Tensor, seen: Tensor | None = None) -> Transport:
         targets, preds = mask.shape[1], cost.shape[2]
         total = self.mass * mask.sum(1).clamp(max=preds).double()
         pairs = cost[:, :targets]
         if self.normalize_cost_matrix:
-            pairs = normalized(pairs, mask)
+            pairs = normalized(pairs, mask, seen)
         if self.solver == "exact":
             found = blank(pairs)._replace(plan=solve_partial_exact(pairs, mask, total))
         else:

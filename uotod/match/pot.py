@@ -1,4 +1,4 @@
-"""Transport by the POT library: costs in, soft plans out; the Sinkhorn matchers under another name."""
+"""The family of matchers that POT solves, balanced and unbalanced: costs in, soft plans out."""
 
 from __future__ import annotations
 
@@ -20,7 +20,12 @@ class UnbalancedPotOptions(PotOptions, total=False):
 
 
 class BalancedPOT(BalancedSinkhorn):
-    """Match by `BalancedSinkhorn(solver="pot")`, whose arguments it takes.
+    """Match by `BalancedSinkhorn(solver="pot")`, whose arguments, errors and limit cases it shares.
+
+    O(B·P·T) time a step, an image at a time, and O(P·T) doubles.
+
+    Raises:
+        RuntimeError: POT failed numerically, as it may where `cost / reg` is in the hundreds.
 
     Examples:
         >>> import torch
@@ -37,7 +42,12 @@ class BalancedPOT(BalancedSinkhorn):
 
 
 class UnbalancedPOT(UnbalancedSinkhorn):
-    """Match by `UnbalancedSinkhorn(solver="pot")`, whose arguments it takes.
+    """Match by `UnbalancedSinkhorn(solver="pot")`, whose arguments, errors and limit cases it shares.
+
+    O(B·P·T) time a step, an image at a time, and O(P·T) doubles.
+
+    Raises:
+        RuntimeError: POT failed numerically, as it may where `cost / reg` is in the hundreds.
 
     Examples:
         >>> import torch

@@ -54,7 +54,8 @@ class SimOTA(DynamicMatcher):
     The other arguments are those of `Matcher`.
 
     Raises:
-        ValueError: in `forward`, there are no anchors or they have no strides.
+        TypeError: an argument has the wrong type.
+        ValueError: an argument is out of its range; in `forward`, there are no anchors or they have no strides.
 
     References:
         Ge et al., "YOLOX: exceeding YOLO series in 2021", arXiv 2107.08430, sec. 2.1, eq. 1; the radius of 1.5 and

@@ -35,7 +35,11 @@ class SoftMin(PlanMatcher):
         uniform_background: with `source="target"`, spread the background's mass `P - T_b` evenly over all
             predictions, as the limit of unbalanced transport does, instead of filling each row up to 1.
 
-    The other arguments, and the errors, are those of `Matcher`.
+    The other arguments are those of `Matcher`.
+
+    Raises:
+        TypeError: an argument has the wrong type.
+        ValueError: an argument is out of its range.
 
     References:
         De Plaen et al., "Unbalanced optimal transport: a unified framework for object detection", CVPR 2023, prop. 2.

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import math
-from functools import partial
 from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from uotod._anchors import Locations
 from uotod._batch import Batch
-from uotod._boxes import pairwise_overlap
+from uotod._boxes import box_centers
 from uotod._check import check_choice, check_integer, check_number
-from uotod._cost import by_blocks
-from uotod._overlap import OverlapKind
+from uotod._cost import by_blocks, gather_classes
+from uotod._overlap import OverlapKind, overlap
 from uotod._plan import AssignedPlan, Plan
+from uotod.match._assigned import assigned_plan
 from uotod.match._base import PlanMatcher
-from uotod.match._checks import finite_predictions
-from uotod.solvers.aligned import align, normalized_scores, relative_scores
+from uotod.match._checks import check_cost_values, finite_predictions
+from uotod.solvers.aligned import align, best_of_target, pick, relative_scores
 from uotod.solvers.region import contains
+from uotod.solvers.some_pairs import PairFunction, SomePairs
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -45,6 +47,15 @@ class TaskAligned(PlanMatcher):
     `TaskAligned(topk=13, alpha=1.0, overlap="iou", candidates="all", min_size=None, eps=1e-7)`; it trains the first
     four epochs with another matcher (ATSS), which is exchanged by writing `criterion.matching_method`.
 
+    Anchors or points must be given. With match modules `exp(-cost)` takes the place of `t`, and `eps`, whose unit is
+    that of the published `t`, is left out. A target's weight is an exponent of its `t`, or of `t / (max t + eps)` in
+    its scores. Metrics are logarithms throughout, so that none is too small or too large. The background cost is not
+    read. A target that no point lies inside, or without area, gets nothing. A non-finite prediction under
+    `nonfinite="propagate"` has no metric and is background.
+
+    Time and memory O(B·P·T): on the CPU of bools, for with `candidates="inside"` only the pairs inside are evaluated,
+    elsewhere about five (B, T, P) floats; nothing of size B·T·P·C.
+
     Args:
         topk: number of predictions that a target takes.
         alpha: exponent of the score of the target's class, its sigmoid.
@@ -61,16 +72,10 @@ class TaskAligned(PlanMatcher):
             which needs anchors with strides. None for no growth.
         eps: added to the largest metric; YOLOv8 has 1e-9 and TOOD 1e-7.
 
-    The other arguments are those of `Matcher`. Anchors or points must be given. With match modules, `exp(-cost)` takes
-    the place of `t`; the background cost is not read. A target's weight is an exponent of its `t`.
+    The other arguments are those of `Matcher`.
 
     Raises:
         ValueError: an argument is out of its range; in `forward`, anchors or strides are missing.
-
-    Limit cases: a target that no point lies inside, or without area, gets nothing. A non-finite prediction under
-    `nonfinite="propagate"` has no metric and is background.
-
-    Cost: O(B·P·T) time and memory, about five (B, T, P) tensors; nothing of size B·T·P·C.
 
     References:
         Feng et al., "TOOD: task-aligned one-stage object detection", ICCV 2021, sec. 3.2 (eqs. 4-7); Jocher et al.,
@@ -131,58 +136,91 @@ class TaskAligned(PlanMatcher):
 
     def _plan(self, batch: Batch) -> Plan:
         mask = batch.targets.mask
-        inside = self._inside(batch)  # (B, T, P)
-        overlap = self._overlap(batch)
-        metric = self._metric(batch, overlap)
-        forbidden = ~((metric > 0) & mask.unsqueeze(-1))
+        inside = self._inside(batch) & mask.unsqueeze(-1)  # (B, T, P)
+        images, num_targets, preds = inside.shape
+        valid = mask.unsqueeze(-1).expand_as(inside)
         if self.nonfinite == "propagate":
-            forbidden = forbidden | ~finite_predictions(batch).unsqueeze(1)
-        index = self._assign(metric.masked_fill(forbidden, -math.inf), overlap, inside)
-        return self._weigh(index, normalized_scores(index, metric, overlap, self.eps), mask)
+            finite = finite_predictions(batch).unsqueeze(1)
+            inside, valid = inside & finite, valid & finite
+        inside_first = self.candidates == "inside"
+        pairs = SomePairs.of(inside) if inside_first else SomePairs.dense(valid)
+        measure = self._measure(batch, valid)
+        metric, overlap = pairs.evaluate(measure, -math.inf, 0.0)  # (B, T, K)
+        weight = self._target_weight(batch)
+        if weight is not None:
+            metric = metric * weight.unsqueeze(-1)
+        index = self._assign(metric, overlap, None if inside_first else inside, pairs)
+        if self.scores is None or not num_targets:
+            return assigned_plan(index, metric, num_targets, self.background)
+        own = (
+            torch.arange(images, device=mask.device).unsqueeze(1),
+            index.clamp(max=num_targets - 1),
+            torch.arange(preds, device=mask.device).unsqueeze(0),
+        )
+        eps = 0.0 if self._has_modules() else self.eps
+        power = None if weight is None else weight[own[:2]]
+        metric, overlap = measure(*own)  # (B, P)
+        score = relative_scores(index, metric, num_targets, eps, power)
+        return self._weigh(index, (score * best_of_target(overlap, index, num_targets)).clamp(max=1), mask)
 
     def _match(self, cost: Tensor, mask: Tensor) -> Plan:
         log_metric = -cost[:, : mask.shape[1]]
-        index = self._assign(log_metric, log_metric, None)
-        return self._weigh(index, relative_scores(index, log_metric), mask)
+        index = self._assign(log_metric, log_metric, None, SomePairs.dense(mask.unsqueeze(-1).expand_as(log_metric)))
+        return self._weigh(index, relative_scores(index, pick(log_metric, index, -math.inf), mask.shape[1]), mask)
 
-    def _assign(self, metric: Tensor, overlap: Tensor, inside: Tensor | None) -> Tensor:
-        return align(metric, overlap, inside, self.topk, self.topk2, inside_first=self.candidates == "inside")
+    def _assign(self, metric: Tensor, overlap: Tensor, inside: Tensor | None, pairs: SomePairs) -> Tensor:
+        inside_first = self.candidates == "inside"
+        return align(metric, overlap, inside, pairs, self.topk, self.topk2, inside_first=inside_first)
 
     def _weigh(self, index: Tensor, score: Tensor, mask: Tensor) -> AssignedPlan:
         """Return the plan of an assignment (B, P) and its scores."""
         num_targets = mask.shape[1]
         if self.scores is None:
-            return AssignedPlan(index, torch.ones_like(score), num_targets, self.background)
+            return assigned_plan(index, score, num_targets, self.background)
         mass = score.masked_fill(index == num_targets, 1)
         rest = (1 - score).masked_fill(index == num_targets, 1)
         return AssignedPlan(index, mass, num_targets, self.background, rest)
 
     def _pair_cost(self, batch: Batch) -> Tensor:
-        own = not self._has_modules()
-        cost = -self._alignment(batch, self._overlap(batch)).log() if own else super()._pair_cost(batch)
-        return cost.masked_fill(~self._inside(batch), math.inf)
+        return super()._pair_cost(batch).masked_fill(~self._inside(batch), math.inf)
 
-    def _metric(self, batch: Batch, overlap: Tensor) -> Tensor:
-        """Return the metric (B, T, P) of all pairs, padding included."""
-        metric = (-super()._pair_cost(batch)).exp() if self._has_modules() else self._alignment(batch, overlap)
-        weight = self._target_weight(batch)
-        return metric if weight is None else metric ** weight.unsqueeze(-1)
+    def _own_pair_cost(self, batch: Batch) -> Tensor:
+        mask = batch.targets.mask.unsqueeze(-1).expand(-1, -1, batch.predictions.boxes.shape[1])
+        return -SomePairs.dense(mask).evaluate(self._measure(batch, mask), -math.inf, 0.0)[0]
 
-    def _alignment(self, batch: Batch, overlap: Tensor) -> Tensor:
-        return _class_scores(batch) ** self.alpha * overlap**self.beta
+    def _measure(self, batch: Batch, valid: Tensor) -> PairFunction:
+        """Return the function whose values are the logarithm of the metric, without weights, and the overlap."""
+        logits, targets = batch.predictions.logits, batch.targets
+        boxes, others = ([x.contiguous() for x in y.unbind(-1)] for y in (targets.boxes, self._located_boxes(batch)))
+        cost = soft = None
+        if self._has_modules():
+            cost = super()._pair_cost(batch).masked_fill(~valid, math.inf)  # (B, T, P)
+            check_cost_values("the cost that the match modules return", cost, self.validate)
+        elif targets.one_hot is not None:
+            soft = gather_classes(logits.sigmoid(), targets).log()  # (B, T, P)
 
-    def _overlap(self, batch: Batch) -> Tensor:
-        overlap = partial(pairwise_overlap, kind=self.overlap, eps=0.0)
-        return by_blocks(overlap, batch.targets.boxes, self._located_boxes(batch)).clamp(min=0)
+        def measure(image: Tensor, target: Tensor, pred: Tensor) -> tuple[Tensor, Tensor]:
+            x1, y1, x2, y2 = (x[image, target] for x in boxes)
+            a1, b1, a2, b2 = (x[image, pred] for x in others)
+            u = overlap((x1, y1, x2, y2), (a1, b1, a2, b2), self.overlap, eps=0.0).clamp(min=0)
+            if cost is not None:
+                return -cost[image, target, pred], u
+            metric = self.beta * u.log() if self.beta > 0 else torch.zeros_like(u)  # the power 0 of 0 is 1
+            if self.alpha > 0 and soft is not None:
+                metric = metric + self.alpha * soft[image, target, pred]
+            elif self.alpha > 0:
+                assert targets.labels is not None
+                metric = metric + self.alpha * F.logsigmoid(logits[image, pred, targets.labels[image, target]])
+            return metric, u
+
+        return measure
 
     def _inside(self, batch: Batch) -> Tensor:
         """Return where (B, T, P) the point of a prediction lies strictly inside a target."""
-        if batch.anchors is None:
-            raise ValueError("anchors must be given for TaskAligned, which asks which points lie in a target, got None")
-        boxes = batch.targets.boxes
+        places, boxes = self._locations(batch), batch.targets.boxes
         if self.min_size is not None:
-            boxes = _grow(boxes, self._least_side(batch.anchors))
-        return by_blocks(contains, boxes, batch.anchors.centers)
+            boxes = _grow(boxes, self._least_side(places))
+        return by_blocks(contains, boxes, places.centers)
 
     def _least_side(self, anchors: Locations) -> Tensor:
         """Return the side (B, 1, 1) that targets are grown to."""
@@ -197,18 +235,8 @@ class TaskAligned(PlanMatcher):
         return torch.where(second < math.inf, second, first).unsqueeze(-1)
 
 
-def _class_scores(batch: Batch) -> Tensor:
-    """Return the sigmoid score (B, T, P) that each prediction gives to the class of each target."""
-    logits, targets = batch.predictions.logits, batch.targets
-    if targets.labels is None:
-        assert targets.one_hot is not None
-        return targets.one_hot @ logits.sigmoid().transpose(1, 2)
-    index = targets.labels.unsqueeze(-1).expand(-1, -1, logits.shape[1])
-    return logits.transpose(1, 2).gather(1, index).sigmoid()
-
-
 def _grow(boxes: Tensor, side: Tensor) -> Tensor:
     """Return (B, T, 4) boxes whose sides below `side`, (B, 1, 1), are grown to it about their centre."""
     low, high = boxes[..., :2], boxes[..., 2:]
-    centre, small = (low + high) / 2, high - low < side
-    return torch.cat((torch.where(small, centre - side / 2, low), torch.where(small, centre + side / 2, high)), dim=-1)
+    center, small = box_centers(boxes), high - low < side
+    return torch.cat((torch.where(small, center - side / 2, low), torch.where(small, center + side / 2, high)), dim=-1)

@@ -28,6 +28,9 @@ class UnbalancedSinkhorn(SinkhornMatcher):
     `P ≥ T_b` is `SoftMin(source="target", uniform_background=True)` and, as `reg → 0`, `ClosestPrediction` (each on
     the same cost, which `SoftMin` does not normalise).
 
+    Time O(B·P·T) a step, typically tens of them; memory a few (B, T + 1, P) floats, of which one
+    is a double. `solver="pot"` takes the images one by one, in O(P·T) doubles each.
+
     Args:
         reg_pred: penalty on the mass of the predictions, in [0, inf], in units of the normalised cost.
         reg_target: penalty on the mass of targets and background, in [0, inf], likewise.
@@ -46,6 +49,12 @@ class UnbalancedSinkhorn(SinkhornMatcher):
             RuntimeError) or "ignore".
 
     The other arguments are those of `Matcher`.
+
+    Raises:
+        TypeError: an argument has the wrong type.
+        ValueError: an argument is out of its range, or `pot_method` is given without `solver="pot"`; in a call,
+            forbidden pairs (`inf`) leave a prediction or target without a partner that it must have.
+        RuntimeError: POT failed, or `num_iter` steps left a residual above `tol` and `on_unconverged="raise"`.
 
     References:
         De Plaen et al., "Unbalanced optimal transport: a unified framework for object detection", CVPR 2023, eq. 5 and

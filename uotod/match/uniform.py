@@ -7,14 +7,16 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from uotod._batch import Batch
-from uotod._boxes import aligned_overlap, box_xyxy_to_cxcywh, pairwise_overlap
+from uotod._boxes import aligned_overlap, box_xyxy_to_cxcywh
 from uotod._check import check_integer, check_number
-from uotod._cost import by_blocks
-from uotod._plan import AssignedPlan, Plan
+from uotod._plan import Plan
+from uotod.match._assigned import assigned_plan
 from uotod.match._base import PlanMatcher
 from uotod.match._checks import finite_predictions
+from uotod.match._overlap import largest_iou, present_boxes
 from uotod.solvers.candidates import stable_topk, suitors
 
 if TYPE_CHECKING:
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
 class Uniform(PlanMatcher):
     r"""Match each target to its nearest predictions and its nearest anchors, equally many whatever its size.
 
-    A target `j` chooses the `match_times` predictions of least cost and the `match_times` anchors of least distance;
+    A target `j` chooses the `topk` predictions of least cost and the `topk` anchors of least distance;
     the lowest index wins ties. Both are the L1 distance of centres and sizes,
 
     .. math:: C_{ij} = \| (c_x, c_y, w, h)_i - (c_x, c_y, w, h)_j \|_1
@@ -40,26 +42,26 @@ class Uniform(PlanMatcher):
     O(B·T·P) time and a few (B, T, P) tensors. A prediction that is not finite is never chosen.
 
     Args:
-        match_times: number of predictions and of anchors that a target chooses, so that it has at most twice as many.
+        topk: number of predictions and of anchors that a target chooses, so that it has at most twice as many.
         positive: least IoU of a chosen anchor with its target; below it is ignored.
         negative: largest IoU of a background prediction with a target; above it is ignored.
 
     The other arguments are those of `Matcher`; with `is_anchor_based=True` the anchors stand for the predicted boxes,
-    too. `compute_matching`, which knows no geometry, takes the `match_times` cheapest predictions of each target and
+    too. `compute_matching`, which knows no geometry, takes the `topk` cheapest predictions of each target and
     ignores none.
 
     Raises:
         ValueError: an argument is out of its range, or `anchors` is missing in `forward`.
 
     References:
-        Chen et al., "You only look one-level feature", CVPR 2021, sec. 4.2 (match_times 4, positive 0.15, negative
+        Chen et al., "You only look one-level feature", CVPR 2021, sec. 4.2 (topk 4, positive 0.15, negative
         0.7).
 
     Examples:
         >>> anchors = torch.tensor([[0.0, 0, 4, 4], [4, 0, 8, 4], [8, 0, 12, 4], [12, 0, 16, 4]])
         >>> input = {"pred_logits": torch.zeros(1, 4, 2), "pred_boxes": anchors[None]}
         >>> target = {"boxes": torch.tensor([[[1.0, 0, 5, 4]]]), "labels": torch.tensor([[1]])}
-        >>> Uniform(match_times=2)(input, target, anchors)[0]  # the second anchor overlaps too little: ignored
+        >>> Uniform(topk=2)(input, target, anchors)[0]  # the second anchor overlaps too little: ignored
         tensor([[1., 0.],
                 [0., 0.],
                 [0., 1.],
@@ -69,20 +71,18 @@ class Uniform(PlanMatcher):
     def __init__(
         self,
         *,
-        match_times: int = 4,
+        topk: int = 4,
         positive: float = 0.15,
         negative: float = 0.7,
         **matcher: Unpack[MatcherOptions],
     ) -> None:
         super().__init__(**matcher)
-        self.match_times = check_integer("match_times", match_times, low=1)
+        self.topk = check_integer("topk", topk, low=1)
         self.positive = check_number("positive", positive, low=0.0, high=1.0)
         self.negative = check_number("negative", negative, low=0.0, high=1.0)
 
     def _plan(self, batch: Batch) -> Plan:
-        if batch.anchors is None:
-            raise ValueError("anchors must be given for Uniform, got None")
-        anchors, mask = batch.anchors.boxes, batch.targets.mask
+        anchors, mask = self._locations(batch).boxes, batch.targets.mask
         num_targets, preds = mask.shape[1], anchors.shape[1]
         cost = self.cost(batch)[:, :num_targets]  # (B, T, P)
         if self.nonfinite == "propagate":
@@ -91,39 +91,29 @@ class Uniform(PlanMatcher):
         chosen = torch.cat((self._cheapest(cost), self._cheapest(distance)), dim=2)  # (B, T, K)
         owner = suitors(-cost.gather(2, chosen), chosen, preds)
 
-        nowhere = batch.targets.boxes.new_zeros(4)  # a box without area meets nothing
-        boxes = torch.where(mask.unsqueeze(-1), batch.targets.boxes, nowhere)
-        overlap = by_blocks(_largest_iou, boxes, self._located_boxes(batch)).squeeze(1)  # (B, P)
+        overlap = largest_iou(batch.targets, self._located_boxes(batch))  # (B, P)
         index = torch.where((owner == num_targets) & (overlap > self.negative), -1, owner)
-        own = torch.cat((boxes, nowhere.expand(len(boxes), 1, 4)), dim=1).gather(
+        own = F.pad(present_boxes(batch.targets), (0, 0, 0, 1)).gather(
             1, owner.unsqueeze(-1).expand(-1, -1, 4)
         )  # (B, P, 4)
         is_far = aligned_overlap(anchors, own, "iou", eps=0.0) < self.positive
         index = torch.where((owner < num_targets) & is_far, -1, index)
-        return AssignedPlan(index, cost.new_ones(index.shape), num_targets, self.background)
+        return assigned_plan(index, cost, num_targets, self.background)
 
     def _match(self, cost: Tensor, mask: Tensor) -> Plan:
         cost = cost[:, : mask.shape[1]]
         chosen = self._cheapest(cost)
         index = suitors(-cost.gather(2, chosen), chosen, cost.shape[2])
-        return AssignedPlan(index, cost.new_ones(index.shape), mask.shape[1], self.background)
+        return assigned_plan(index, cost, mask.shape[1], self.background)
 
     def _cheapest(self, cost: Tensor) -> Tensor:
         """Return the (B, T, k) indices of the cheapest predictions of each target."""
-        return stable_topk(-cost, min(self.match_times, cost.shape[2]))[1]
+        return stable_topk(-cost, min(self.topk, cost.shape[2]))[1]
 
-    def _pair_cost(self, batch: Batch) -> Tensor:
-        if self.cls_match_module is not None or self.loc_match_module is not None:
-            return super()._pair_cost(batch)
+    def _own_pair_cost(self, batch: Batch) -> Tensor:
         return _distance(batch.targets.boxes, self._located_boxes(batch))
 
 
 def _distance(target_boxes: Tensor, boxes: Tensor) -> Tensor:
     """Return the L1 distance (B, T, P) of centres and sizes."""
     return torch.cdist(box_xyxy_to_cxcywh(target_boxes), box_xyxy_to_cxcywh(boxes), p=1.0)
-
-
-def _largest_iou(target_boxes: Tensor, boxes: Tensor) -> Tensor:
-    if not target_boxes.shape[1]:
-        return boxes.new_zeros(len(boxes), 1, boxes.shape[1])
-    return pairwise_overlap(target_boxes, boxes, "iou", eps=0.0).amax(1, keepdim=True)

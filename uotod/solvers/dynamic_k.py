@@ -5,6 +5,8 @@ import math
 import torch
 from torch import Tensor
 
+from uotod.solvers.candidates import largest
+
 
 def dynamic_k_match(cost: Tensor, overlap: Tensor | None, topk: int, contested: str = "all") -> Tensor:
     r"""Let each target take its `k_j` cheapest predictions, and give each prediction to one target.
@@ -35,7 +37,7 @@ def dynamic_k_match(cost: Tensor, overlap: Tensor | None, topk: int, contested: 
     count = torch.ones_like(cost[..., 0], dtype=torch.long)
     if overlap is not None:
         count = dynamic_count(overlap.masked_fill(cost == math.inf, 0), most)
-    taken = take_cheapest(cost, count, most)
+    taken = largest(-cost, most, count)
     value, index = cost.masked_fill(~taken, math.inf).min(1)  # (B, P)
     if contested == "all":
         index = torch.where(taken.sum(1) > 1, cost.min(1).indices, index)
@@ -49,22 +51,5 @@ def dynamic_count(overlap: Tensor, topk: int) -> Tensor:
         overlap: (B, T, P) IoU, 0 for pairs that do not count.
         topk: number of overlaps that are summed; all if there are fewer.
     """
-    largest = overlap.topk(min(topk, overlap.shape[2]), dim=2).values
-    return largest.sum(2).long().clamp(min=1)
-
-
-def take_cheapest(cost: Tensor, count: Tensor, most: int) -> Tensor:
-    """Return the (B, T, P) bool mask of the `count` cheapest predictions of each target, the lowest index on ties.
-
-    Args:
-        cost: (B, T, P); `inf` is never taken.
-        count: (B, T) how many each target takes.
-        most: bound of `count`, at least 1 and at most P.
-    """
-    # topk promises its values but not which of equal ones it finds: the ties at the last value are counted off
-    values = cost.topk(most, dim=2, largest=False).values  # (B, T, most), ascending
-    last = values.gather(2, (count.clamp(max=most) - 1).unsqueeze(2))
-    below, level = cost < last, cost == last
-    left = count - below.sum(2)
-    taken = below | (level & (level.cumsum(2, dtype=torch.int32) <= left.unsqueeze(2)))
-    return taken & (cost < math.inf)
+    found = overlap.topk(min(topk, overlap.shape[2]), dim=2).values
+    return found.sum(2).long().clamp(min=1)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from uotod._boxes import box_area, pairwise_intersection
+from uotod._boxes import box_area, box_centers, pairwise_intersection
 
 
 def reaches(boxes: Tensor, points: Tensor) -> Tensor:
@@ -20,7 +20,8 @@ def reaches(boxes: Tensor, points: Tensor) -> Tensor:
     x, y, radius, low, high = points.unsqueeze(1).unbind(-1)  # (B, 1, P)
     x1, y1, x2, y2 = boxes.unsqueeze(2).unbind(-1)  # (B, T, 1)
     nearest, farthest = _side_distances(x, y, (x1, y1, x2, y2))
-    offset = torch.maximum((x - (x1 + x2) / 2).abs(), (y - (y1 + y2) / 2).abs())
+    cx, cy = box_centers(boxes).unsqueeze(2).unbind(-1)
+    offset = torch.maximum((x - cx).abs(), (y - cy).abs())
     return (nearest > 0) & (offset < radius) & (farthest >= low) & (farthest <= high)
 
 
@@ -33,34 +34,22 @@ def contains(boxes: Tensor, points: Tensor) -> Tensor:
 
 def near_center(points: Tensor, stride: Tensor, boxes: Tensor, radius: float) -> Tensor:
     """Return which points lie strictly inside the square of `2 · radius · stride` around a box's centre, (B, T, P)."""
-    inside = None
     reach = (radius * stride).unsqueeze(1)  # (B, 1, P)
-    for axis in range(2):
-        center = (boxes[..., axis, None] + boxes[..., axis + 2, None]) / 2
-        within = (points[:, None, :, axis] - center).abs() < reach
-        inside = within if inside is None else inside & within
-    assert inside is not None
-    return inside
+    x, y = points.unsqueeze(1).unbind(-1)
+    cx, cy = box_centers(boxes).unsqueeze(2).unbind(-1)  # (B, T, 1)
+    return ((x - cx).abs() < reach) & ((y - cy).abs() < reach)
 
 
 def center_distance(points: Tensor, stride: Tensor, boxes: Tensor) -> Tensor:
     """Return the distance from each point to each box's centre, in strides of the point, (B, T, P)."""
-    squares = points.new_zeros(())
-    for axis in range(2):
-        center = (boxes[..., axis, None] + boxes[..., axis + 2, None]) / 2
-        squares = squares + (points[:, None, :, axis] - center) ** 2
-    return squares.sqrt() / stride.unsqueeze(1)
+    x, y = points.unsqueeze(1).unbind(-1)  # (B, 1, P)
+    cx, cy = box_centers(boxes).unsqueeze(2).unbind(-1)  # (B, T, 1)
+    return ((x - cx) ** 2 + (y - cy) ** 2).sqrt() / stride.unsqueeze(1)
 
 
 def overlaps(boxes: Tensor, cells: Tensor, share: float) -> Tensor:
     """Tell which (B, P, 4) cells have more than a share of their area in which (B, T, 4) boxes: (B, T, P) bool."""
     return pairwise_intersection(boxes, cells) > share * box_area(cells).unsqueeze(1)
-
-
-def scaled(boxes: Tensor, scale: float) -> Tensor:
-    """Return (..., 4) boxes, xyxy, with sides `scale` times as long around the same centres."""
-    centre, half = (boxes[..., :2] + boxes[..., 2:]) / 2, (boxes[..., 2:] - boxes[..., :2]) / 2
-    return torch.cat((centre - scale * half, centre + scale * half), dim=-1)
 
 
 def cells(centers: Tensor, stride: Tensor, level: Tensor, num_levels: int) -> Tensor:
@@ -95,7 +84,7 @@ def in_cell(boxes: Tensor, cells: Tensor) -> Tensor:
         (B, T, P) bool.
     """
     stride, column, row, left, top, right, bottom = cells.unsqueeze(1).unbind(-1)  # (B, 1, P)
-    x, y = ((boxes[..., :2] + boxes[..., 2:]) / 2).unsqueeze(2).unbind(-1)  # (B, T, 1)
+    x, y = box_centers(boxes).unsqueeze(2).unbind(-1)  # (B, T, 1)
     same_column = (x / stride).floor().clamp(left, right) == column
     return same_column & ((y / stride).floor().clamp(top, bottom) == row)
 
