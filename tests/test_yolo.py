@@ -118,7 +118,7 @@ def composed(style: dict, weights, reduction: str) -> DetectionLoss:
     return DetectionLoss(
         MultipleObjectiveLoss([classes(reduction="none")], weights[3:]),
         MultipleObjectiveLoss([loc], weights[:1]),
-        GridCell(choose="prediction", ignore=None),
+        GridCell(choose="prediction", negative=None),
         "none",
         obj_loss_module=confidence,
         obj_quality=style.get("obj_quality"),

@@ -90,7 +90,7 @@ def yolo(
     coord, obj, noobj, classes = (p if g is None else g for g, p in zip(given, WEIGHTS[style], strict=True))
     first = style == "v1"
     if matcher is None:
-        matcher = GridCell(choose="prediction", ignore=None) if first else GridCell()
+        matcher = GridCell(choose="prediction", negative=None) if first else GridCell()
     if cls_loss is None:
         cls_loss = nn.MSELoss(reduction="none") if first else nn.BCEWithLogitsLoss(reduction="none")
     if loc_loss is None:
