@@ -14,7 +14,7 @@ def snippets(language: str) -> list[str]:
 
 def test_the_quickstart_runs_and_gives_gradients() -> None:
     scope: dict = {}
-    quickstart, swap = snippets("python")
+    quickstart, swap, recipe = snippets("python")
     exec(quickstart, scope)
     for name in ("logits", "pred_boxes"):
         assert scope[name].grad.isfinite().all()
@@ -26,15 +26,23 @@ def test_the_quickstart_runs_and_gives_gradients() -> None:
             criterion.matching_method = scope["matcher"]
             loss = criterion({"pred_logits": scope["logits"], "pred_boxes": scope["pred_boxes"]}, scope["target"])
             assert torch.isfinite(loss)
+    output = {"pred_logits": scope["logits"][..., :91], "pred_boxes": scope["pred_boxes"]}
+    for line in filter(None, recipe.splitlines()):
+        exec(line, scope)
+        if line.startswith("criterion ="):
+            assert torch.isfinite(scope["criterion"](output, scope["target"]))
 
 
 def test_the_names_of_the_table_exist() -> None:
-    from uotod import loss, match
+    from uotod import loss, match, recipes, utils
 
     table = README[README.index("## You want") :]
     names = set(re.findall(r"`([A-Z]\w+)", table)) - {"L1Loss"}
     assert len(names) > 10
-    assert all(hasattr(match, name) or hasattr(loss, name) for name in names)
+    assert all(any(hasattr(module, name) for module in (match, loss, utils)) for name in names)
+    called = set(re.findall(r"`(?:uotod\.)?recipes\.(\w+)", README))
+    assert called
+    assert called <= set(recipes.ALL_RECIPES)
 
 
 def test_the_commands_are_those_of_the_makefile() -> None:
