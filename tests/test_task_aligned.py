@@ -13,6 +13,7 @@ from uotod._plan import AssignedPlan, DensePlan
 from uotod.loss import CIoULoss, DetectionLoss, NegativeProbLoss
 from uotod.match import Hungarian, TaskAligned, WeightedSum
 from uotod.solvers.candidates import largest
+from uotod.solvers.some_pairs import SomePairs
 from uotod.utils import Points
 
 
@@ -220,6 +221,15 @@ def test_a_constant_added_to_the_cost_of_modules_changes_nothing(offset: float, 
     )
     assert (plain[..., :-1] > 0).sum() > 10
     torch.testing.assert_close(shifted, plain)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_listed_pairs_and_all_pairs_give_one_plan(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    input, target, points = scene(seed)
+    matcher = TaskAligned(topk=1 + seed % 9, topk2=(None, 2)[seed % 2])
+    listed = matcher(input, target, points)
+    monkeypatch.setattr(SomePairs, "of", SomePairs.dense)  # as on a GPU
+    torch.testing.assert_close(matcher(input, target, points), listed)
 
 
 def test_heavy_targets_keep_their_matches() -> None:

@@ -20,8 +20,8 @@ def box_cxcywh_to_xyxy(boxes: Tensor) -> Tensor:
         tensor([1., 1., 3., 5.])
     """
     _check_boxes("boxes", boxes)
-    centre, half = boxes[..., :2], boxes[..., 2:] / 2
-    return torch.cat((centre - half, centre + half), dim=-1)
+    center, half = boxes[..., :2], boxes[..., 2:] / 2
+    return torch.cat((center - half, center + half), dim=-1)
 
 
 def box_xyxy_to_cxcywh(boxes: Tensor) -> Tensor:
