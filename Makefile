@@ -4,7 +4,7 @@ VENV ?= .venv
 PYTHON ?= python3
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test check clean
+.PHONY: help venv demo bench test check clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 10
@@ -13,6 +13,9 @@ venv: $(VENV)/.installed-dev ## install uotod and every tool into VENV (.venv)
 
 demo: $(VENV)/.installed-examples ## train with unbalanced transport and with Hungarian matching, a minute each
 	$(VENV)/bin/python examples/demo.py
+
+bench: $(VENV)/.installed-dev ## time the criterion side by side with the peers that are installed
+	$(VENV)/bin/python -m benchmarks
 
 test: $(VENV)/.installed-dev ## run the linters, the type checker and all tests
 	$(MAKE) check PYTHON=$(VENV)/bin/python
