@@ -38,3 +38,27 @@ def test_confidence_of_hard_targets_weighs_objects_and_background(kind: str) -> 
     if kind == "bce":
         other = ObjectnessLoss(positive_weight=2.0, negative_weight=0.5, reduction="none")
         torch.testing.assert_close(loss(x, t), other(x, t))
+
+
+@pytest.mark.parametrize("kind", ["bce", "mse"])
+def test_confidence_passes_gradcheck(kind: str) -> None:
+    x, t = torch.randn(6, 1, dtype=torch.float64, requires_grad=True), torch.rand(6, 1, dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda x: ConfidenceLoss(kind=kind, reduction="none")(x, t), (x,))
+
+
+@pytest.mark.parametrize("kind", ["bce", "mse"])
+@pytest.mark.parametrize("value", [-1e4, 0.0, 1e4])
+def test_confidence_is_finite_at_extreme_values(kind: str, value: float) -> None:
+    x = torch.full((3, 1), value, requires_grad=True)
+    loss = ConfidenceLoss(kind=kind, reduction="sum")(x, torch.tensor([[0.0], [0.5], [1.0]]))
+    assert loss.isfinite()
+    assert torch.autograd.grad(loss, x)[0].isfinite().all()
+
+
+@pytest.mark.parametrize("kind", ["bce", "mse"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_confidence_of_half_precision_is_computed_in_float32(kind: str, dtype: torch.dtype) -> None:
+    x, t = torch.randn(6, 1).to(dtype), torch.rand(6, 1).to(dtype)
+    loss = ConfidenceLoss(kind=kind, reduction="none")
+    assert loss(x, t).dtype == torch.float32
+    torch.testing.assert_close(loss(x, t), loss(x.float(), t.float()), rtol=0, atol=0)

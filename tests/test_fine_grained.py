@@ -178,3 +178,46 @@ def test_a_wrong_number_of_bins_is_named() -> None:
         FineGrainedLoss()(box, box, pred_dist=torch.zeros(2, 4, 9, dtype=torch.float64), anchors=box)
     with pytest.raises(ValueError, match=r"pred_dist must have the shapes|target and pred_dist must have"):
         FineGrainedLoss()(box, box, pred_dist=torch.zeros(2, 9), anchors=box)
+
+
+def test_the_fine_grained_loss_passes_gradcheck() -> None:
+    box, target = random_boxes(5), random_boxes(5)
+    logits = torch.randn(5, 4, 9, dtype=torch.float64, requires_grad=True)
+    loss = FineGrainedLoss(max_bin=8, reduction=N)
+    assert torch.autograd.gradcheck(lambda x: loss(box, target, pred_dist=x, anchors=box), (logits,))
+
+
+def test_distillation_passes_gradcheck() -> None:
+    student, teacher = (torch.randn(1, 3, 4, 5, dtype=torch.float64) for _ in range(2))
+    logits, quality = torch.randn(1, 3, 2, dtype=torch.float64), torch.tensor([[0.5, float("nan"), 0.1]])
+    loss = DistillationLoss(weight=1.5)
+    assert torch.autograd.gradcheck(lambda x: loss(x, teacher, logits, quality), (student.requires_grad_(),))
+
+
+@pytest.mark.parametrize("scale", [1e2, 1e4])
+def test_extreme_logits_give_finite_values_and_gradients(scale) -> None:
+    box, target = random_boxes(6).float(), random_boxes(6).float()
+    logits = (scale * torch.randn(6, 4, 33)).requires_grad_()
+    fine = FineGrainedLoss(reduction="sum")(box, target, pred_dist=logits, anchors=box)
+    student = logits.unsqueeze(0)
+    quality = torch.rand(1, 6)
+    coarse = DistillationLoss()(student, -student.detach(), scale * torch.randn(1, 6, 3), quality)
+    for loss in (fine, coarse):
+        assert loss.isfinite()
+        assert torch.autograd.grad(loss, logits, retain_graph=True)[0].isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_computed_in_float32(dtype) -> None:
+    box, target, logits = random_boxes(8).to(dtype), random_boxes(8).to(dtype), torch.randn(8, 4, 33).to(dtype)
+    loss = FineGrainedLoss()
+    value = loss(box, target, pred_dist=logits, anchors=box)
+    assert value.dtype == torch.float32
+    same = loss(box.float(), target.float(), pred_dist=logits.float(), anchors=box.float())
+    torch.testing.assert_close(value, same, rtol=0, atol=0)
+    student, classes, quality = logits.unsqueeze(0), torch.randn(1, 8, 3).to(dtype), torch.rand(1, 8).to(dtype)
+    distilled = DistillationLoss()(student, -student, classes, quality)
+    assert distilled.dtype == torch.float32
+    torch.testing.assert_close(
+        distilled, DistillationLoss()(student.float(), -student.float(), classes.float(), quality.float())
+    )

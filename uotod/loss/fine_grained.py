@@ -154,8 +154,9 @@ class DistillationLoss(nn.Module):
                 matched.
         """
         student, teacher = full_precision(student), full_precision(teacher).detach()
+        score = full_precision(teacher_logits).detach().sigmoid().amax(-1)
         matched = ~quality.isnan()
-        share = torch.where(matched, quality, teacher_logits.detach().sigmoid().amax(-1)).detach()
+        share = torch.where(matched, full_precision(quality).detach(), score)
         log_s, log_t = (F.log_softmax(x / self.temperature, dim=-1) for x in (student, teacher))
         divergence = F.kl_div(log_s, log_t, reduction="none", log_target=True).sum((-2, -1)) / 4  # (B, P)
         loss = self.temperature**2 * share * divergence
