@@ -21,13 +21,20 @@ from uotod.loss import (
 )
 from uotod.match import Hungarian
 from uotod.match._base import MatcherOptions
+from uotod.recipes._weigh import weigh
 
 Weights = Sequence[float]  # of classification, L1 and GIoU
 
 
+def class_loss(given: nn.Module | None, name: str, published: nn.Module, weights: Weights) -> nn.Module:
+    """Return the published loss of classes by its name, or the given one in its place, under the same weight."""
+    weight = _three(weights)[0]
+    return MultipleObjectiveLoss({name: published}, [weight]) if given is None else weigh(given, weight)
+
+
 def box_loss(weights: Weights) -> MultipleObjectiveLoss:
     """Return the weighted L1 loss of centre and size and the GIoU loss, as loss or as matching cost."""
-    _, l1, giou = weights
+    _, l1, giou = _three(weights)
     # no epsilon, as published: areas of normalised boxes may be as small as one
     losses = {"l1": BoxSpace(nn.L1Loss(reduction="none"), "cxcywh"), "giou": GIoULoss(eps=0.0, reduction="none")}
     return MultipleObjectiveLoss(losses, [l1, giou])
@@ -44,6 +51,12 @@ def set_costs(cls_cost: nn.Module, weights: Weights) -> MatcherOptions:
 def focal_hungarian(weights: Weights, **options: int) -> Hungarian:
     """Return the Hungarian matcher on the focal cost, L1 and GIoU, of Deformable DETR and its successors."""
     return Hungarian(**options, **set_costs(SigmoidFocalCost(alpha=0.25, gamma=2.0, reduction="none"), weights))
+
+
+def _three(weights: Weights) -> Weights:
+    if len(weights) != 3:
+        raise ValueError(f"weights must hold three numbers, of classes, L1 and GIoU, got {weights!r}")
+    return weights
 
 
 class DetrNormalizer(Normalizer):

@@ -37,8 +37,8 @@ def uot_detr(
     Args:
         num_classes: number of classes of targets, labelled 0 to `num_classes - 1`.
         matcher: replaces the matcher.
-        cls_loss: replaces the loss of the classes, weights included.
-        loc_loss: replaces the loss of the boxes, weights included.
+        cls_loss: replaces the loss of the classes, under the same weight.
+        loc_loss: replaces the sum of the losses of the boxes; its weights are its own.
         normalizer: replaces the normaliser.
         cost_weights: weights of classes, L1 and GIoU in the matching cost.
         loss_weights: weights of classes, L1 and GIoU in the loss.
@@ -49,6 +49,10 @@ def uot_detr(
 
     Shape:
         `pred_logits` (B, P, num_classes + 1) and `pred_boxes` (B, P, 4), xyxy, in units of the image; `aux_outputs`.
+
+    Raises:
+        TypeError: a part is of the wrong type.
+        ValueError: `num_classes` or a weight is out of its range.
 
     References:
         De Plaen et al., "Unbalanced optimal transport: a unified framework for object detection", CVPR 2023, sec. 5
@@ -65,12 +69,14 @@ def uot_detr(
         tensor([[[0.9960, 0.0040],
                  [0.0040, 0.9960]]])
     """
+    if matcher is None:
+        matcher = _transport("softmax", cost_weights, reg_pred, reg_target, reg_dimless)
     return detr(
         num_classes,
-        matcher=matcher or _transport("softmax", cost_weights, reg_pred, reg_target, reg_dimless),
+        matcher=matcher,
         cls_loss=cls_loss,
         loc_loss=loc_loss,
-        normalizer=normalizer or MassNormalizer(distributed=True),
+        normalizer=MassNormalizer(distributed=True) if normalizer is None else normalizer,
         loss_weights=loss_weights,
         background_weight=background_weight,
     )
@@ -102,8 +108,8 @@ def uot_deformable_detr(
     Args:
         num_classes: number of classes of targets and of logits.
         matcher: replaces the matcher.
-        cls_loss: replaces the loss of the classes, weights included.
-        loc_loss: replaces the loss of the boxes, weights included.
+        cls_loss: replaces the loss of the classes, under the same weight.
+        loc_loss: replaces the sum of the losses of the boxes; its weights are its own.
         normalizer: replaces the normaliser.
         cost_weights: weights of classes, L1 and GIoU in the matching cost.
         loss_weights: weights of classes, L1 and GIoU in the loss.
@@ -113,6 +119,10 @@ def uot_deformable_detr(
 
     Shape:
         As in `deformable_detr`.
+
+    Raises:
+        TypeError: a part is of the wrong type.
+        ValueError: `num_classes` or a weight is out of its range.
 
     References:
         De Plaen et al., CVPR 2023, sec. 5 and eq. 1.
@@ -124,12 +134,14 @@ def uot_deformable_detr(
         >>> uot_deformable_detr(num_classes=2)({"pred_logits": torch.zeros(1, 2, 2), "pred_boxes": box}, target)
         tensor(0.8866)
     """
+    if matcher is None:
+        matcher = _transport("sigmoid", cost_weights, reg_pred, reg_target, reg_dimless)
     return deformable_detr(
         num_classes,
-        matcher=matcher or _transport("sigmoid", cost_weights, reg_pred, reg_target, reg_dimless),
+        matcher=matcher,
         cls_loss=cls_loss,
         loc_loss=loc_loss,
-        normalizer=normalizer or PositiveNormalizer(distributed=True),
+        normalizer=PositiveNormalizer(distributed=True) if normalizer is None else normalizer,
         loss_weights=loss_weights,
     )
 
