@@ -116,3 +116,16 @@ def test_what_is_missing_is_named(name) -> None:
     del problem.input[key]
     with pytest.raises(ValueError, match=f"input must have the key '{key}'"):
         criterion(problem.input, problem.target, problem.anchors)
+
+
+@pytest.mark.parametrize("name", ALL_RECIPES)
+def test_a_bad_argument_is_named(name) -> None:
+    """Weights, exponents and flags of an impossible value raise, with the name of the argument."""
+    for key, parameter in inspect.signature(ALL_RECIPES[name]).parameters.items():
+        if key.endswith("_weight") or key in ("beta", "gamma", "sum_groups", "union"):
+            for value in ("bad", -1.0, float("nan")):
+                with pytest.raises((TypeError, ValueError), match=r"weight must|beta must|gamma must|_\w+ must"):
+                    ALL_RECIPES[name](CLASSES, **{key: value})
+        elif key.endswith("_loss") and parameter.default is None:
+            with pytest.raises(TypeError, match=f"{key}\\w* must|losses.* must"):
+                ALL_RECIPES[name](CLASSES, **{key: "bad"})

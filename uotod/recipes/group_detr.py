@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from uotod._check import check_integer
+from uotod._check import check_flag, check_integer
 from uotod.loss import (
     Branch,
     Branches,
@@ -81,7 +81,9 @@ def group_detr(
         focal_hungarian(cost_weights, groups=groups) if matcher is None else matcher,
         "none",
         quality="iou",
-        normalizer=GroupNormalizer(1 if sum_groups else groups) if normalizer is None else normalizer,
+        normalizer=GroupNormalizer(1 if check_flag("sum_groups", sum_groups) else groups)
+        if normalizer is None
+        else normalizer,
     )
     return Branches(main, enc_outputs=Branch(main))
 

@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from uotod._check import check_integer
+from uotod._check import check_integer, check_number
 from uotod._coders import DeltaCoder
 from uotod.loss import BoxSpace, DetectionLoss, IoULoss, Normalizer, PositiveNormalizer
 from uotod.match import IoUThreshold, Matcher, UnbalancedSinkhorn
@@ -162,7 +162,9 @@ def _softmax_on_anchors(
 ) -> DetectionLoss:
     check_integer("num_classes", num_classes, low=1)
     if loc_loss is None:
-        loc_loss = BoxSpace(nn.SmoothL1Loss(beta=beta, reduction="none"), DeltaCoder(SSD_WEIGHTS))
+        loc_loss = BoxSpace(
+            nn.SmoothL1Loss(beta=check_number("beta", beta, low=0.0), reduction="none"), DeltaCoder(SSD_WEIGHTS)
+        )
     return DetectionLoss(
         nn.CrossEntropyLoss(reduction="none") if cls_loss is None else cls_loss,
         loc_loss,
