@@ -29,9 +29,9 @@ Weights = Sequence[float]  # of classification, L1 and GIoU
 def class_loss(given: nn.Module | None, name: str, published: nn.Module, weights: Weights) -> nn.Module:
     """Return the published loss of classes by its name, or the given one in its place, under the same weight."""
     weight = _three(weights)[0]
-    return (
-        MultipleObjectiveLoss({name: published}, [weight]) if given is None else weigh("cls", given, published, weight)
-    )
+    if given is None:
+        return MultipleObjectiveLoss({name: published}, [weight])
+    return weigh("cls", given, published, weight)
 
 
 def box_loss(weights: Weights) -> MultipleObjectiveLoss:

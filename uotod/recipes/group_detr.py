@@ -74,6 +74,9 @@ def group_detr(
         tensor(0.8664)
     """
     check_integer("num_classes", num_classes, low=1)
+    check_flag("sum_groups", sum_groups)
+    if normalizer is None:
+        normalizer = GroupNormalizer(1 if sum_groups else groups)
     iou_aware = IoUAwareBCELoss(alpha=0.25, gamma=2.0, reduction="none")
     main = DetectionLoss(
         class_loss(cls_loss, "ia_bce", iou_aware, loss_weights),
@@ -81,9 +84,7 @@ def group_detr(
         focal_hungarian(cost_weights, groups=groups) if matcher is None else matcher,
         "none",
         quality="iou",
-        normalizer=GroupNormalizer(1 if check_flag("sum_groups", sum_groups) else groups)
-        if normalizer is None
-        else normalizer,
+        normalizer=normalizer,
     )
     return Branches(main, enc_outputs=Branch(main))
 

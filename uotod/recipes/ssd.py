@@ -161,10 +161,9 @@ def _softmax_on_anchors(
     neg_to_pos_ratio: float,
 ) -> DetectionLoss:
     check_integer("num_classes", num_classes, low=1)
+    check_number("beta", beta, low=0.0)
     if loc_loss is None:
-        loc_loss = BoxSpace(
-            nn.SmoothL1Loss(beta=check_number("beta", beta, low=0.0), reduction="none"), DeltaCoder(SSD_WEIGHTS)
-        )
+        loc_loss = BoxSpace(nn.SmoothL1Loss(beta=beta, reduction="none"), DeltaCoder(SSD_WEIGHTS))
     return DetectionLoss(
         nn.CrossEntropyLoss(reduction="none") if cls_loss is None else cls_loss,
         loc_loss,
