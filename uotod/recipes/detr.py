@@ -4,9 +4,9 @@ import torch
 from torch import nn
 
 from uotod._check import check_integer, check_number
-from uotod.loss import DetectionLoss, NegativeProbLoss, Normalizer
+from uotod.loss import DetectionLoss, Divisors, Masses, MassNormalizer, NegativeProbLoss, Normalizer, TargetNormalizer
 from uotod.match import Hungarian, Matcher
-from uotod.recipes._sets import DetrNormalizer, Weights, box_loss, class_loss, set_costs
+from uotod.recipes._sets import Weights, box_loss, class_loss, set_costs
 
 
 def detr(
@@ -71,3 +71,24 @@ def detr(
         "last",
         normalizer=DetrNormalizer() if normalizer is None else normalizer,
     )
+
+
+class DetrNormalizer(Normalizer):
+    """Divide classification by its class-weighted mass and localisation by the number of targets, as DETR does.
+
+    The number of targets is averaged over the ranks of `torch.distributed`, the mass is not.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(distributed=True)
+
+    @torch.no_grad()
+    def forward(self, masses: Masses) -> Divisors:
+        """Return the divisors of a batch, at least 1 each."""
+        own = MassNormalizer()(masses)
+        return Divisors(own.classification, TargetNormalizer(distributed=True)(masses).localization)
+
+    def divisors(self, masses: Masses) -> Divisors:
+        """Return the divisors of this process."""
+        own = MassNormalizer().divisors(masses)
+        return Divisors(own.classification, TargetNormalizer().divisors(masses).localization)

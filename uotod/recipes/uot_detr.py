@@ -2,11 +2,15 @@
 
 import math
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
+from uotod._boxes import full_precision
+from uotod._check import check_choice
+from uotod._cost import ClassTerms
 from uotod.loss import Branches, DetectionLoss, MassNormalizer, Normalizer, PositiveNormalizer
 from uotod.match import Matcher, UnbalancedSinkhorn
-from uotod.recipes._sets import MissingProbCost, Weights, set_costs
+from uotod.recipes._sets import Weights, set_costs
 from uotod.recipes.deformable_detr import deformable_detr
 from uotod.recipes.detr import detr
 
@@ -144,6 +148,36 @@ def uot_deformable_detr(
         normalizer=PositiveNormalizer(distributed=True) if normalizer is None else normalizer,
         loss_weights=loss_weights,
     )
+
+
+class MissingProbCost(nn.Module):
+    """Return `1 - p`, what the probability of the target's class lacks to 1.
+
+    Args:
+        activation: "softmax" or "sigmoid".
+    """
+
+    reduction = "none"
+
+    def __init__(self, activation: str) -> None:
+        super().__init__()
+        check_choice("activation", activation, ("softmax", "sigmoid"))
+        self.activation = activation
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        """Return the cost of (N, C) logits and (N,) labels."""
+        gain, _ = self.class_terms(input)
+        return 1 + gain.gather(-1, target.unsqueeze(-1)).squeeze(-1)
+
+    def class_terms(self, logits: Tensor) -> ClassTerms:
+        """Return the cost as an affine function of the one-hot target."""
+        logits = full_precision(logits)
+        prob = logits.softmax(-1) if self.activation == "softmax" else logits.sigmoid()
+        return ClassTerms(-prob, torch.ones_like(prob[..., 0]))
+
+    def extra_repr(self) -> str:
+        """Return the arguments for `repr`."""
+        return f"activation={self.activation!r}"
 
 
 def _transport(
