@@ -139,3 +139,10 @@ def test_optimal_transport_equals_its_formula(name, penalties, size) -> None:
 def test_the_weight_of_the_background_is_checked(name) -> None:
     with pytest.raises(ValueError, match="background_weight must lie in"):
         recipes.ALL_RECIPES[name](CLASSES, background_weight=-0.1)
+
+
+@pytest.mark.parametrize("name", ["detr", "uot_detr"])
+def test_logits_of_another_number_of_classes_are_named(name) -> None:
+    problem = problem_for(name)
+    with pytest.raises(ValueError, match=rf"pred_logits must have a class for each of the 7 .*, got {CLASSES + 1}"):
+        recipes.ALL_RECIPES[name](6)(problem.input, problem.target)
