@@ -334,6 +334,17 @@ def test_the_losses_print_their_arguments() -> None:
     assert repr(BalancedL1Loss()) == "BalancedL1Loss(alpha=0.5, gamma=1.5, beta=1.0, reduction='mean')"
 
 
+@pytest.mark.parametrize("target", [[3.0, 3.0, 3.0, 3.0], [3.0, 3.0, 1.0, 1.0], [0.0, 0.0, 1.0, 1.0]])
+def test_the_extended_iou_of_an_inverted_box_is_at_most_that_of_touching_boxes(target) -> None:
+    """Its rectangles have the area 4, though the boxes have none to share."""
+    box = torch.tensor([3.0, 3.0, 1.0, 1.0], requires_grad=True)
+    loss = ExtendedIoULoss()(box, torch.tensor(target))
+    (gradient,) = torch.autograd.grad(loss, box)
+    assert 0.95 <= loss < 10
+    assert gradient.isfinite().all()
+    assert gradient.abs().amax() < 10
+
+
 def test_a_sum_names_them_by_their_class() -> None:
     modules = [MPDIoULoss(image_size=(1, 1)), EIoULoss(), InnerIoULoss(), GIoULoss(), BalancedL1Loss()]
     assert MultipleObjectiveLoss(modules).names == ("mpdiou", "eiou", "inner_iou", "giou", "balanced_l1")

@@ -337,3 +337,10 @@ class TestFields:
 def test_bad_arguments_raise(build, message: str, error: type[Exception]) -> None:
     with pytest.raises(error, match=re.escape(message)):
         build()
+
+
+def test_a_sum_names_it_by_its_loss() -> None:
+    l1, deltas = nn.L1Loss(reduction=N), BoxSpace(nn.SmoothL1Loss(reduction=N), DeltaCoder())
+    assert MultipleObjectiveLoss([BoxSpace(l1, "cxcywh"), deltas, l1]).names == ("l1", "smooth_l1", "l1#2")
+    many = BoxSpace(MultipleObjectiveLoss([l1, nn.MSELoss(reduction=N)]), "cxcywh")
+    assert MultipleObjectiveLoss([many]).names == ("box_space",)

@@ -67,7 +67,11 @@ def test_each_part_can_be_replaced(name) -> None:
             part = nn.BCEWithLogitsLoss(reduction="none")
         criterion = main_of(build(CLASSES, **{key: part}))
         published = main_of(build(CLASSES))
-        assert getattr(criterion, names.get(key, key)) is part
+        found = getattr(criterion, names.get(key, key))
+        if found is not part:  # in a sum, under the published weight
+            assert key == "cls_loss"
+            assert list(found.losses) == [part]
+            assert found.weights == published.cls_loss_module.weights
         for other in set(parts) - {key}:
             attribute = names.get(other, other)
             assert type(getattr(criterion, attribute)) is type(getattr(published, attribute))
@@ -129,3 +133,16 @@ def test_optimal_transport_equals_its_formula(name, penalties, size) -> None:
         ours, theirs = (torch.autograd.grad(x, leaves, materialize_grads=True) for x in (actual, expected))
         for a, e in zip(ours, theirs, strict=True):
             torch.testing.assert_close(a, e, rtol=1e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["detr", "uot_detr"])
+def test_the_weight_of_the_background_is_checked(name) -> None:
+    with pytest.raises(ValueError, match="background_weight must lie in"):
+        recipes.ALL_RECIPES[name](CLASSES, background_weight=-0.1)
+
+
+@pytest.mark.parametrize("name", ["detr", "uot_detr"])
+def test_logits_of_another_number_of_classes_are_named(name) -> None:
+    problem = problem_for(name)
+    with pytest.raises(ValueError, match=rf"pred_logits must have a class for each of the 7 .*, got {CLASSES + 1}"):
+        recipes.ALL_RECIPES[name](6)(problem.input, problem.target)

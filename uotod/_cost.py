@@ -207,6 +207,11 @@ def _box_cost_by_rows(module: nn.Module, boxes: Tensor, target_boxes: Tensor) ->
 def _cross_entropy_terms(module: nn.CrossEntropyLoss, logits: Tensor) -> ClassTerms:
     negative = -F.log_softmax(logits, dim=-1)
     if module.weight is not None:
+        if len(module.weight) != logits.shape[-1]:
+            raise ValueError(
+                f"pred_logits must have a class for each of the {len(module.weight)} weights of {module}, "
+                f"got {logits.shape[-1]}"
+            )
         negative = negative * module.weight.to(negative.dtype)
     gain = negative
     if module.label_smoothing > 0:

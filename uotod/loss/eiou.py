@@ -88,11 +88,18 @@ class ExtendedIoULoss(BoxPairLoss):
     def _of_pair(self, box: Coordinates, target: Coordinates) -> Tensor:
         (aw, ah), (bw, bh) = sizes(box), sizes(target)
         shared = _extended_intersection(box, target)
+        # the rectangles of an inverted box have an area, but it shares none: the loss is to make them smaller
+        shared = torch.where(_is_inverted(box) | _is_inverted(target), -shared.abs(), shared)
         # proper boxes have a union of at least the larger area; that of inverted ones may be anything
         union = torch.maximum(aw * ah + bw * bh - shared, torch.maximum(aw * ah, bw * bh))
         distance = 1 - quotient(shared, union, self.eps)
         point = self.smooth_point
         return torch.where(distance < point, distance**2 / (2 * point), distance - point / 2)
+
+
+def _is_inverted(box: Coordinates) -> Tensor:
+    x1, y1, x2, y2 = box
+    return (x2 < x1) | (y2 < y1)
 
 
 def _extended_intersection(box: Coordinates, target: Coordinates) -> Tensor:

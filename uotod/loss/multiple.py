@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from uotod._check import check_number
 from uotod._cost import Part
+from uotod.loss.box_space import BoxSpace
 
 
 class MultipleObjectiveLoss(nn.Module):
@@ -19,7 +20,7 @@ class MultipleObjectiveLoss(nn.Module):
 
     Args:
         losses: the losses, or a dict that names them. Without names a loss is called by its class: `L1Loss` is
-            "l1", a second one "l1#2".
+            "l1", a second one "l1#2"; a `BoxSpace` is called by its loss.
         weights: one weight of at least 0 a loss; all 1 by default.
 
     Shape:
@@ -90,6 +91,8 @@ def _names(modules: Sequence[nn.Module]) -> tuple[str, ...]:
     """Return a name a module: its class without `Loss`, in snake case, numbered from the second of a kind on."""
     names, seen = [], Counter[str]()
     for module in modules:
+        while isinstance(module, BoxSpace) and not isinstance(module.loss, MultipleObjectiveLoss):
+            module = module.loss
         stem = re.sub(r"Loss$", "", type(module).__name__) or "loss"
         stem = re.sub(r"[A-Z]*IoU", lambda match: match[0].capitalize(), stem)  # GIoU is one word
         name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", stem).lower()

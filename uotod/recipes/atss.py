@@ -71,13 +71,13 @@ def atss(
     """
     check_integer("num_classes", num_classes, low=1)
     return DetectionLoss(
-        weigh(SigmoidFocalLoss(alpha=0.25, reduction="none") if cls_loss is None else cls_loss, cls_weight),
-        weigh(GIoULoss(reduction="none") if loc_loss is None else loc_loss, loc_weight),
+        weigh("cls", cls_loss, SigmoidFocalLoss(alpha=0.25, reduction="none"), cls_weight),
+        weigh("loc", loc_loss, GIoULoss(reduction="none"), loc_weight),
         ATSS() if matcher is None else matcher,
         "none",
         normalizer=AnchorNormalizer(distributed=True) if normalizer is None else normalizer,
         loc_quality="centerness",
-        obj_loss_module=weigh(nn.BCEWithLogitsLoss(reduction="none") if obj_loss is None else obj_loss, obj_weight),
+        obj_loss_module=weigh("obj", obj_loss, nn.BCEWithLogitsLoss(reduction="none"), obj_weight),
         obj_quality="centerness",
         obj_background=False,
     )

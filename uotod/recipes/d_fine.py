@@ -2,6 +2,7 @@
 
 from torch import nn
 
+from uotod._check import check_integer
 from uotod.loss import (
     Branch,
     Branches,
@@ -18,7 +19,7 @@ from uotod.loss import (
     VarifocalLoss,
 )
 from uotod.match import Matcher
-from uotod.recipes._sets import Weights, box_loss, focal_hungarian
+from uotod.recipes._sets import Weights, box_loss, class_loss, focal_hungarian
 
 
 def d_fine(
@@ -48,8 +49,8 @@ def d_fine(
     Args:
         num_classes: number of classes of targets and of logits.
         matcher: replaces the matcher.
-        cls_loss: replaces the loss of the classes, weights included.
-        loc_loss: replaces the loss of the boxes, that of distributions and weights included.
+        cls_loss: replaces the loss of the classes, under the same weight.
+        loc_loss: replaces the sum of the losses of the boxes, `FineGrainedLoss` included; its weights are its own.
         normalizer: replaces the normaliser of matched queries.
         cost_weights: weights of classes, L1 and GIoU in the matching cost.
         loss_weights: weights of classes, L1 and GIoU in the loss.
@@ -59,6 +60,10 @@ def d_fine(
     Shape:
         As in `rt_detr`; `pred_dist` (B, P, 4, 33) of the layers that refine distributions, the final one among them,
         and as `anchors` the boxes (B, P, 4), xyxy, from which they start. `dn_outputs` has `anchors` of its own.
+
+    Raises:
+        TypeError: a part is of the wrong type.
+        ValueError: `num_classes` or a weight is out of its range.
 
     References:
         Peng et al., "D-FINE: redefine regression task in DETRs as fine-grained distribution refinement", ICLR 2025;
@@ -73,8 +78,9 @@ def d_fine(
         >>> criterion(output, target, anchors=box)
         tensor(2.9210)
     """
+    check_integer("num_classes", num_classes, low=1)
     varifocal = VarifocalLoss(alpha=0.75, gamma=2.0, form="rtdetr", reduction="none")
-    cls_loss = cls_loss or MultipleObjectiveLoss({"vfl": varifocal}, loss_weights[:1])
+    cls_loss = class_loss(cls_loss, "vfl", varifocal, loss_weights)
     return _united(cls_loss, loc_loss, matcher, normalizer, cost_weights, loss_weights, dist_weights, union)
 
 
@@ -106,8 +112,8 @@ def deim(
     Args:
         num_classes: number of classes of targets and of logits.
         matcher: replaces the matcher.
-        cls_loss: replaces the loss of the classes, weights included.
-        loc_loss: replaces the loss of the boxes, that of distributions and weights included.
+        cls_loss: replaces the loss of the classes, under the same weight.
+        loc_loss: replaces the sum of the losses of the boxes, `FineGrainedLoss` included; its weights are its own.
         normalizer: replaces the normaliser of matched queries.
         cost_weights: weights of classes, L1 and GIoU in the matching cost.
         loss_weights: weights of classes, L1 and GIoU in the loss.
@@ -118,6 +124,10 @@ def deim(
     Shape:
         As in `rt_detr`; `pred_dist` (B, P, 4, 33) of the layers that refine distributions, the final one among them,
         and as `anchors` the boxes (B, P, 4), xyxy, from which they start. `dn_outputs` has `anchors` of its own.
+
+    Raises:
+        TypeError: a part is of the wrong type.
+        ValueError: `num_classes` or a weight is out of its range.
 
     References:
         Huang et al., "DEIM: DETR with improved matching for fast convergence", CVPR 2025; the numbers of
@@ -132,8 +142,9 @@ def deim(
         >>> criterion(output, target, anchors=box)
         tensor(3.0361)
     """
+    check_integer("num_classes", num_classes, low=1)
     mal = MatchabilityAwareLoss(gamma=gamma, reduction="none")
-    cls_loss = cls_loss or MultipleObjectiveLoss({"mal": mal}, loss_weights[:1])
+    cls_loss = class_loss(cls_loss, "mal", mal, loss_weights)
     return _united(cls_loss, loc_loss, matcher, normalizer, cost_weights, loss_weights, dist_weights, union)
 
 
@@ -159,14 +170,15 @@ def _united(
     dist_weights: tuple[float, float] | None,
     union: bool,
 ) -> Branches:
-    matcher, distillation = matcher or focal_hungarian(cost_weights), None
-    boxes = box_loss(loss_weights)
+    matcher = focal_hungarian(cost_weights) if matcher is None else matcher
+    boxes, distillation = box_loss(loss_weights), None
     if dist_weights is not None:
         distillation = DistillationLoss(temperature=5.0, weight=dist_weights[1])
         parts = dict(zip(boxes.names, boxes.losses, strict=True)) | {"fgl": FineGrainedLoss(reduction="none")}
         boxes = MultipleObjectiveLoss(parts, [*boxes.weights, dist_weights[0]])
-    loc_loss = loc_loss or boxes
-    normalizer = normalizer or (UnionNormalizer() if union else TargetNormalizer(distributed=True))
+    loc_loss = boxes if loc_loss is None else loc_loss
+    if normalizer is None:
+        normalizer = UnionNormalizer() if union else TargetNormalizer(distributed=True)
 
     def loss(normalizer: Normalizer, union: bool) -> DetectionLoss:
         return DetectionLoss(

@@ -2,17 +2,17 @@
 
 from torch import nn
 
+from uotod._check import check_integer
 from uotod.loss import (
     Branch,
     Branches,
     DetectionLoss,
-    MultipleObjectiveLoss,
     Normalizer,
     SigmoidFocalLoss,
     TargetNormalizer,
 )
 from uotod.match import Matcher
-from uotod.recipes._sets import Weights, box_loss, focal_hungarian
+from uotod.recipes._sets import Weights, box_loss, class_loss, focal_hungarian
 
 
 def deformable_detr(
@@ -39,8 +39,8 @@ def deformable_detr(
     Args:
         num_classes: number of classes of targets and of logits.
         matcher: replaces the matcher.
-        cls_loss: replaces the loss of the classes, weights included.
-        loc_loss: replaces the loss of the boxes, weights included.
+        cls_loss: replaces the loss of the classes, under the same weight.
+        loc_loss: replaces the sum of the losses of the boxes; its weights are its own.
         normalizer: replaces the normaliser.
         cost_weights: weights of classes, L1 and GIoU in the matching cost.
         loss_weights: weights of classes, L1 and GIoU in the loss.
@@ -48,6 +48,10 @@ def deformable_detr(
     Shape:
         `pred_logits` (B, P, num_classes) and `pred_boxes` (B, P, 4), xyxy, in units of the image; `aux_outputs`;
         optionally, with two stages, `enc_outputs`, a dict of the same keys.
+
+    Raises:
+        TypeError: a part is of the wrong type.
+        ValueError: `num_classes` or a weight is out of its range.
 
     References:
         Zhu et al., "Deformable DETR", ICLR 2021; the numbers of fundamentalvision/Deformable-DETR and of
@@ -61,12 +65,13 @@ def deformable_detr(
         >>> criterion({"pred_logits": torch.zeros(1, 1, 2), "pred_boxes": box}, target)
         tensor(0.3466)
     """
+    check_integer("num_classes", num_classes, low=1)
     focal = SigmoidFocalLoss(alpha=0.25, gamma=2.0, reduction="none")
     main = DetectionLoss(
-        cls_loss or MultipleObjectiveLoss({"focal": focal}, loss_weights[:1]),
-        loc_loss or box_loss(loss_weights),
-        matcher or focal_hungarian(cost_weights),
+        class_loss(cls_loss, "focal", focal, loss_weights),
+        box_loss(loss_weights) if loc_loss is None else loc_loss,
+        focal_hungarian(cost_weights) if matcher is None else matcher,
         "none",
-        normalizer=normalizer or TargetNormalizer(distributed=True),
+        normalizer=TargetNormalizer(distributed=True) if normalizer is None else normalizer,
     )
     return Branches(main, enc_outputs=Branch(main, class_agnostic=True))

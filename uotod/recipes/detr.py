@@ -3,9 +3,10 @@
 import torch
 from torch import nn
 
-from uotod.loss import DetectionLoss, MultipleObjectiveLoss, NegativeProbLoss, Normalizer
+from uotod._check import check_integer, check_number
+from uotod.loss import DetectionLoss, Divisors, Masses, MassNormalizer, NegativeProbLoss, Normalizer, TargetNormalizer
 from uotod.match import Hungarian, Matcher
-from uotod.recipes._sets import DetrNormalizer, Weights, box_loss, set_costs
+from uotod.recipes._sets import Weights, box_loss, class_loss, set_costs
 
 
 def detr(
@@ -32,8 +33,8 @@ def detr(
     Args:
         num_classes: number of classes of targets, labelled 0 to `num_classes - 1`.
         matcher: replaces the matcher.
-        cls_loss: replaces the loss of the classes, weights included.
-        loc_loss: replaces the loss of the boxes, weights included.
+        cls_loss: replaces the loss of the classes, under the same weight.
+        loc_loss: replaces the sum of the losses of the boxes; its weights are its own.
         normalizer: replaces the normaliser.
         cost_weights: weights of classes, L1 and GIoU in the matching cost.
         loss_weights: weights of classes, L1 and GIoU in the loss.
@@ -41,6 +42,10 @@ def detr(
 
     Shape:
         `pred_logits` (B, P, num_classes + 1) and `pred_boxes` (B, P, 4), xyxy, in units of the image; `aux_outputs`.
+
+    Raises:
+        TypeError: a part is of the wrong type.
+        ValueError: `num_classes` or a weight is out of its range.
 
     References:
         Carion et al., "End-to-end object detection with transformers", ECCV 2020; the numbers of
@@ -53,12 +58,37 @@ def detr(
         >>> criterion({"pred_logits": torch.zeros(1, 1, 3), "pred_boxes": box}, target)
         tensor(1.0986)
     """
-    weight = torch.ones(num_classes + 1)
-    weight[-1] = background_weight
+    weight = torch.ones(check_integer("num_classes", num_classes, low=1) + 1)
+    weight[-1] = check_number("background_weight", background_weight, low=0.0)
+    cross_entropy = nn.CrossEntropyLoss(weight, reduction="none")
+    cross_entropy.register_buffer("weight", weight, persistent=False)  # an argument, not a state to be saved
+    if matcher is None:
+        matcher = Hungarian(**set_costs(NegativeProbLoss(reduction="none"), cost_weights))
     return DetectionLoss(
-        cls_loss or MultipleObjectiveLoss({"ce": nn.CrossEntropyLoss(weight, reduction="none")}, loss_weights[:1]),
-        loc_loss or box_loss(loss_weights),
-        matcher or Hungarian(**set_costs(NegativeProbLoss(reduction="none"), cost_weights)),
+        class_loss(cls_loss, "ce", cross_entropy, loss_weights),
+        box_loss(loss_weights) if loc_loss is None else loc_loss,
+        matcher,
         "last",
-        normalizer=normalizer or DetrNormalizer(),
+        normalizer=DetrNormalizer() if normalizer is None else normalizer,
     )
+
+
+class DetrNormalizer(Normalizer):
+    """Divide classification by its class-weighted mass and localisation by the number of targets, as DETR does.
+
+    The number of targets is averaged over the ranks of `torch.distributed`, the mass is not.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(distributed=True)
+
+    @torch.no_grad()
+    def forward(self, masses: Masses) -> Divisors:
+        """Return the divisors of a batch, at least 1 each."""
+        own = MassNormalizer()(masses)
+        return Divisors(own.classification, TargetNormalizer(distributed=True)(masses).localization)
+
+    def divisors(self, masses: Masses) -> Divisors:
+        """Return the divisors of this process."""
+        own = MassNormalizer().divisors(masses)
+        return Divisors(own.classification, TargetNormalizer().divisors(masses).localization)

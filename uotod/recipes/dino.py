@@ -2,18 +2,18 @@
 
 from torch import nn
 
+from uotod._check import check_integer
 from uotod.loss import (
     Branch,
     Branches,
     DetectionLoss,
-    MultipleObjectiveLoss,
     Normalizer,
     PositiveNormalizer,
     SigmoidFocalLoss,
     TargetNormalizer,
 )
 from uotod.match import Matcher
-from uotod.recipes._sets import Weights, box_loss, focal_hungarian
+from uotod.recipes._sets import Weights, box_loss, class_loss, focal_hungarian
 
 
 def dino(
@@ -43,8 +43,8 @@ def dino(
     Args:
         num_classes: number of classes of targets and of logits.
         matcher: replaces the matcher.
-        cls_loss: replaces the loss of the classes, weights included.
-        loc_loss: replaces the loss of the boxes, weights included.
+        cls_loss: replaces the loss of the classes, under the same weight.
+        loc_loss: replaces the sum of the losses of the boxes; its weights are its own.
         normalizer: replaces the normaliser of matched queries.
         cost_weights: weights of classes, L1 and GIoU in the matching cost.
         loss_weights: weights of classes, L1 and GIoU in the loss.
@@ -55,6 +55,10 @@ def dino(
         `pred_logits` (B, P, num_classes) and `pred_boxes` (B, P, 4), xyxy, in units of the image; `aux_outputs`;
         optionally `interm_outputs`, a dict of the same keys, and `dn_outputs`, one with `aux_outputs` and `plan`:
         (B, P_dn) index of the target of each denoising query, T for those of negatives and of padding.
+
+    Raises:
+        TypeError: a part is of the wrong type.
+        ValueError: `num_classes` or a weight is out of its range.
 
     References:
         Zhang et al., "DINO: DETR with improved denoising anchor boxes", ICLR 2023; the numbers of IDEA-Research/DINO
@@ -73,10 +77,12 @@ def dino(
         >>> criterion(output | {"dn_outputs": denoising}, target)
         tensor(0.6065)
     """
+    check_integer("num_classes", num_classes, low=1)
     focal = SigmoidFocalLoss(alpha=0.25, gamma=2.0, reduction="none")
-    cls_loss = cls_loss or MultipleObjectiveLoss({"focal": focal}, loss_weights[:1])
-    loc_loss, matcher = loc_loss or box_loss(loss_weights), matcher or focal_hungarian(cost_weights)
-    normalizer = normalizer or TargetNormalizer(distributed=True)
+    cls_loss = class_loss(cls_loss, "focal", focal, loss_weights)
+    loc_loss = box_loss(loss_weights) if loc_loss is None else loc_loss
+    matcher = focal_hungarian(cost_weights) if matcher is None else matcher
+    normalizer = TargetNormalizer(distributed=True) if normalizer is None else normalizer
     main = DetectionLoss(cls_loss, loc_loss, matcher, "none", normalizer=normalizer)
     dn = DetectionLoss(cls_loss, loc_loss, matcher, "none", normalizer=PositiveNormalizer(distributed=True))
     return Branches(main, interm_outputs=Branch(main, interm_weight), dn_outputs=Branch(dn, dn_weight))

@@ -76,16 +76,15 @@ def fcos(
     is_weighted = style == "mmdetection"
     if normalizer is None:
         normalizer = CenternessNormalizer(distributed=True) if is_weighted else PositiveNormalizer()
-    if loc_loss is None:
-        loc_loss = IoULoss(mode="log", reduction="none") if is_weighted else GIoULoss(reduction="none")
+    boxes = IoULoss(mode="log", reduction="none") if is_weighted else GIoULoss(reduction="none")
     return DetectionLoss(
-        weigh(SigmoidFocalLoss(alpha=0.25, reduction="none") if cls_loss is None else cls_loss, cls_weight),
-        weigh(loc_loss, loc_weight),
+        weigh("cls", cls_loss, SigmoidFocalLoss(alpha=0.25, reduction="none"), cls_weight),
+        weigh("loc", loc_loss, boxes, loc_weight),
         FCOS() if matcher is None else matcher,
         "none",
         normalizer=normalizer,
         loc_quality="centerness" if is_weighted else None,
-        obj_loss_module=weigh(nn.BCEWithLogitsLoss(reduction="none") if obj_loss is None else obj_loss, obj_weight),
+        obj_loss_module=weigh("obj", obj_loss, nn.BCEWithLogitsLoss(reduction="none"), obj_weight),
         obj_quality="centerness",
         obj_background=False,
     )

@@ -7,13 +7,12 @@ from uotod.loss import (
     DetectionLoss,
     DistributionFocalLoss,
     GIoULoss,
-    MultipleObjectiveLoss,
     Normalizer,
     QualityFocalLoss,
 )
 from uotod.match import ATSS, Matcher
 from uotod.recipes._normalize import AnchorNormalizer
-from uotod.recipes._weigh import weigh
+from uotod.recipes._weigh import weigh, weighted_sum
 
 
 def gfl(
@@ -79,14 +78,13 @@ def gfl(
         [('loss_cls', 10.2261), ('loss_loc_box', 0.4444), ('loss_loc_dfl', 0.1733)]
     """
     check_integer("num_classes", num_classes, low=1)
-    losses: dict[str, nn.Module] = {"box": GIoULoss(reduction="none") if loc_loss is None else loc_loss}
-    weights = [loc_weight]
-    if dfl_weight:
-        losses["dfl"] = DistributionFocalLoss(reduction="none") if dfl_loss is None else dfl_loss
-        weights.append(dfl_weight)
+    losses = {
+        "box": GIoULoss(reduction="none") if loc_loss is None else loc_loss,
+        "dfl": DistributionFocalLoss(reduction="none") if dfl_loss is None else dfl_loss,
+    }
     return DetectionLoss(
-        weigh(QualityFocalLoss(reduction="none") if cls_loss is None else cls_loss, cls_weight),
-        MultipleObjectiveLoss(losses, weights),
+        weigh("cls", cls_loss, QualityFocalLoss(reduction="none"), cls_weight),
+        weighted_sum(losses, {"loc_weight": loc_weight, "dfl_weight": dfl_weight}),
         ATSS() if matcher is None else matcher,
         "none",
         normalizer=AnchorNormalizer(distributed=True) if normalizer is None else normalizer,

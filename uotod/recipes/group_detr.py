@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from uotod._check import check_integer
+from uotod._check import check_flag, check_integer
 from uotod.loss import (
     Branch,
     Branches,
@@ -10,12 +10,11 @@ from uotod.loss import (
     Divisors,
     IoUAwareBCELoss,
     Masses,
-    MultipleObjectiveLoss,
     Normalizer,
     TargetNormalizer,
 )
 from uotod.match import Matcher
-from uotod.recipes._sets import Weights, box_loss, focal_hungarian
+from uotod.recipes._sets import Weights, box_loss, class_loss, focal_hungarian
 
 
 def group_detr(
@@ -46,8 +45,8 @@ def group_detr(
     Args:
         num_classes: number of classes of targets and of logits.
         matcher: replaces the matcher.
-        cls_loss: replaces the loss of the classes, weights included.
-        loc_loss: replaces the loss of the boxes, weights included.
+        cls_loss: replaces the loss of the classes, under the same weight.
+        loc_loss: replaces the sum of the losses of the boxes; its weights are its own.
         normalizer: replaces the normaliser.
         cost_weights: weights of classes, L1 and GIoU in the matching cost.
         loss_weights: weights of classes, L1 and GIoU in the loss.
@@ -57,6 +56,10 @@ def group_detr(
     Shape:
         `pred_logits` (B, P, num_classes) and `pred_boxes` (B, P, 4), xyxy, in units of the image, P a multiple of
         `groups`; `aux_outputs`; optionally `enc_outputs`, a dict of the same keys.
+
+    Raises:
+        TypeError: a part is of the wrong type.
+        ValueError: `num_classes` or a weight is out of its range.
 
     References:
         Chen et al., "Group DETR", ICCV 2023; Chen et al., "LW-DETR", 2024; Robinson et al., "RF-DETR", 2025; the
@@ -70,16 +73,18 @@ def group_detr(
         >>> criterion({"pred_logits": torch.zeros(1, 2, 2), "pred_boxes": box.expand(1, 2, 4)}, target)
         tensor(0.8664)
     """
-    cls_loss = cls_loss or MultipleObjectiveLoss(
-        {"ia_bce": IoUAwareBCELoss(alpha=0.25, gamma=2.0, reduction="none")}, loss_weights[:1]
-    )
+    check_integer("num_classes", num_classes, low=1)
+    check_flag("sum_groups", sum_groups)
+    if normalizer is None:
+        normalizer = GroupNormalizer(1 if sum_groups else groups)
+    iou_aware = IoUAwareBCELoss(alpha=0.25, gamma=2.0, reduction="none")
     main = DetectionLoss(
-        cls_loss,
-        loc_loss or box_loss(loss_weights),
-        matcher or focal_hungarian(cost_weights, groups=groups),
+        class_loss(cls_loss, "ia_bce", iou_aware, loss_weights),
+        box_loss(loss_weights) if loc_loss is None else loc_loss,
+        focal_hungarian(cost_weights, groups=groups) if matcher is None else matcher,
         "none",
         quality="iou",
-        normalizer=normalizer or GroupNormalizer(1 if sum_groups else groups),
+        normalizer=normalizer,
     )
     return Branches(main, enc_outputs=Branch(main))
 

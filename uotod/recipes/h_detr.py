@@ -35,8 +35,8 @@ def h_detr(
     Args:
         num_classes: number of classes of targets and of logits.
         matcher: replaces the matcher of the one-to-one queries.
-        cls_loss: replaces the loss of the classes, weights included.
-        loc_loss: replaces the loss of the boxes, weights included.
+        cls_loss: replaces the loss of the classes, under the same weight.
+        loc_loss: replaces the sum of the losses of the boxes; its weights are its own.
         normalizer: replaces the normaliser of the one-to-one queries.
         cost_weights: weights of classes, L1 and GIoU in the matching cost.
         loss_weights: weights of classes, L1 and GIoU in the loss.
@@ -45,6 +45,10 @@ def h_detr(
 
     Shape:
         As in `deformable_detr`, and optionally `one2many_outputs`, a dict of the same keys.
+
+    Raises:
+        TypeError: a part is of the wrong type.
+        ValueError: `num_classes` or a weight is out of its range.
 
     References:
         Jia et al., "DETRs with hybrid matching", CVPR 2023; the numbers of HDETR/H-Deformable-DETR. Its targets are

@@ -68,12 +68,12 @@ def ota(
     """
     check_integer("num_classes", num_classes, low=1)
     return DetectionLoss(
-        weigh(SigmoidFocalLoss(alpha=0.25, reduction="none") if cls_loss is None else cls_loss, cls_weight),
-        weigh(GIoULoss(reduction="none") if loc_loss is None else loc_loss, loc_weight),
+        weigh("cls", cls_loss, SigmoidFocalLoss(alpha=0.25, reduction="none"), cls_weight),
+        weigh("loc", loc_loss, GIoULoss(reduction="none"), loc_weight),
         OTA() if matcher is None else matcher,
         "none",
         normalizer=PositiveNormalizer(distributed=True) if normalizer is None else normalizer,
-        obj_loss_module=weigh(nn.BCEWithLogitsLoss(reduction="none") if obj_loss is None else obj_loss, obj_weight),
+        obj_loss_module=weigh("obj", obj_loss, nn.BCEWithLogitsLoss(reduction="none"), obj_weight),
         obj_quality="iou",
         obj_background=False,
     )

@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from uotod._check import check_choice, check_integer
+from uotod._check import check_choice, check_integer, check_number
 from uotod._coders import DeltaCoder
 from uotod.loss import (
     BoxSpace,
@@ -84,6 +84,7 @@ def retinanet(
     check_choice("style", style, ("torchvision", "detectron2"))
     if beta is None:
         beta = 0.0 if style == "torchvision" else 0.1
+    check_number("beta", beta, low=0.0)
     if matcher is None:
         matcher = IoUThreshold(positive=positive, negative=negative, force_match="low_quality", is_anchor_based=True)
     if cls_loss is None:

@@ -61,8 +61,8 @@ def rtmdet(
     """
     check_integer("num_classes", num_classes, low=1)
     return DetectionLoss(
-        weigh(QualityFocalLoss(reduction="none") if cls_loss is None else cls_loss, cls_weight),
-        weigh(GIoULoss(reduction="none") if loc_loss is None else loc_loss, loc_weight),
+        weigh("cls", cls_loss, QualityFocalLoss(reduction="none"), cls_weight),
+        weigh("loc", loc_loss, GIoULoss(reduction="none"), loc_weight),
         DynamicSoftLabel() if matcher is None else matcher,
         "none",
         normalizer=ScoreNormalizer(distributed=True) if normalizer is None else normalizer,

@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from uotod._check import check_integer
+from uotod._check import check_integer, check_number
 from uotod._coders import DeltaCoder
 from uotod.loss import BoxSpace, DetectionLoss, IoULoss, Normalizer, PositiveNormalizer
 from uotod.match import IoUThreshold, Matcher, UnbalancedSinkhorn
@@ -161,6 +161,7 @@ def _softmax_on_anchors(
     neg_to_pos_ratio: float,
 ) -> DetectionLoss:
     check_integer("num_classes", num_classes, low=1)
+    check_number("beta", beta, low=0.0)
     if loc_loss is None:
         loc_loss = BoxSpace(nn.SmoothL1Loss(beta=beta, reduction="none"), DeltaCoder(SSD_WEIGHTS))
     return DetectionLoss(

@@ -68,8 +68,8 @@ def tood(
     if matcher is None:
         matcher = TaskAligned(topk=13, alpha=1.0, overlap="iou", candidates="all", min_size=None, eps=1e-7)
     return DetectionLoss(
-        weigh(QualityFocalLoss(reduction="none") if cls_loss is None else cls_loss, cls_weight),
-        weigh(GIoULoss(reduction="none") if loc_loss is None else loc_loss, loc_weight),
+        weigh("cls", cls_loss, QualityFocalLoss(reduction="none"), cls_weight),
+        weigh("loc", loc_loss, GIoULoss(reduction="none"), loc_weight),
         matcher,
         "none",
         normalizer=ScoreNormalizer(distributed=True) if normalizer is None else normalizer,

@@ -2,11 +2,15 @@
 
 import math
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
+from uotod._boxes import full_precision
+from uotod._check import check_choice
+from uotod._cost import ClassTerms
 from uotod.loss import Branches, DetectionLoss, MassNormalizer, Normalizer, PositiveNormalizer
 from uotod.match import Matcher, UnbalancedSinkhorn
-from uotod.recipes._sets import MissingProbCost, Weights, set_costs
+from uotod.recipes._sets import Weights, set_costs
 from uotod.recipes.deformable_detr import deformable_detr
 from uotod.recipes.detr import detr
 
@@ -37,8 +41,8 @@ def uot_detr(
     Args:
         num_classes: number of classes of targets, labelled 0 to `num_classes - 1`.
         matcher: replaces the matcher.
-        cls_loss: replaces the loss of the classes, weights included.
-        loc_loss: replaces the loss of the boxes, weights included.
+        cls_loss: replaces the loss of the classes, under the same weight.
+        loc_loss: replaces the sum of the losses of the boxes; its weights are its own.
         normalizer: replaces the normaliser.
         cost_weights: weights of classes, L1 and GIoU in the matching cost.
         loss_weights: weights of classes, L1 and GIoU in the loss.
@@ -49,6 +53,10 @@ def uot_detr(
 
     Shape:
         `pred_logits` (B, P, num_classes + 1) and `pred_boxes` (B, P, 4), xyxy, in units of the image; `aux_outputs`.
+
+    Raises:
+        TypeError: a part is of the wrong type.
+        ValueError: `num_classes` or a weight is out of its range.
 
     References:
         De Plaen et al., "Unbalanced optimal transport: a unified framework for object detection", CVPR 2023, sec. 5
@@ -65,12 +73,14 @@ def uot_detr(
         tensor([[[0.9960, 0.0040],
                  [0.0040, 0.9960]]])
     """
+    if matcher is None:
+        matcher = _transport("softmax", cost_weights, reg_pred, reg_target, reg_dimless)
     return detr(
         num_classes,
-        matcher=matcher or _transport("softmax", cost_weights, reg_pred, reg_target, reg_dimless),
+        matcher=matcher,
         cls_loss=cls_loss,
         loc_loss=loc_loss,
-        normalizer=normalizer or MassNormalizer(distributed=True),
+        normalizer=MassNormalizer(distributed=True) if normalizer is None else normalizer,
         loss_weights=loss_weights,
         background_weight=background_weight,
     )
@@ -102,8 +112,8 @@ def uot_deformable_detr(
     Args:
         num_classes: number of classes of targets and of logits.
         matcher: replaces the matcher.
-        cls_loss: replaces the loss of the classes, weights included.
-        loc_loss: replaces the loss of the boxes, weights included.
+        cls_loss: replaces the loss of the classes, under the same weight.
+        loc_loss: replaces the sum of the losses of the boxes; its weights are its own.
         normalizer: replaces the normaliser.
         cost_weights: weights of classes, L1 and GIoU in the matching cost.
         loss_weights: weights of classes, L1 and GIoU in the loss.
@@ -113,6 +123,10 @@ def uot_deformable_detr(
 
     Shape:
         As in `deformable_detr`.
+
+    Raises:
+        TypeError: a part is of the wrong type.
+        ValueError: `num_classes` or a weight is out of its range.
 
     References:
         De Plaen et al., CVPR 2023, sec. 5 and eq. 1.
@@ -124,14 +138,46 @@ def uot_deformable_detr(
         >>> uot_deformable_detr(num_classes=2)({"pred_logits": torch.zeros(1, 2, 2), "pred_boxes": box}, target)
         tensor(0.8866)
     """
+    if matcher is None:
+        matcher = _transport("sigmoid", cost_weights, reg_pred, reg_target, reg_dimless)
     return deformable_detr(
         num_classes,
-        matcher=matcher or _transport("sigmoid", cost_weights, reg_pred, reg_target, reg_dimless),
+        matcher=matcher,
         cls_loss=cls_loss,
         loc_loss=loc_loss,
-        normalizer=normalizer or PositiveNormalizer(distributed=True),
+        normalizer=PositiveNormalizer(distributed=True) if normalizer is None else normalizer,
         loss_weights=loss_weights,
     )
+
+
+class MissingProbCost(nn.Module):
+    """Return `1 - p`, what the probability of the target's class lacks to 1.
+
+    Args:
+        activation: "softmax" or "sigmoid".
+    """
+
+    reduction = "none"
+
+    def __init__(self, activation: str) -> None:
+        super().__init__()
+        check_choice("activation", activation, ("softmax", "sigmoid"))
+        self.activation = activation
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        """Return the cost of (N, C) logits and (N,) labels."""
+        gain, _ = self.class_terms(input)
+        return 1 + gain.gather(-1, target.unsqueeze(-1)).squeeze(-1)
+
+    def class_terms(self, logits: Tensor) -> ClassTerms:
+        """Return the cost as an affine function of the one-hot target."""
+        logits = full_precision(logits)
+        prob = logits.softmax(-1) if self.activation == "softmax" else logits.sigmoid()
+        return ClassTerms(-prob, torch.ones_like(prob[..., 0]))
+
+    def extra_repr(self) -> str:
+        """Return the arguments for `repr`."""
+        return f"activation={self.activation!r}"
 
 
 def _transport(

@@ -7,12 +7,11 @@ from uotod.loss import (
     CIoULoss,
     DetectionLoss,
     DistributionFocalLoss,
-    MultipleObjectiveLoss,
     Normalizer,
     ScoreNormalizer,
 )
 from uotod.match import Matcher, TaskAligned
-from uotod.recipes._weigh import weigh
+from uotod.recipes._weigh import weigh, weighted_sum
 
 
 def yolov8(
@@ -82,14 +81,13 @@ def yolov8(
         [('loss_cls', 20.79), ('loss_loc_box', 1.85), ('loss_loc_dfl', 1.56)]
     """
     check_integer("num_classes", num_classes, low=1)
-    losses: dict[str, nn.Module] = {"box": CIoULoss(reduction="none") if loc_loss is None else loc_loss}
-    weights = [loc_weight]
-    if dfl_weight:
-        losses["dfl"] = DistributionFocalLoss(reduction="none") if dfl_loss is None else dfl_loss
-        weights.append(dfl_weight)
+    losses = {
+        "box": CIoULoss(reduction="none") if loc_loss is None else loc_loss,
+        "dfl": DistributionFocalLoss(reduction="none") if dfl_loss is None else dfl_loss,
+    }
     return DetectionLoss(
-        weigh(nn.BCEWithLogitsLoss(reduction="none") if cls_loss is None else cls_loss, cls_weight),
-        MultipleObjectiveLoss(losses, weights),
+        weigh("cls", cls_loss, nn.BCEWithLogitsLoss(reduction="none"), cls_weight),
+        weighted_sum(losses, {"loc_weight": loc_weight, "dfl_weight": dfl_weight}),
         TaskAligned() if matcher is None else matcher,
         "none",
         normalizer=ScoreNormalizer() if normalizer is None else normalizer,

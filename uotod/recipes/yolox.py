@@ -4,9 +4,9 @@ from torch import nn
 
 from uotod._check import check_integer
 from uotod._coders import DeltaCoder
-from uotod.loss import BoxSpace, DetectionLoss, IoULoss, MultipleObjectiveLoss, Normalizer, PositiveNormalizer
+from uotod.loss import BoxSpace, DetectionLoss, IoULoss, Normalizer, PositiveNormalizer
 from uotod.match import Matcher, SimOTA
-from uotod.recipes._weigh import weigh
+from uotod.recipes._weigh import weigh, weighted_sum
 
 
 def yolox(
@@ -72,19 +72,18 @@ def yolox(
         [('loss_cls', 2.0794), ('loss_loc', 3.014), ('loss_obj', 3.4657)]
     """
     check_integer("num_classes", num_classes, low=1)
-    losses: dict[str, nn.Module] = {"box": IoULoss(mode="square", reduction="none") if loc_loss is None else loc_loss}
-    weights = [loc_weight]
-    if l1_weight:
+    losses = {
+        "box": IoULoss(mode="square", reduction="none") if loc_loss is None else loc_loss,
         # relative to the cell of a point, deltas are the offsets that the head predicts
-        losses["l1"] = BoxSpace(nn.L1Loss(reduction="none"), DeltaCoder(weights=(1.0, 1.0, 1.0, 1.0)))
-        weights.append(l1_weight)
+        "l1": BoxSpace(nn.L1Loss(reduction="none"), DeltaCoder(weights=(1.0, 1.0, 1.0, 1.0))),
+    }
     return DetectionLoss(
-        weigh(nn.BCEWithLogitsLoss(reduction="none") if cls_loss is None else cls_loss, cls_weight),
-        MultipleObjectiveLoss(losses, weights),
+        weigh("cls", cls_loss, nn.BCEWithLogitsLoss(reduction="none"), cls_weight),
+        weighted_sum(losses, {"loc_weight": loc_weight, "l1_weight": l1_weight}),
         SimOTA() if matcher is None else matcher,
         "none",
         normalizer=PositiveNormalizer() if normalizer is None else normalizer,
         quality="iou",
         cls_background=False,
-        obj_loss_module=weigh(nn.BCEWithLogitsLoss(reduction="none") if obj_loss is None else obj_loss, obj_weight),
+        obj_loss_module=weigh("obj", obj_loss, nn.BCEWithLogitsLoss(reduction="none"), obj_weight),
     )
