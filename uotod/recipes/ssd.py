@@ -82,7 +82,7 @@ def uot_ssd(
     cls_loss: nn.Module | None = None,
     loc_loss: nn.Module | None = None,
     normalizer: Normalizer | None = None,
-    reg_pred: float = 1e3,
+    reg_pred: float = 100.0,
     reg_target: float = 0.01,
     reg_dimless: float = 0.12,
     background_cost: float = 0.5,
@@ -92,7 +92,7 @@ def uot_ssd(
     r"""Build the criterion of SSD with unbalanced optimal transport in place of its two-stage matching.
 
     ============== ====================================================================================
-    matcher        `UnbalancedSinkhorn(reg_pred=1e3, reg_target=0.01)`, the cost of a pair 1 − IoU of
+    matcher        `UnbalancedSinkhorn(reg_pred=100, reg_target=0.01)`, the cost of a pair 1 − IoU of
                    anchor and target and that of the background 0.5
     classification cross-entropy, the background first; three units of background mass, from the
                    hardest prediction down, for a unit of positive mass
