@@ -56,6 +56,8 @@ def dense_head(name: str, **config: Any) -> Any:
         pytest.importorskip("mmdet")
         patch.setattr(mmcv, "__version__", "2.1.0")  # newer ones work as well
         patch.setattr(sys, "meta_path", [_Finder(), *sys.meta_path])
+        if "mmdet.models.dense_heads" not in sys.modules:
+            _forget(patch)
         module = importlib.import_module(f"mmdet.models.dense_heads.{name.lower().removesuffix('head')}_head")
         head = getattr(module, name)(num_classes=3, in_channels=32, feat_channels=32, stacked_convs=1, **config)
     places = head.prior_generator.grid_priors
@@ -63,6 +65,17 @@ def dense_head(name: str, **config: Any) -> Any:
         x.to(torch.get_default_dtype()) for x in places(*args, **kwargs)
     ]
     return head
+
+
+def _forget(patch: pytest.MonkeyPatch) -> None:
+    """Let mmdetection be imported anew: other tests import its losses with stubs."""
+    from mmengine.registry import Registry
+
+    for name in [name for name in sys.modules if name.startswith(("mmdet.models", "mmdet.structures"))]:
+        del sys.modules[name]
+    register = Registry._register_module
+    again = lambda self, module, module_name=None, force=False: register(self, module, module_name, True)  # noqa: E731
+    patch.setattr(Registry, "_register_module", again)
 
 
 @contextmanager

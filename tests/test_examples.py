@@ -191,7 +191,7 @@ def test_recipes_are_compared_in_a_table(folder, tmp_path, monkeypatch):
     table = tmp_path / "table.rst"
     compare.main(["ssd300", "retinanet", "--steps=1", f"--runs={tmp_path}", f"--table={table}"])
     lines = table.read_text().splitlines()
-    head = next(i for i, line in enumerate(lines) if line.startswith("recipe"))
+    head = next(i for i, line in enumerate(lines) if line.startswith("recipe "))
     assert lines[head].split() == ["recipe", "model", "AP50", "AP", "CPU", "seconds"]
     assert {line.split()[0] for line in lines[head + 2 : head + 4]} == {"ssd300", "retinanet"}
     assert set(lines[head - 1]) == set(lines[head + 1]) == set(lines[head + 4]) == {"=", " "}
