@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from uotod._boxes import full_precision
+from uotod._boxes import box_centers, full_precision
 from uotod._check import check_integer
 from uotod._tensors import check_device, check_finite, check_ordered, reads_values
 
@@ -193,7 +193,7 @@ def parse_anchors(anchors: Tensor | Anchors | Points, pred_boxes: Tensor, layers
     level = torch.zeros(preds, dtype=torch.long, device=values.device) if value.level is None else value.level.long()
     level = level.expand(batch)
     if width == 4:
-        return Locations(values, (values[..., :2] + values[..., 2:]) / 2, stride, level, value.num_levels)
+        return Locations(values, box_centers(values), stride, level, value.num_levels)
     assert stride is not None
     half = stride.unsqueeze(-1) / 2
     return Locations(torch.cat((values - half, values + half), dim=-1), values, stride, level, value.num_levels)

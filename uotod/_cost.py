@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from uotod._blocks import by_blocks
 from uotod._targets import Targets
 
 MAX_ROW_ELEMENTS = 1 << 20  # of the rows handed at once to a module without a fast path
-MAX_BLOCK_ELEMENTS = 1 << 17  # of a (B, T, P) block on the CPU: the dozen temporaries of an overlap stay in its cache
 
 
 class ClassTerms(NamedTuple):
@@ -128,16 +128,6 @@ def box_cost(module: nn.Module, boxes: Tensor, target_boxes: Tensor) -> Tensor:
         cost = value if cost is None else cost + value
     assert cost is not None
     return cost
-
-
-def by_blocks(function: Callable[[Tensor, Tensor], Tensor], target_boxes: Tensor, boxes: Tensor) -> Tensor:
-    """Return `function(target_boxes, boxes)`, of shape (B, T, P), computed on the CPU a few images at a time."""
-    images, num_targets, preds = len(boxes), target_boxes.shape[1], boxes.shape[1]
-    size = max(MAX_BLOCK_ELEMENTS // max(num_targets * preds, 1), 1)
-    if boxes.device.type != "cpu" or size >= images:
-        return function(target_boxes, boxes)
-    starts = range(0, images, size)
-    return torch.cat([function(target_boxes[i : i + size], boxes[i : i + size]) for i in starts])
 
 
 def _part_box_cost(module: nn.Module, target_boxes: Tensor, boxes: Tensor) -> Tensor:

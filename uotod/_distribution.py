@@ -24,6 +24,15 @@ def bins_of(pred_dist: Tensor, bins: Tensor | None) -> Tensor:
     return bins.to(pred_dist.device, pred_dist.dtype)
 
 
+def check_sides(target: Tensor, pred_dist: Tensor) -> None:
+    """Raise a ValueError unless the four sides of each target box have a distribution each."""
+    if pred_dist.shape[:-1] != target.shape or target.shape[-1:] != (4,):
+        raise ValueError(
+            "target and pred_dist must have the shapes (..., 4) and (..., 4, K + 1), "
+            f"got {tuple(target.shape)} and {tuple(pred_dist.shape)}"
+        )
+
+
 def interpolated_loss(pred_dist: Tensor, value: Tensor, bins: Tensor) -> Tensor:
     """Return the cross-entropy (...) of (..., K + 1) logits against the two (K + 1,) bins around (...) values.
 

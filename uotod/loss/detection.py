@@ -1,6 +1,7 @@
 """The detection loss: predictions and targets in, the plan's mass times the sub-losses out."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,14 @@ from uotod.loss.mining import mine_hard_negatives
 from uotod.loss.normalize import Masses, Normalizer
 from uotod.match._base import Matcher
 from uotod.match.union_vote import unite_layers
+
+
+class Matched(NamedTuple):
+    """Parsed predictions and targets of all layers, their plan, and the class of the background, if it has one."""
+
+    batch: Batch
+    plan: Plan
+    bg_class: int | None
 
 
 class DetectionLoss(_Loss):
@@ -189,13 +198,24 @@ class DetectionLoss(_Loss):
             same with `_i` behind. "loss" is their sum over all layers. Detached: "num_pos" and "num_neg", the mass
             that the plan gives to targets and to the background in the final layer.
         """
+        matched = self.match(input, target, anchors, plan)
+        with torch.autocast(matched.batch.predictions.logits.device.type, enabled=False):
+            return self._terms(*matched, self.validate or self.matching_method.validate)
+
+    def match(
+        self,
+        input: PredictionDict,
+        target: TargetInput,
+        anchors: AnchorInput | None = None,
+        plan: Tensor | None = None,
+    ) -> Matched:
+        """Return what the terms of the loss are made of, and measures beside it too. Arguments as in `forward`."""
         matcher = self.matching_method
         validate = self.validate or matcher.validate
         batch = parse_batch(input, target, anchors, nonfinite=matcher.nonfinite, validate=validate, auxiliary=True)
         bg_class = background_class(self.bg_class_position, batch, validate)
-        with torch.autocast(batch.predictions.logits.device.type, enabled=False):
-            matched = matcher.plan(batch) if plan is None else given_plan(plan, batch, matcher.background, validate)
-            return self._terms(batch, matched, bg_class, validate)
+        matched = matcher.plan(batch) if plan is None else given_plan(plan, batch, matcher.background, validate)
+        return Matched(batch, matched, bg_class)
 
     def extra_repr(self) -> str:
         """Return the arguments for `repr`."""

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from uotod._boxes import full_precision
 from uotod._check import check_number
 from uotod._coders import DistanceCoder
-from uotod._distribution import bins_of, interpolated_loss
+from uotod._distribution import bins_of, check_sides, interpolated_loss
 from uotod.loss._reduce import check_reduction, reduce_loss
 
 
@@ -65,11 +65,7 @@ class DistributionFocalLoss(nn.Module):
         Raises:
             ValueError: a shape is wrong, or the number of bins differs from that of the logits.
         """
-        if pred_dist.shape[:-1] != target.shape or target.shape[-1:] != (4,):
-            raise ValueError(
-                "target and pred_dist must have the shapes (..., 4) and (..., 4, K + 1), "
-                f"got {tuple(target.shape)} and {tuple(pred_dist.shape)}"
-            )
+        check_sides(target, pred_dist)
         pred_dist = full_precision(pred_dist)
         bins = bins_of(pred_dist, self.bins)
         distance = DistanceCoder(by_stride=True).encode(target, anchors, stride).to(pred_dist.dtype)

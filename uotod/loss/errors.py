@@ -3,13 +3,11 @@
 import torch
 from torch import Tensor
 
-from uotod._batch import AnchorInput, Batch, PredictionDict, parse_batch
+from uotod._batch import AnchorInput, Batch, PredictionDict
 from uotod._check import check_number
 from uotod._plan import Plan
 from uotod._targets import TargetInput
-from uotod.loss._background import background_class
 from uotod.loss._classify import fold_plan
-from uotod.loss._given import given_plan
 from uotod.loss.detection import DetectionLoss
 
 
@@ -67,12 +65,8 @@ def detection_errors(
     if not isinstance(criterion, DetectionLoss):
         raise TypeError(f"criterion must be a DetectionLoss, got {criterion!r} of type {type(criterion).__name__}")
     threshold = check_number("threshold", threshold, low=0.0, high=1.0)
-    matcher = criterion.matching_method
-    validate = criterion.validate or matcher.validate
-    batch = parse_batch(input, target, anchors, nonfinite=matcher.nonfinite, validate=validate, auxiliary=True)
-    bg_class = background_class(criterion.bg_class_position, batch, validate)
+    batch, matched, bg_class = criterion.match(input, target, anchors, plan)
     with torch.autocast(batch.predictions.logits.device.type, enabled=False):
-        matched = matcher.plan(batch) if plan is None else given_plan(plan, batch, matcher.background, validate)
         is_object = _is_object(batch, bg_class, criterion.obj_loss_module is not None, threshold)
         images = len(is_object) // batch.predictions.layers
         count, real = is_object.sum(1), batch.targets.mask.sum(1)

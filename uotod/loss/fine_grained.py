@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from uotod._boxes import aligned_overlap, box_xyxy_to_cxcywh, full_precision
 from uotod._check import check_integer, check_number
-from uotod._distribution import bins_of, interpolated_loss
+from uotod._distribution import bins_of, check_sides, interpolated_loss
 from uotod.loss._reduce import check_reduction, reduce_loss
 
 
@@ -93,11 +93,7 @@ class FineGrainedLoss(nn.Module):
         Raises:
             ValueError: a shape is wrong, or the number of bins differs from that of the logits.
         """
-        if pred_dist.shape[:-1] != target.shape or target.shape[-1:] != (4,):
-            raise ValueError(
-                "target and pred_dist must have the shapes (..., 4) and (..., 4, N + 1), "
-                f"got {tuple(target.shape)} and {tuple(pred_dist.shape)}"
-            )
+        check_sides(target, pred_dist)
         pred_dist, target = full_precision(pred_dist), full_precision(target)
         reference = box_xyxy_to_cxcywh(full_precision(anchors))
         center, size = reference[..., :2], reference[..., 2:]

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
+from uotod._blocks import by_blocks
 from uotod._boxes import box_area, pairwise_intersection
-from uotod._cost import by_blocks
 from uotod._plan import AssignedPlan, Plan
 from uotod._targets import Targets
 

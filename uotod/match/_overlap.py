@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from uotod._batch import Batch
+from uotod._blocks import by_blocks
 from uotod._boxes import pairwise_overlap
-from uotod._cost import by_blocks
 from uotod._targets import Targets
 from uotod.match._base import PlanMatcher
 

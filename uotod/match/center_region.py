@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from uotod._batch import Batch
+from uotod._blocks import by_blocks
 from uotod._boxes import box_scaled
 from uotod._check import check_number
-from uotod._cost import by_blocks
 from uotod._plan import AssignedPlan, Plan
 from uotod.match._region import RegionMatcher
 from uotod.solvers.region import contains, overlaps

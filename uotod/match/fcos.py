@@ -11,8 +11,8 @@ from torch import Tensor
 
 from uotod._anchors import Locations
 from uotod._batch import Batch
+from uotod._blocks import by_blocks
 from uotod._check import check_number
-from uotod._cost import by_blocks
 from uotod.match._region import RegionMatcher
 from uotod.solvers.region import reaches
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from uotod._batch import Batch
+from uotod._blocks import by_blocks
 from uotod._check import check_choice, check_number
-from uotod._cost import by_blocks
 from uotod._plan import AssignedPlan, Plan
 from uotod.match._assigned import assigned_plan
 from uotod.match._checks import replace_nonfinite

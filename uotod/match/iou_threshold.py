@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from uotod._batch import Batch
+from uotod._blocks import MAX_BLOCK_ELEMENTS
 from uotod._boxes import pairwise_overlap
 from uotod._check import check_choice, check_number
-from uotod._cost import MAX_BLOCK_ELEMENTS
 from uotod._plan import Plan
 from uotod.match._assigned import assigned_plan
 from uotod.match._checks import finite_predictions

@@ -11,9 +11,10 @@ from torch.nn import functional as F
 
 from uotod._anchors import Locations
 from uotod._batch import Batch
+from uotod._blocks import by_blocks
 from uotod._boxes import box_centers
 from uotod._check import check_choice, check_integer, check_number
-from uotod._cost import by_blocks, gather_classes
+from uotod._cost import gather_classes
 from uotod._overlap import OverlapKind, overlap
 from uotod._plan import AssignedPlan, Plan
 from uotod.match._assigned import assigned_plan

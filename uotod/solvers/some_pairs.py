@@ -9,9 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from uotod._blocks import images_per_block
 from uotod.solvers.candidates import suitors
-
-MAX_BLOCK_ELEMENTS = 1 << 17  # of a dense block on the CPU: temporaries stay in its cache
 
 PairFunction = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, ...]]
 
@@ -69,9 +68,7 @@ class SomePairs:
             return [x.masked_scatter_(self.valid, value) for x, value in zip(blank, found, strict=True)]
         images, num_targets, preds = self.valid.shape
         image, target, pred = (torch.arange(n, device=self.valid.device) for n in self.valid.shape)
-        size = max(images, 1)
-        if self.valid.device.type == "cpu":
-            size = max(MAX_BLOCK_ELEMENTS // max(num_targets * preds, 1), 1)
+        size = images_per_block(images, num_targets * preds, self.valid.device)
         parts = (image[i : i + size].view(-1, 1, 1) for i in range(0, max(images, 1), size))
         blocks = [function(part, target.view(1, -1, 1), pred.view(1, 1, -1)) for part in parts]
         columns = [

@@ -1,0 +1,23 @@
+"""Blocks of images: what is computed for all pairs of targets and predictions is computed a few images at a time."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+MAX_BLOCK_ELEMENTS = 1 << 17  # of a (B, T, P) block on the CPU: the dozen temporaries of an overlap stay in its cache
+
+
+def images_per_block(images: int, elements: int, device: torch.device) -> int:
+    """Return how many images of `elements` pairs each to compute at once, at least 1: all of them on a GPU."""
+    return max(MAX_BLOCK_ELEMENTS // max(elements, 1), 1) if device.type == "cpu" else max(images, 1)
+
+
+def by_blocks(function: Callable[[Tensor, Tensor], Tensor], target_boxes: Tensor, boxes: Tensor) -> Tensor:
+    """Return `function(target_boxes, boxes)`, of shape (B, T, P), computed on the CPU a few images at a time."""
+    images = len(boxes)
+    size = images_per_block(images, target_boxes.shape[1] * boxes.shape[1], boxes.device)
+    if size >= images:
+        return function(target_boxes, boxes)
+    starts = range(0, images, size)
+    return torch.cat([function(target_boxes[i : i + size], boxes[i : i + size]) for i in starts])
