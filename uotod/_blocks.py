@@ -6,11 +6,18 @@ import torch
 from torch import Tensor
 
 MAX_BLOCK_ELEMENTS = 1 << 17  # of a (B, T, P) block on the CPU: the dozen temporaries of an overlap stay in its cache
+MAX_GPU_ROW_ELEMENTS = 1 << 24  # of a block of rows on a GPU: enough to keep it busy
 
 
 def images_per_block(images: int, elements: int, device: torch.device) -> int:
     """Return how many images of `elements` pairs each to compute at once, at least 1: all of them on a GPU."""
     return max(MAX_BLOCK_ELEMENTS // max(elements, 1), 1) if device.type == "cpu" else max(images, 1)
+
+
+def rows_per_block(width: int, device: torch.device) -> int:
+    """Return how many rows of `width` elements each to compute at once, at least 1."""
+    limit = MAX_BLOCK_ELEMENTS if device.type == "cpu" else MAX_GPU_ROW_ELEMENTS
+    return max(limit // max(width, 1), 1)
 
 
 def by_blocks(function: Callable[[Tensor, Tensor], Tensor], target_boxes: Tensor, boxes: Tensor) -> Tensor:

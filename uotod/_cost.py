@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from uotod._blocks import by_blocks
+from uotod._focal import zero_terms as focal_zero_terms
 from uotod._targets import Targets
 
 MAX_ROW_ELEMENTS = 1 << 20  # of the rows handed at once to a module without a fast path
@@ -74,6 +75,17 @@ def class_terms(module: nn.Module, logits: Tensor) -> ClassTerms | None:
 def soft_loss(module: nn.Module) -> Callable[[Tensor, SoftTarget], Tensor] | None:
     """Return the method that evaluates (..., C) logits on a `SoftTarget`, or None if the module has none."""
     return _fast_method(module, "soft_loss")
+
+
+def zero_terms(module: nn.Module, logits: Tensor, slope: Tensor) -> Tensor | None:
+    """Return the loss of a zero at each of (N, C) logits, and write its derivative into `slope`.
+
+    None for a module that does not treat each logit alone and all alike.
+    """
+    if type(module) is nn.BCEWithLogitsLoss and module.weight is None and module.pos_weight is None:
+        return focal_zero_terms(logits, -1, 0.0, slope)
+    declared = _fast_method(module, "zero_terms")
+    return None if declared is None else declared(logits, slope)
 
 
 def class_weight(module: nn.Module, num_classes: int) -> Tensor | None:

@@ -1,7 +1,12 @@
 """The sigmoid focal loss as losses and matchers share it: logits in, the loss of both labels out."""
 
+import math
+
+import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+LOG2_E = math.log2(math.e)
 
 
 def focal_terms(logits: Tensor, alpha: float, gamma: float) -> tuple[Tensor, Tensor]:
@@ -12,3 +17,22 @@ def focal_terms(logits: Tensor, alpha: float, gamma: float) -> tuple[Tensor, Ten
     if alpha < 0:
         return positive, negative
     return alpha * positive, (1 - alpha) * negative
+
+
+def zero_terms(logits: Tensor, alpha: float, gamma: float, slope: Tensor) -> Tensor:
+    """Return the focal loss of a zero at each logit, and write its derivative into `slope`."""
+    size = logits.abs()
+    # ln(1 + e^x) without overflow; powers of two are several times faster than `exp` on CPUs
+    loss = logits.clamp(min=0).add_(size.mul_(-LOG2_E).exp2_().log1p_())
+    torch.sigmoid(logits, out=slope)
+    weight = 1.0 if alpha < 0 else 1 - alpha
+    if gamma == 0:
+        slope.mul_(weight)
+        return loss.mul_(weight)
+    p = slope
+    focus = p * p if gamma == 2 else (logits - loss).mul_(gamma * LOG2_E).exp2_()
+    focus.mul_(weight)
+    # (p^γ l)' = p^γ (γ (1 - p) l + p), as p' = p (1 - p) and l' = p
+    torch.mul(1 - p, loss, out=size).mul_(gamma).add_(p)
+    torch.mul(focus, size, out=slope)
+    return loss.mul_(focus)

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from uotod._batch import Batch
 from uotod._plan import Plan
-from uotod.loss._classify import Classifier, fold_quality
+from uotod.loss._classify import Classifier
+from uotod.loss._labels import fold_quality
 from uotod.loss._layers import per_layer
 
 

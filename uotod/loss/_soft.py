@@ -1,6 +1,7 @@
 """What the losses of a soft target share: logits and a quality in [0, 1] for each class in, one value a class out."""
 
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,12 @@ from uotod.loss._rows import one_hot_rows
 
 
 class SoftTargetLoss(nn.Module, ABC):
-    """A loss of sigmoid scores against a quality in [0, 1]; a subclass implements `_values`."""
+    """A loss of sigmoid scores against a quality in [0, 1]; a subclass implements `_values`.
+
+    `is_rowwise` tells that the loss of a row reads no other row.
+    """
+
+    is_rowwise: ClassVar[bool] = True
 
     def __init__(self, reduction: str) -> None:
         super().__init__()

@@ -13,9 +13,10 @@ from uotod._plan import Plan
 from uotod._targets import TargetInput
 from uotod.loss._arguments import check_background, check_mining, check_normalizer, check_objectness
 from uotod.loss._background import background_class
-from uotod.loss._classify import Classifier, fold_quality
+from uotod.loss._classify import Classifier
 from uotod.loss._distill import distillation_losses
 from uotod.loss._given import given_plan
+from uotod.loss._labels import fold_quality
 from uotod.loss._layers import SubLosses, add_terms, check_layer_weights, per_layer
 from uotod.loss._locate import localization_losses
 from uotod.loss._objectness import objectness_losses

@@ -7,7 +7,7 @@ from uotod._batch import AnchorInput, Batch, PredictionDict
 from uotod._check import check_number
 from uotod._plan import Plan
 from uotod._targets import TargetInput
-from uotod.loss._classify import fold_plan
+from uotod.loss._labels import fold_plan
 from uotod.loss.detection import DetectionLoss
 
 

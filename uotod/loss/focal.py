@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from uotod._boxes import full_precision
 from uotod._check import check_number
 from uotod._cost import ClassTerms
-from uotod._focal import focal_terms
+from uotod._focal import focal_terms, zero_terms
 from uotod.loss._reduce import check_reduction, reduce_loss
 from uotod.loss._rows import one_hot_rows, smooth_gain, smooth_rows
 
@@ -57,6 +57,10 @@ class SigmoidFocalLoss(nn.Module):
         """Return the loss, summed over classes, as an affine function of the one-hot target."""
         positive, negative = focal_terms(logits, self.alpha, self.gamma)
         return ClassTerms(smooth_gain(positive - negative, self.label_smoothing), negative.sum(-1))
+
+    def zero_terms(self, logits: Tensor, slope: Tensor) -> Tensor | None:
+        """Return the loss of a zero at each logit and write its derivative into `slope`; None with smoothing."""
+        return None if self.label_smoothing else zero_terms(logits, self.alpha, self.gamma, slope)
 
     def extra_repr(self) -> str:
         """Return the arguments for `repr`."""

@@ -38,6 +38,8 @@ class GHMCLoss(SoftTargetLoss):
         tensor([[ 0.5199,  0.5199, 13.5002]])
     """
 
+    is_rowwise = False
+
     def __init__(self, *, bins: int = 10, reduction: str = "mean") -> None:
         super().__init__(reduction)
         self.bins = check_integer("bins", bins, low=1)

@@ -1,0 +1,189 @@
+"""Losses that are evaluated block by block, with a gradient made on the way, are those that autograd finds."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from uotod import _blocks
+from uotod.loss import (
+    ConfidenceLoss,
+    GHMCLoss,
+    PolyLoss,
+    QualityFocalLoss,
+    SigmoidFocalLoss,
+    SigmoidPolyLoss,
+    SoftmaxFocalLoss,
+    VarifocalLoss,
+    _blockwise,
+)
+from uotod.loss._classify import Classifier
+from uotod.loss._labels import ClassLabels
+from uotod.loss._row_losses import row_loss
+
+N = "none"
+B, P, C = 3, 14, 6
+WEIGHT = torch.tensor([0.5, 1.0, 2.0, 1.5, 0.0, 1.0], dtype=torch.float64)
+
+
+class Learned(nn.Module):
+    """A loss of rows with a weight of its own; `affine` adds the fast form."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(1.5, dtype=torch.float64))
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        return self.scale * nn.functional.cross_entropy(input, target, reduction=N)
+
+
+class LearnedAffine(SigmoidFocalLoss):
+    def __init__(self) -> None:
+        super().__init__(reduction=N)
+        self.scale = nn.Parameter(torch.tensor(1.5, dtype=torch.float64))
+
+    def class_terms(self, logits: Tensor):
+        terms = super().class_terms(logits)
+        return terms._replace(gain=self.scale * terms.gain, base=self.scale * terms.base)
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        return self.scale * super().forward(input, target)
+
+
+MODULES: dict[str, Callable[[], nn.Module]] = {
+    "cross_entropy": lambda: nn.CrossEntropyLoss(reduction=N),
+    "weighted": lambda: nn.CrossEntropyLoss(weight=WEIGHT, reduction=N, ignore_index=2),
+    "smoothed": lambda: nn.CrossEntropyLoss(reduction=N, label_smoothing=0.2),
+    "bce": lambda: nn.BCEWithLogitsLoss(reduction=N),
+    "bce_weighted": lambda: nn.BCEWithLogitsLoss(reduction=N, pos_weight=WEIGHT),
+    "focal": lambda: SigmoidFocalLoss(alpha=0.25, reduction=N),
+    "focal_gamma_1": lambda: SigmoidFocalLoss(gamma=1.0, reduction=N),
+    "focal_gamma_0": lambda: SigmoidFocalLoss(alpha=0.7, gamma=0.0, reduction=N),
+    "focal_gamma_1.5": lambda: SigmoidFocalLoss(gamma=1.5, reduction=N),
+    "focal_smoothed": lambda: SigmoidFocalLoss(label_smoothing=0.1, reduction=N),
+    "softmax_focal": lambda: SoftmaxFocalLoss(reduction=N),
+    "poly": lambda: PolyLoss(reduction=N),
+    "sigmoid_poly": lambda: SigmoidPolyLoss(gamma=2.0, reduction=N),
+    "qfl": lambda: QualityFocalLoss(reduction=N),
+    "vfl": lambda: VarifocalLoss(reduction=N),
+    "confidence": lambda: ConfidenceLoss(reduction=N),
+    "learned_affine": LearnedAffine,
+}
+
+
+def logits_of(scale: float = 2.0) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    logits = scale * torch.randn(B, P, C, generator=generator, dtype=torch.float64)
+    logits[0, 0] = torch.tensor([90.0, -90.0, 0.0, 700.0, -700.0, 3.0])
+    return logits.requires_grad_()
+
+
+def labels_of(soft: bool, bg_class: int | None, mined: bool) -> ClassLabels:
+    generator = torch.Generator().manual_seed(1)
+    none = C if bg_class is None else bg_class
+    index = torch.randint(0, C, (B, P), generator=generator)
+    index = index.where(torch.rand(B, P, generator=generator) < 0.5, none)
+    mass = torch.rand(B, P, generator=generator, dtype=torch.float64)
+    positive, background = mass * (index != none), mass * (index == none) + 0.1
+    if mined:
+        background = background * (torch.rand(B, P, generator=generator) < 0.2)
+        positive = positive * (torch.rand(B, P, generator=generator) < 0.3)
+    if not soft:
+        return ClassLabels(positive, background, index, None, bg_class)
+    shares = torch.rand(B, P, C, generator=generator, dtype=torch.float64).softmax(-1) * positive.unsqueeze(-1)
+    return ClassLabels(positive, background, None, shares, bg_class)
+
+
+@pytest.mark.parametrize("mined", [False, True])
+@pytest.mark.parametrize("soft", [False, True])
+@pytest.mark.parametrize("bg_class", [None, 0, C - 1])
+@pytest.mark.parametrize("name", list(MODULES))
+def test_blocks_have_the_values_and_gradients_of_autograd(name, bg_class, soft, mined, monkeypatch) -> None:
+    module, logits, labels = MODULES[name](), logits_of(), labels_of(soft, bg_class, mined)
+    loss = row_loss(module, logits)
+    assert loss is not None
+    expected = loss.values(logits.flatten(0, 1), labels.flat()).view(B, P)
+    outer = torch.rand(B, P, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    (slope,) = torch.autograd.grad(expected, logits, outer, retain_graph=True)
+    for elements in (1 << 17, 5 * C):
+        monkeypatch.setattr(_blocks, "MAX_BLOCK_ELEMENTS", elements)
+        values = _blockwise.row_losses(loss, logits, labels)
+        torch.testing.assert_close(values, expected, rtol=1e-12, atol=1e-12)
+        (actual,) = torch.autograd.grad(values, logits, outer, retain_graph=True)
+        torch.testing.assert_close(actual, slope, rtol=1e-11, atol=1e-12)
+        (again,) = torch.autograd.grad(values, logits, 2 * outer)
+        torch.testing.assert_close(again, 2 * slope, rtol=1e-11, atol=1e-12)
+    with torch.no_grad():
+        torch.testing.assert_close(_blockwise.row_losses(loss, logits, labels), expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["cross_entropy", "weighted", "bce", "focal", "qfl"])
+def test_a_second_derivative_is_right(name) -> None:
+    logits, labels = logits_of().detach()[:, 1:4].requires_grad_(), labels_of(False, None, False)
+    some = ClassLabels(*(x[:, 1:4] for x in (labels.positive, labels.background, labels.index)), None, None)
+    loss = row_loss(MODULES[name](), logits)
+    torch.autograd.gradgradcheck(lambda x: _blockwise.row_losses(loss, x, some), (logits,))
+
+
+def test_float32_is_as_exact_as_autograd() -> None:
+    logits = (4 * torch.randn(2, 50, 20, generator=torch.Generator().manual_seed(0))).requires_grad_()
+    index = torch.randint(0, 20, (2, 50), generator=torch.Generator().manual_seed(1))
+    labels = ClassLabels(torch.ones(2, 50), torch.zeros(2, 50), index, None, None)
+    for name in ("cross_entropy", "bce", "focal"):
+        loss = row_loss(MODULES[name](), logits)
+        exact = loss.values(logits.double().flatten(0, 1), labels.flat()).view(2, 50)
+        values = _blockwise.row_losses(loss, logits, labels)
+        torch.testing.assert_close(values.double(), exact, rtol=2e-6, atol=2e-6)
+        found, expected = (torch.autograd.grad(x.sum(), logits)[0] for x in (values, exact))
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_row_that_is_not_finite_reaches_the_loss_even_without_mass() -> None:
+    logits = logits_of().detach()
+    logits[1, 3, 2] = torch.nan
+    labels = ClassLabels(torch.zeros(B, P).double(), torch.zeros(B, P).double(), torch.full((B, P), C), None, None)
+    values = _blockwise.row_losses(row_loss(nn.BCEWithLogitsLoss(reduction=N), logits), logits, labels)
+    assert values[1, 3].isnan()
+    assert values.nan_to_num().eq(0).all()
+
+
+@pytest.mark.parametrize("module", [Learned, LearnedAffine])
+def test_a_loss_that_learns_gets_its_gradient(module, monkeypatch) -> None:
+    logits, labels, learned = logits_of(), labels_of(False, 0, False), module()
+
+    def gradients() -> tuple[Tensor, Tensor, Tensor]:
+        total = sum(x.value.sum() for x in Classifier(learned, logits, 0).losses(labels))
+        return (total, *torch.autograd.grad(total, (logits, learned.scale)))
+
+    whole = gradients()
+    torch.testing.assert_close(whole[2], whole[0].detach() / learned.scale.detach())  # the loss is linear in it
+    monkeypatch.setattr(_blockwise, "MAX_MODULE_ELEMENTS", 5 * C)
+    for actual, expected in zip(gradients(), whole, strict=True):
+        torch.testing.assert_close(actual, expected)
+
+
+def test_an_unknown_module_sees_a_bounded_number_of_rows(monkeypatch) -> None:
+    seen = []
+
+    class Spy(nn.Module):
+        def forward(self, input: Tensor, target: Tensor) -> Tensor:
+            seen.append(len(input))
+            return nn.functional.cross_entropy(input, target, reduction=N)
+
+    logits, labels = logits_of(), labels_of(True, 0, False)
+    expected = Classifier(nn.CrossEntropyLoss(reduction=N), logits, 0).losses(labels)[0].value
+    monkeypatch.setattr(_blockwise, "MAX_MODULE_ELEMENTS", 5 * C)
+    actual = Classifier(Spy(), logits, 0).losses(labels)[0].value
+    assert max(seen) <= 5 * C  # a row may have every class
+    torch.testing.assert_close(actual, expected)
+    slopes = [torch.autograd.grad(x.sum(), logits)[0] for x in (actual, expected)]
+    torch.testing.assert_close(*slopes)
+
+
+def test_a_histogram_over_all_rows_is_not_cut_into_blocks(monkeypatch) -> None:
+    logits, labels = logits_of(), labels_of(False, None, False)
+    assert row_loss(GHMCLoss(reduction=N), logits) is None
+    whole = Classifier(GHMCLoss(reduction=N), logits, None).losses(labels)[0].value
+    monkeypatch.setattr(_blocks, "MAX_BLOCK_ELEMENTS", C)
+    torch.testing.assert_close(Classifier(GHMCLoss(reduction=N), logits, None).losses(labels)[0].value, whole)

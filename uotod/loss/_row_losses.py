@@ -1,0 +1,152 @@
+"""Classification losses of rows of logits and what their labels say: one value a row, and its gradient on request."""
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+from uotod._cost import ClassTerms, SoftTarget, class_terms, class_weight, soft_loss, zero_terms
+from uotod._focal import LOG2_E
+from uotod._tensors import reads_values
+from uotod.loss._labels import ClassLabels
+
+
+class RowLoss(ABC):
+    """The loss of (N, C) logits under flat labels, of which each row depends on nothing but its own logits."""
+
+    @abstractmethod
+    def values(self, rows: Tensor, labels: ClassLabels) -> Tensor:
+        """Return the loss (N,) of each row, times its mass, by operations that autograd knows."""
+
+    def write_gradient(self, rows: Tensor, labels: ClassLabels, out: Tensor) -> Tensor:
+        """Return the values of `rows`, which need no gradient, and write their gradient into `out`, (N, C)."""
+        with torch.enable_grad():
+            leaf = rows.detach().requires_grad_()
+            values = self.values(leaf, labels)
+            (gradient,) = torch.autograd.grad(values.sum(), leaf)
+        out.copy_(gradient)
+        return values.detach()
+
+    def trains_more(self, rows: Tensor, labels: ClassLabels) -> bool:
+        """Tell whether the loss has a gradient with respect to more than its logits: to weights that it learns."""
+        with torch.enable_grad():
+            return self.values(rows[:1].detach(), labels.rows(slice(1))).requires_grad
+
+
+class AffineRows(RowLoss):
+    """A loss that is affine in its one-hot target: `Σ_p m·base + ⟨S, gain⟩` with the mass folded onto classes."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+
+    def values(self, rows: Tensor, labels: ClassLabels) -> Tensor:
+        """Return the loss (N,) of each row, times its mass."""
+        terms = class_terms(self.module, rows)
+        assert terms is not None
+        return _affine(terms, labels)
+
+
+class CrossEntropyRows(AffineRows):
+    """The cross-entropy, whose gradient is the probabilities less the label."""
+
+    def write_gradient(self, rows: Tensor, labels: ClassLabels, out: Tensor) -> Tensor:
+        """Return the values of `rows`, which need no gradient, and write their gradient into `out`, (N, C)."""
+        log_p = torch.log_softmax(rows, dim=-1, out=out)
+        weight = class_weight(self.module, rows.shape[-1])
+        background, bg_class = labels.background.unsqueeze(1), labels.bg_class
+        if bg_class is None:
+            background, bg_class = torch.zeros_like(background), 0
+        if weight is not None:
+            weight = weight.to(rows)
+            background = background * weight[bg_class]
+        if labels.index is None:
+            assert labels.soft is not None
+            target = labels.soft.clone() if weight is None else labels.soft * weight
+            target[:, bg_class, None] += background
+            values = (target * log_p).sum(1)
+            _exp_(out).mul_(target.sum(1, keepdim=True)).sub_(target)
+            return -values
+        index = labels.index.clamp(max=rows.shape[1] - 1).unsqueeze(1)
+        mass = labels.positive.unsqueeze(1)
+        if weight is not None:
+            mass = mass * weight[index]
+        values = mass * log_p.gather(1, index) + background * log_p[:, bg_class, None]
+        _exp_(out).mul_(mass + background)
+        out[:, bg_class, None].sub_(background)
+        out.scatter_(1, index, out.gather(1, index) - mass)
+        return -values.squeeze(1)
+
+    def trains_more(self, rows: Tensor, labels: ClassLabels) -> bool:
+        """Tell whether the loss has a gradient with respect to more than its logits."""
+        return False
+
+
+class SigmoidRows(AffineRows):
+    """A loss of each logit on its own: a zero everywhere, and what a one changes at the few positives."""
+
+    def write_gradient(self, rows: Tensor, labels: ClassLabels, out: Tensor) -> Tensor:
+        """Return the values of `rows`, which need no gradient, and write their gradient into `out`, (N, C)."""
+        zeros = zero_terms(self.module, rows, out)
+        if zeros is None or labels.index is None or labels.bg_class is not None:
+            return super().write_gradient(rows, labels, out)
+        mass = labels.positive + labels.background
+        values = zeros.sum(1).mul_(mass)
+        out.mul_(mass.unsqueeze(1))
+        ones, share = labels.index.clamp(max=rows.shape[1] - 1), labels.positive
+        some = torch.arange(len(rows), device=rows.device)
+        if reads_values(rows, validate=False):
+            some = share.nonzero().squeeze(1)
+            ones, share = ones[some], share[some]
+        with torch.enable_grad():
+            leaf = rows[some, ones].unsqueeze(1).requires_grad_()
+            terms = class_terms(self.module, leaf)
+            assert terms is not None
+            gain = share * terms.gain.squeeze(1)
+            (slope,) = torch.autograd.grad(gain.sum(), leaf)
+        out[some, ones] = out[some, ones] + slope.squeeze(1)
+        return values.index_add_(0, some, gain.detach())
+
+
+class SoftRows(RowLoss):
+    """A loss of soft targets, which is not affine in them."""
+
+    def __init__(self, module: nn.Module) -> None:
+        method = soft_loss(module)
+        assert method is not None
+        self.method = method
+
+    def values(self, rows: Tensor, labels: ClassLabels) -> Tensor:
+        """Return the loss (N,) of each row, times its mass."""
+        target = SoftTarget(*(x.to(rows.dtype) for x in labels.soft_target(rows.shape[-1])))
+        return target.mass * self.method(rows, target)
+
+
+def row_loss(module: nn.Module, logits: Tensor) -> RowLoss | None:
+    """Return how to evaluate a module on rows of (B, P, C) logits, or None for a module that is unknown or reads more than a row."""
+    if soft_loss(module) is not None:
+        return SoftRows(module) if getattr(module, "is_rowwise", False) else None
+    probe = logits.new_zeros(0, logits.shape[-1])
+    if class_terms(module, probe) is None:
+        return None
+    if type(module) is nn.CrossEntropyLoss and module.label_smoothing == 0:
+        return CrossEntropyRows(module)
+    return AffineRows(module) if zero_terms(module, probe, probe) is None else SigmoidRows(module)
+
+
+def _affine(terms: ClassTerms, labels: ClassLabels) -> Tensor:
+    """Return m·base + ⟨S, gain⟩ for each row, (N,)."""
+    if labels.index is not None:
+        index = labels.index.clamp(max=terms.gain.shape[-1] - 1)
+        rows = labels.positive * terms.gain.gather(-1, index.unsqueeze(-1)).squeeze(-1)
+    else:
+        assert labels.soft is not None
+        rows = (labels.soft * terms.gain).sum(-1)
+    if labels.bg_class is not None:
+        rows = rows + labels.background * terms.gain[..., labels.bg_class]
+    # gain and base may be large and cancel: they are added row by row
+    return rows if terms.base is None else rows + (labels.positive + labels.background) * terms.base
+
+
+def _exp_(x: Tensor) -> Tensor:
+    """Replace `x` by its exponential; powers of two are several times faster on CPUs."""
+    return x.mul_(LOG2_E).exp2_()
