@@ -1,6 +1,6 @@
 """Parse what a user passes (dicts of tensors) into validated, padded values: predictions, targets and anchors."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -57,12 +57,24 @@ class Batch:
             return self
         images = len(self.predictions.boxes) // layers
         start = index % layers * images
-        rows = slice(start, start + images)
-        predictions = replace(self.predictions, layers=1, dist_layers=None, **_cut(vars(self.predictions), rows))
+        found = self._map(lambda x: x[start : start + images])
+        predictions = replace(found.predictions, layers=1, dist_layers=None)
+        if not self.predictions.has_dist(index % layers):
+            predictions = replace(predictions, dist=None)
+        return replace(found, predictions=predictions)
+
+    def images(self, some: slice, num_targets: int) -> "Batch":
+        """Return the batch of some images in all decoder layers, with the first targets of each only."""
+        layers = self.predictions.layers
+        found = self._map(lambda x: x.unflatten(0, (layers, -1))[:, some].flatten(0, 1))
+        return replace(found, targets=found.targets.map(lambda x: x[:, :num_targets]))
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> "Batch":
+        """Return the batch with a function applied to every tensor, whose first dimension is layers * images."""
         return Batch(
-            predictions if self.predictions.has_dist(index % layers) else replace(predictions, dist=None),
-            replace(self.targets, **_cut(vars(self.targets), rows)),
-            None if self.anchors is None else self.anchors._replace(**_cut(self.anchors._asdict(), rows)),
+            replace(self.predictions, **_apply(function, vars(self.predictions))),
+            self.targets.map(function),
+            None if self.anchors is None else self.anchors._replace(**_apply(function, self.anchors._asdict())),
         )
 
 
@@ -105,9 +117,9 @@ def parse_batch(
     return Batch(_stack(layers), targets.repeat(count), locations)
 
 
-def _cut(fields: Mapping[str, Any], rows: slice) -> dict[str, Any]:
-    """Return the given rows of those fields that are tensors."""
-    return {name: value[rows] for name, value in fields.items() if isinstance(value, Tensor)}
+def _apply(function: Callable[[Tensor], Tensor], fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those fields that are tensors, with a function applied to them."""
+    return {name: function(value) for name, value in fields.items() if isinstance(value, Tensor)}
 
 
 def _stack(layers: list[Predictions]) -> Predictions:

@@ -4,7 +4,9 @@ A module takes part in one of three ways:
 
 * `torch.nn` losses are known here by their exact type;
 * a module may offer `class_terms(logits)` or `soft_loss(logits, target)` (classification) or
-  `pairwise(boxes, target_boxes)` (localisation), and one that weighs others offers `parts()`;
+  `pairwise(boxes, target_boxes)` (localisation), and one that weighs others offers `parts()`; with `class_terms` it may
+  also offer `label_cost(logits, pick)`, the same for integer labels, where `pick` selects the labels' (B, T, P) of
+  (B, P, C) values, and `zero_terms(logits, slope)`;
 * any other module is called on aligned rows, a bounded number at a time.
 """
 
@@ -17,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from uotod._blocks import by_blocks
+from uotod._boxes import pairwise_coordinates
 from uotod._focal import zero_terms as focal_zero_terms
 from uotod._targets import Targets
 
@@ -121,15 +124,22 @@ def class_cost(module: nn.Module, logits: Tensor, targets: Targets) -> Tensor:
     """Return the classification cost (B, T, P) of (B, P, C) logits against the targets of the same images."""
     cost: Tensor | None = None
     for part in parts_of(module):
-        terms = class_terms(part.module, logits)
-        if terms is None:
-            value = _class_cost_by_rows(part.module, logits, targets)
-        else:
-            value = gather_classes(terms.gain, targets)
-            value = value if terms.base is None else value + terms.base.unsqueeze(1)
-        cost = part.weight * value if cost is None else cost + part.weight * value
+        value = part.weight * _part_class_cost(part.module, logits, targets)
+        cost = value if cost is None else cost + value
     assert cost is not None
     return cost
+
+
+def _part_class_cost(module: nn.Module, logits: Tensor, targets: Targets) -> Tensor:
+    label_cost = _fast_method(module, "label_cost")
+    if label_cost is not None and targets.one_hot is None:
+        value: Tensor = label_cost(logits, lambda x: gather_classes(x, targets))
+        return value
+    terms = class_terms(module, logits)
+    if terms is None:
+        return _class_cost_by_rows(module, logits, targets)
+    value = gather_classes(terms.gain, targets)
+    return value if terms.base is None else value + terms.base.unsqueeze(1)
 
 
 def box_cost(module: nn.Module, boxes: Tensor, target_boxes: Tensor) -> Tensor:
@@ -170,8 +180,8 @@ def gather_classes(gain: Tensor, targets: Targets) -> Tensor:
     if targets.one_hot is not None:
         return targets.one_hot.to(gain.dtype) @ gain.transpose(1, 2)
     assert targets.labels is not None
-    index = targets.labels.unsqueeze(-1).expand(-1, -1, gain.shape[1])
-    return gain.transpose(1, 2).gather(1, index)
+    image = torch.arange(len(gain), device=gain.device).unsqueeze(1)
+    return gain.transpose(1, 2)[image, targets.labels]
 
 
 def _row_blocks(
@@ -236,6 +246,18 @@ def _bce_with_logits_terms(module: nn.BCEWithLogitsLoss, logits: Tensor) -> Clas
     return ClassTerms(positive - negative, negative.sum(-1))
 
 
+def _distance(boxes: Tensor, target_boxes: Tensor) -> Tensor:
+    """Return the sum of absolute differences."""
+    if boxes.device.type != "cpu":
+        return torch.cdist(target_boxes, boxes, p=1.0)
+    total: Tensor | None = None
+    for x, y in zip(*pairwise_coordinates(target_boxes, boxes), strict=True):
+        difference = (x - y).abs_()  # three times as fast as `cdist`
+        total = difference if total is None else total.add_(difference)
+    assert total is not None
+    return total
+
+
 def _coordinate_cost(loss: Callable[[Tensor, Tensor], Tensor], boxes: Tensor, target_boxes: Tensor) -> Tensor:
     cost = boxes.new_zeros(())
     for k in range(4):  # coordinate by coordinate: (B, T, P, 4) never exists
@@ -250,7 +272,7 @@ _KNOWN_CLASS_TERMS: dict[type[nn.Module], Callable[..., ClassTerms]] = {
     nn.BCEWithLogitsLoss: _bce_with_logits_terms,
 }
 _KNOWN_BOX_COSTS: dict[type[nn.Module], Callable[..., Tensor]] = {
-    nn.L1Loss: lambda module, boxes, target: torch.cdist(target, boxes, p=1.0),
+    nn.L1Loss: lambda module, boxes, target: _distance(boxes, target),
     nn.MSELoss: lambda module, boxes, target: _coordinate_cost(lambda a, b: (a - b) ** 2, boxes, target),
     nn.SmoothL1Loss: lambda module, boxes, target: _coordinate_cost(
         lambda a, b: F.smooth_l1_loss(a, b, reduction="none", beta=module.beta), boxes, target

@@ -1,7 +1,7 @@
 """Parse the targets that a user passes, a padded dict or a list of one dict an image, into validated, padded values."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -45,9 +45,12 @@ class Targets:
 
     def repeat(self, layers: int) -> "Targets":
         """Return the targets once for each of `layers` decoder layers, stacked along the batch."""
-        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        tensors = {k: v.repeat(layers, *[1] * (v.dim() - 1)) for k, v in fields.items() if v is not None}
-        return dataclasses.replace(self, **tensors)
+        return self.map(lambda x: x.repeat(layers, *[1] * (x.dim() - 1)))
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> "Targets":
+        """Return the targets with a function applied to every tensor."""
+        fields = {name: None if x is None else function(x) for name, x in vars(self).items()}
+        return dataclasses.replace(self, **fields)
 
 
 def parse_targets(target: TargetInput, logits: Tensor, dtype: torch.dtype, validate: bool) -> Targets:

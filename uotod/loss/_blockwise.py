@@ -21,7 +21,7 @@ def row_losses(loss: RowLoss, logits: Tensor, labels: ClassLabels) -> Tensor:
     if not logits.numel() or torch.compiler.is_compiling() or loss.trains_more(rows, flat):
         values = loss.values(rows, flat)
     else:
-        values = _Blockwise.apply(rows, flat, loss)
+        values = _Blockwise.apply(rows, flat, loss)  # type: ignore[no-untyped-call]
     return values.view(logits.shape[:2])
 
 
@@ -36,7 +36,7 @@ def module_losses(function: Callable[[Tensor, ClassLabels], Tensor], logits: Ten
         return function(rows, flat).view(logits.shape[:2])
     values = [
         checkpoint(function, part, flat.rows(slice(start, start + size)), use_reentrant=False)
-        for start, part in zip(range(0, len(rows), size), rows.split(size), strict=True)
+        for start, part in zip(range(0, len(rows), size), torch.split(rows, size), strict=True)
     ]
     return torch.cat(values).view(logits.shape[:2])
 
@@ -52,7 +52,7 @@ class _Blockwise(torch.autograd.Function):
         return values
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         made, ctx.gradient = ctx.gradient, None
         if made is not None and not torch.is_grad_enabled():
             return made.mul_(gradient.unsqueeze(1)), None, None

@@ -122,7 +122,10 @@ class SoftRows(RowLoss):
 
 
 def row_loss(module: nn.Module, logits: Tensor) -> RowLoss | None:
-    """Return how to evaluate a module on rows of (B, P, C) logits, or None for a module that is unknown or reads more than a row."""
+    """Return how to evaluate a module on rows of (B, P, C) logits.
+
+    None for a module that is unknown, or that reads more than a row at a time.
+    """
     if soft_loss(module) is not None:
         return SoftRows(module) if getattr(module, "is_rowwise", False) else None
     probe = logits.new_zeros(0, logits.shape[-1])

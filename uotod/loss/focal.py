@@ -1,5 +1,7 @@
 """The sigmoid focal loss, and the matching cost made from it."""
 
+from collections.abc import Callable
+
 from torch import Tensor, nn
 
 from uotod._boxes import full_precision
@@ -107,6 +109,10 @@ class SigmoidFocalCost(nn.Module):
         """Return the cost as an affine function of the one-hot target."""
         positive, negative = focal_terms(logits, self.alpha, self.gamma)
         return ClassTerms(positive - negative, None)
+
+    def label_cost(self, logits: Tensor, pick: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return the cost of all pairs; `pick` selects the labels' (B, T, P) of (B, P, C) values."""
+        return self.class_terms(pick(logits)).gain
 
     def extra_repr(self) -> str:
         """Return the arguments for `repr`."""

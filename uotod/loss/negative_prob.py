@@ -1,5 +1,7 @@
 """The negative probability of the target's class, DETR's classification cost."""
 
+from collections.abc import Callable
+
 from torch import Tensor, nn
 
 from uotod._boxes import full_precision
@@ -41,6 +43,10 @@ class NegativeProbLoss(nn.Module):
     def class_terms(self, logits: Tensor) -> ClassTerms:
         """Return the loss as an affine function of the one-hot target."""
         return ClassTerms(-logits.softmax(-1), None)
+
+    def label_cost(self, logits: Tensor, pick: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return the cost of all pairs; `pick` selects the labels' (B, T, P) of (B, P, C) values."""
+        return pick(logits.softmax(-1)).neg_()
 
     def extra_repr(self) -> str:
         """Return the arguments for `repr`."""

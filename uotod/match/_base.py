@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, TypedDict
@@ -16,6 +15,7 @@ from uotod._check import check_choice, check_flag, check_integer, check_number, 
 from uotod._cost import box_cost, class_cost
 from uotod._plan import DensePlan, Plan
 from uotod._targets import TargetInput
+from uotod.match._blocks import cost_by_images
 from uotod.match._checks import check_cost, check_cost_values, replace_nonfinite
 from uotod.match._ignore import ignore_background
 from uotod.match._weights import parse_class_weight, target_weight
@@ -181,18 +181,19 @@ class Matcher(nn.Module, ABC):
     def cost(self, batch: Batch) -> Tensor:
         """Return the target-major cost (B, T + 1, P), or (B, T, P) without background, of a parsed batch."""
         with torch.no_grad(), torch.autocast(batch.predictions.logits.device.type, enabled=False):
-            cost = self._pair_cost(batch)  # (B, T, P)
-            weight = self._target_weight(batch)
-            if weight is not None:
-                cost = cost * weight.unsqueeze(-1)
-            if self.nonfinite == "propagate":
-                cost = replace_nonfinite(cost, batch, self.background_cost if self.background else 0.0)
-            cost = cost.masked_fill(~batch.targets.mask.unsqueeze(-1), math.inf)
+            cost = cost_by_images(batch, self._block_cost, self.background_cost if self.background else None)
             check_cost_values("the cost that the match modules return", cost, self.validate)
-            if self.background:
-                column = cost.new_full((cost.shape[0], 1, cost.shape[2]), self.background_cost)
-                cost = torch.cat((cost, column), dim=1)
             return cost
+
+    def _block_cost(self, batch: Batch) -> Tensor:
+        """Return the weighted cost (B, T, P) of a few images, padding included."""
+        cost = self._pair_cost(batch)
+        weight = self._target_weight(batch)
+        if weight is not None:
+            cost = cost * weight.unsqueeze(-1)
+        if self.nonfinite == "propagate":
+            cost = replace_nonfinite(cost, batch, self.background_cost if self.background else 0.0)
+        return cost
 
     def _match(self, cost: Tensor, mask: Tensor) -> Plan:
         """Return the plan of a target-major cost (B, K, P)."""

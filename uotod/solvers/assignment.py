@@ -35,21 +35,26 @@ def assign_predictions(cost: Tensor, mask: Tensor, *, copies: int = 1, groups: i
         D. F. Crouse, "On implementing 2D rectangular assignment algorithms", IEEE TAES 2016 (scipy's solver).
     """
     images, num_targets, preds = cost.shape
-    # NaN marks padded rows, so that mask and cost make the crossing together; a NaN or -inf cost becomes -inf
-    cost = cost.nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf)
-    host = cost.masked_fill(~mask.unsqueeze(-1), math.nan).cpu().numpy()
+    if cost.device.type == "cpu":
+        host, present = cost.cpu().numpy(), mask.numpy()
+    else:
+        # NaN marks padded rows, so that mask and cost make the crossing together; a NaN or -inf cost becomes -inf
+        cost = cost.nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf)
+        host = cost.masked_fill(~mask.unsqueeze(-1), math.nan).cpu().numpy()
+        present = ~np.isnan(host[:, :, 0]) if preds else np.zeros((images, num_targets), dtype=np.bool_)
     result = np.full((images, preds), num_targets, dtype=np.int64)
     if preds:
-        for matrix, found in zip(host, result.reshape(images, groups, preds // groups), strict=True):
-            rows = np.flatnonzero(~np.isnan(matrix[:, 0]))
+        for matrix, here, found in zip(host, present, result.reshape(images, groups, preds // groups), strict=True):
+            rows = here.nonzero()[0]
             if rows.size:
-                _assign_image(matrix if rows.size == len(matrix) else matrix[rows], rows, found, copies, rounds)
+                last = int(rows[-1]) + 1
+                _assign_image(matrix[:last] if rows.size == last else matrix[rows], rows, found, copies, rounds)
     return torch.from_numpy(result).to(cost.device)
 
 
 def _assign_image(matrix: Array, rows: Index, found: Index, copies: int, rounds: int) -> None:
     """Write the target, one of `rows`, of each prediction into `found`, (groups, P / groups); `matrix` is (T_b, P)."""
-    if matrix.min() == -math.inf:
+    if not matrix.min() > -math.inf:  # the minimum of values with a NaN is NaN
         raise ValueError("the cost must not hold NaN or -inf, got one for a target that is not padding")
     size = found.shape[1]
     copies = max(min(copies, size // len(rows)), 1)
@@ -66,14 +71,15 @@ def _assign_image(matrix: Array, rows: Index, found: Index, copies: int, rounds:
 
 def _least_cost_pairs(matrix: Array) -> tuple[Index, Index]:
     """Return rows and columns of the assignment of a matrix in which `inf` forbids a pair."""
-    forbidden = ~np.isfinite(matrix)
-    if forbidden.any():
-        finite = matrix[~forbidden]
-        if not finite.size:
-            return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
-        # one forbidden pair costs more than all finite ones together could save: most pairs first, then least cost
-        low, high = float(finite.min()), float(finite.max())
-        matrix = np.where(forbidden, (high - low + 1.0) * (min(matrix.shape) + 1.0), matrix.astype(np.float64) - low)
-    row, column = linear_sum_assignment(matrix)
-    allowed = ~forbidden[row, column]
-    return row[allowed], column[allowed]
+    if not matrix.size or matrix.max() < math.inf:
+        return linear_sum_assignment(matrix)
+    allowed = matrix < math.inf
+    finite = matrix[allowed]
+    if not finite.size:
+        return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
+    # one forbidden pair costs more than all finite ones together could save: most pairs first, then least cost
+    low, high = float(finite.min()), float(finite.max())
+    worst = (high - low + 1.0) * (min(matrix.shape) + 1.0)
+    row, column = linear_sum_assignment(np.where(allowed, matrix.astype(np.float64) - low, worst))
+    found = allowed[row, column]
+    return row[found], column[found]
