@@ -107,7 +107,7 @@ def test_blocks_have_the_values_and_gradients_of_autograd(name, bg_class, soft, 
     outer = torch.rand(B, P, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     (slope,) = torch.autograd.grad(expected, logits, outer, retain_graph=True)
     for elements in (1 << 17, 5 * C):
-        monkeypatch.setattr(_blocks, "MAX_BLOCK_ELEMENTS", elements)
+        monkeypatch.setattr(_blocks, "MAX_ROW_ELEMENTS", elements)
         values = _blockwise.row_losses(loss, logits, labels)
         torch.testing.assert_close(values, expected, rtol=1e-12, atol=1e-12)
         (actual,) = torch.autograd.grad(values, logits, outer, retain_graph=True)
@@ -185,5 +185,5 @@ def test_a_histogram_over_all_rows_is_not_cut_into_blocks(monkeypatch) -> None:
     logits, labels = logits_of(), labels_of(False, None, False)
     assert row_loss(GHMCLoss(reduction=N), logits) is None
     whole = Classifier(GHMCLoss(reduction=N), logits, None).losses(labels)[0].value
-    monkeypatch.setattr(_blocks, "MAX_BLOCK_ELEMENTS", C)
+    monkeypatch.setattr(_blocks, "MAX_ROW_ELEMENTS", C)
     torch.testing.assert_close(Classifier(GHMCLoss(reduction=N), logits, None).losses(labels)[0].value, whole)

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from uotod._anchors import Anchors, Locations, Points, parse_anchors
 from uotod._boxes import full_precision
+from uotod._stack import stack_layers
 from uotod._targets import TargetInput, Targets, parse_targets
-from uotod._tensors import check_device, check_finite, entry
+from uotod._tensors import check_device, check_finite, entry, is_finite, reads_values
 
 PredictionDict = Mapping[str, Any]
 AnchorInput = Tensor | Anchors | Points
@@ -98,23 +99,23 @@ def parse_batch(
     """
     if not isinstance(input, Mapping):
         raise TypeError(f"input must be a dict of tensors, got {type(input).__name__}")
-    final = _parse_layer("input", input, None, nonfinite, validate)
+    final = _parse_layer("input", input, None)
     layers = [final]
     aux = input.get("aux_outputs") if auxiliary else None
     if aux is not None:
         if not isinstance(aux, Sequence):
             raise TypeError(f"input['aux_outputs'] must be a list of dicts, got {type(aux).__name__}")
-        earlier = [_parse_layer(f"input['aux_outputs'][{i}]", x, final, nonfinite, validate) for i, x in enumerate(aux)]
-        layers = [*earlier, final]
+        layers = [*(_parse_layer(f"input['aux_outputs'][{i}]", x, final) for i, x in enumerate(aux)), final]
 
-    count, logits = len(layers), final.logits
-    targets = parse_targets(target, logits, final.boxes.dtype, validate)
+    count = len(layers)
+    predictions = _stack(layers)
+    if nonfinite == "error":
+        _check_values(predictions, validate)
+    targets = parse_targets(target, final.logits, predictions.boxes.dtype, validate)
     locations = None
     if anchors is not None:
-        locations = parse_anchors(anchors, final.boxes, count, validate)
-    if count == 1:
-        return Batch(final, targets, locations)
-    return Batch(_stack(layers), targets.repeat(count), locations)
+        locations = parse_anchors(anchors, predictions.boxes[: len(final.boxes)], count, validate)
+    return Batch(predictions, targets if count == 1 else targets.repeat(count), locations)
 
 
 def _apply(function: Callable[[Tensor], Tensor], fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -123,23 +124,34 @@ def _apply(function: Callable[[Tensor], Tensor], fields: Mapping[str, Any]) -> d
 
 
 def _stack(layers: list[Predictions]) -> Predictions:
-    """Stack the predictions of several decoder layers along the batch."""
+    """Stack the predictions of several decoder layers along the batch, in at least float32."""
     objectness = [x.objectness for x in layers if x.objectness is not None]
     final, given = layers[-1].dist, tuple(x.dist is not None for x in layers)
-    dist = None if final is None else torch.cat([torch.zeros_like(final) if x.dist is None else x.dist for x in layers])
+    dist = None if final is None else [torch.zeros_like(final) if x.dist is None else x.dist for x in layers]
     return Predictions(
-        torch.cat([x.logits for x in layers]),
-        torch.cat([x.boxes for x in layers]),
+        full_precision(stack_layers([x.logits for x in layers])),
+        full_precision(stack_layers([x.boxes for x in layers])),
         len(layers),
-        torch.cat(objectness) if objectness else None,
-        dist,
+        full_precision(stack_layers(objectness)) if objectness else None,
+        full_precision(stack_layers(dist)) if dist else None,
         None if all(given) else given,
     )
 
 
-def _parse_layer(
-    name: str, layer: PredictionDict, like: Predictions | None, nonfinite: str, validate: bool
-) -> Predictions:
+def _check_values(predictions: Predictions, validate: bool) -> None:
+    """Raise a ValueError that names the layer, unless all predictions are finite."""
+    layers = predictions.layers
+    for key in ("logits", "boxes", "objectness", "dist"):
+        tensor = getattr(predictions, key)
+        if tensor is None or not reads_values(tensor, validate) or is_finite(tensor):
+            continue
+        for layer, part in enumerate(tensor.chunk(layers)):
+            name = "input" if layer == layers - 1 else f"input['aux_outputs'][{layer}]"
+            hint = ' (nonfinite="propagate" lets them through)'
+            check_finite(f"{name}['pred_{key}']", part, validate, hint=hint)
+
+
+def _parse_layer(name: str, layer: PredictionDict, like: Predictions | None) -> Predictions:
     if not isinstance(layer, Mapping):
         raise TypeError(f"{name} must be a dict of tensors, got {type(layer).__name__}")
     logits, boxes = entry(name, layer, "pred_logits"), entry(name, layer, "pred_boxes")
@@ -164,22 +176,9 @@ def _parse_layer(
             raise ValueError(f"{name} must have the key 'pred_objectness' if and only if the final layer has it")
         if "pred_dist" in layer and like.dist is None:
             raise ValueError(f"{name} must have the key 'pred_dist' only if the final layer has it")
-    tensors = {"pred_logits": logits, "pred_boxes": boxes}
-    if "pred_objectness" in layer:
-        tensors["pred_objectness"] = _parse_objectness(name, layer, logits)
-    if "pred_dist" in layer:
-        tensors["pred_dist"] = _parse_dist(name, layer, logits, None if like is None else like.dist)
-    if nonfinite == "error":
-        for key, tensor in tensors.items():
-            check_finite(f"{name}[{key!r}]", tensor, validate, hint=' (nonfinite="propagate" lets them through)')
-    objectness, dist = tensors.get("pred_objectness"), tensors.get("pred_dist")
-    return Predictions(
-        full_precision(logits),
-        full_precision(boxes),
-        layers=1,
-        objectness=None if objectness is None else full_precision(objectness),
-        dist=None if dist is None else full_precision(dist),
-    )
+    objectness = _parse_objectness(name, layer, logits) if "pred_objectness" in layer else None
+    dist = _parse_dist(name, layer, logits, None if like is None else like.dist) if "pred_dist" in layer else None
+    return Predictions(logits, boxes, layers=1, objectness=objectness, dist=dist)
 
 
 def _parse_objectness(name: str, layer: PredictionDict, logits: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 MAX_BLOCK_ELEMENTS = 1 << 17  # of a (B, T, P) block on the CPU: the dozen temporaries of an overlap stay in its cache
+MAX_ROW_ELEMENTS = 1 << 18  # of a block of rows on the CPU
 MAX_GPU_ROW_ELEMENTS = 1 << 24  # of a block of rows on a GPU: enough to keep it busy
 
 
@@ -16,7 +17,7 @@ def images_per_block(images: int, elements: int, device: torch.device) -> int:
 
 def rows_per_block(width: int, device: torch.device) -> int:
     """Return how many rows of `width` elements each to compute at once, at least 1."""
-    limit = MAX_BLOCK_ELEMENTS if device.type == "cpu" else MAX_GPU_ROW_ELEMENTS
+    limit = MAX_ROW_ELEMENTS if device.type == "cpu" else MAX_GPU_ROW_ELEMENTS
     return max(limit // max(width, 1), 1)
 
 

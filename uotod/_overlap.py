@@ -9,6 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from uotod._tensors import reads_values
+
 Coordinates = tuple[Tensor, Tensor, Tensor, Tensor]  # x1, y1, x2, y2
 OverlapKind = Literal["iou", "giou", "diou", "ciou", "eiou", "siou"]
 OVERLAP_KINDS: tuple[OverlapKind, ...] = ("iou", "giou", "diou", "ciou", "eiou", "siou")
@@ -98,6 +100,8 @@ def quotient(numerator: Tensor, denominator: Tensor, eps: float) -> Tensor:
     """
     if eps > 0:
         return numerator.div_(denominator + eps)
+    if reads_values(denominator, validate=False) and denominator.numel() and denominator.detach().amin() > 0:
+        return numerator.div_(denominator)
     # before the division: the gradient of a masked 0/0 would still be NaN; and not by `where`, which takes ten times
     # as long as products on CPUs
     positive = denominator.detach().sign().clamp_(min=0)

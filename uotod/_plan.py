@@ -1,6 +1,7 @@
 """The transport plan in its two representations, and the pairs and masses that losses read from it."""
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -105,13 +106,14 @@ class AssignedPlan:
             plan[..., self.num_targets] = self.background
         return plan[..., : self.num_targets + self.has_background].contiguous()
 
+    @cached_property
     def is_positive(self) -> Tensor:
-        """Return the (B, P) bool mask of predictions that are matched to a target."""
+        """The (B, P) bool mask of predictions that are matched to a target."""
         return (self.index >= 0) & (self.index < self.num_targets)
 
     def positive_mass(self) -> Tensor:
         """Return the (B, P) mass that each prediction gives to targets."""
-        return self.mass.masked_fill(~self.is_positive(), 0)
+        return self.mass.masked_fill(~self.is_positive, 0)
 
     def background_mass(self) -> Tensor:
         """Return the (B, P) mass that each prediction gives to the background."""
@@ -129,7 +131,7 @@ class AssignedPlan:
 
     def scaled(self, factor: Tensor) -> "AssignedPlan":
         """Return the plan with the mass of each pair times a (B, P) factor; the background stays."""
-        return replace(self, mass=torch.where(self.is_positive(), self.mass * factor, self.mass))
+        return replace(self, mass=torch.where(self.is_positive, self.mass * factor, self.mass))
 
     def repeat(self, layers: int) -> "AssignedPlan":
         """Return the plan once for each of `layers` decoder layers, stacked along the batch."""
@@ -141,12 +143,12 @@ class AssignedPlan:
     def pairs(self, static: bool) -> Pairs:
         """Return the pairs that carry mass; with `static` all B·P predictions, which avoids a synchronisation."""
         if static:
-            positive = self.is_positive().flatten()
+            positive = self.is_positive.flatten()
             images, preds = self.index.shape
             rows = torch.arange(images * preds, device=self.index.device)
             mass, target = self.mass.flatten() * positive, self.index.flatten() * positive
             return Pairs(rows // max(preds, 1), rows % max(preds, 1), target, mass)
-        image, pred = self.is_positive().nonzero(as_tuple=True)
+        image, pred = self.is_positive.nonzero(as_tuple=True)
         return Pairs(image, pred, self.index[image, pred], self.mass[image, pred])
 
 

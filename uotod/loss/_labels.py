@@ -107,7 +107,7 @@ def fold_plan(plan: Plan, targets: Targets, num_classes: int, bg_class: int | No
     """Fold the mass on targets onto their classes: `S[b, p, c] = Σ_t plan[b, p, t] · [label_t = c]`."""
     positive, background = plan.positive_mass(), plan.background_mass()
     if isinstance(plan, AssignedPlan):
-        matched = plan.is_positive()
+        matched = plan.is_positive
         none = num_classes if bg_class is None else bg_class
         target = plan.index.clamp(0, max(plan.num_targets - 1, 0))
         if targets.labels is not None:

@@ -71,12 +71,12 @@ def add_terms(losses: Sequence[SubLosses], weights: Sequence[float] | None) -> d
 
 def name_terms(name: str, module: nn.Module, losses: Tensor) -> dict[str, Tensor]:
     """Name the sum and, of a composite, the parts of (K, L) losses; earlier layers get their number behind."""
-    terms = {}
-    parts = parts_of(module)
-    layers = losses.shape[1]
-    for layer in range(layers):
+    parts, layers = parts_of(module), losses.shape[1]
+    terms: dict[str, Tensor] = {}
+    for layer, (total, column) in enumerate(zip(losses.sum(0).unbind(), losses.unbind(1), strict=True)):
         suffix = "" if layer == layers - 1 else f"_{layer}"
-        terms[f"{name}{suffix}"] = losses[:, layer].sum()
+        terms[f"{name}{suffix}"] = total
         if parts[0].name:
-            terms |= {f"{name}_{part.name}{suffix}": losses[k, layer] for k, part in enumerate(parts)}
+            values = zip(parts, column.unbind(), strict=True)
+            terms |= {f"{name}_{part.name}{suffix}": value for part, value in values}
     return terms

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from uotod._batch import Batch
 from uotod._blocks import MAX_BLOCK_ELEMENTS
+from uotod._tensors import reads_values
 
 
 def cost_by_images(batch: Batch, pair_cost: Callable[[Batch], Tensor], background_cost: float | None) -> Tensor:
@@ -38,7 +39,7 @@ def cost_by_images(batch: Batch, pair_cost: Callable[[Batch], Tensor], backgroun
 
 def forbid_padding(cost: Tensor, mask: Tensor) -> Tensor:
     """Return a (B, T, P) cost that is `inf` where the (B, T) mask is False."""
-    if cost.device.type != "cpu":
+    if not reads_values(cost, validate=False):
         return cost.masked_fill(~mask.unsqueeze(-1), math.inf)
     padding = (~mask).flatten().nonzero().squeeze(1)
     if not len(padding):
@@ -50,7 +51,7 @@ def _image_blocks(batch: Batch) -> Iterator[tuple[slice, int]]:
     """Yield slices of the images of a decoder layer, and the targets that the fullest of them has."""
     layers, mask = batch.predictions.layers, batch.targets.mask
     images, num_targets = len(mask) // layers, mask.shape[1]
-    if mask.device.type != "cpu" or not mask.numel():
+    if not reads_values(mask, validate=False) or not mask.numel():
         yield slice(0, images), num_targets
         return
     position = torch.arange(1, num_targets + 1)

@@ -33,7 +33,7 @@ def ignore_background(plan: Plan, boxes: Tensor, targets: Targets, threshold: fl
     inside = by_blocks(_largest_intersection, crowds, boxes).squeeze(1)  # (B, P)
     dropped = inside > threshold * box_area(boxes)
     if isinstance(plan, AssignedPlan):
-        dropped = dropped & ~plan.is_positive()
+        dropped = dropped & ~plan.is_positive
     return plan.with_background(plan.background_mass().masked_fill(dropped, 0))
 
 
