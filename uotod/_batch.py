@@ -67,7 +67,7 @@ class Batch:
     def images(self, some: slice, num_targets: int) -> "Batch":
         """Return the batch of some images in all decoder layers, with the first targets of each only."""
         layers = self.predictions.layers
-        found = self._map(lambda x: x.unflatten(0, (layers, -1))[:, some].flatten(0, 1))
+        found = self._map(lambda x: x.view(layers, len(x) // layers, *x.shape[1:])[:, some].flatten(0, 1))
         return replace(found, targets=found.targets.map(lambda x: x[:, :num_targets]))
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> "Batch":

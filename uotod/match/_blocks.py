@@ -20,21 +20,29 @@ def cost_by_images(batch: Batch, pair_cost: Callable[[Batch], Tensor], backgroun
             padding is not read, and the targets after the last one that is not padding are not there.
         background_cost: cost of the background in the last column, or None for no such column.
     """
-    boxes, mask, layers = batch.predictions.boxes, batch.targets.mask, batch.predictions.layers
-    images, num_targets = mask.shape
+    preds, num_targets = batch.predictions.boxes.shape[1], batch.targets.mask.shape[1]
     columns = num_targets + (background_cost is not None)
     cost: Tensor | None = None
-    for some, count in _image_blocks(batch):
-        part = batch if count == num_targets and some == slice(0, images // layers) else batch.images(some, count)
-        block = forbid_padding(pair_cost(part), part.targets.mask)
+    for some, count, block in cost_blocks(batch, pair_cost):
         if cost is None:
-            cost = block.new_empty(layers, images // layers, columns, boxes.shape[1])
-        cost[:, some, :count] = block.unflatten(0, (layers, -1))
-        cost[:, some, count:num_targets] = math.inf
+            layers = batch.predictions.layers
+            cost = block.new_empty(layers, len(batch.targets.mask) // layers, columns, preds)
+        cost[:, some, :count] = block
+        cost[:, some, count:num_targets].fill_(math.inf)
     assert cost is not None
     if background_cost is not None:
-        cost[:, :, num_targets] = background_cost
+        cost[:, :, num_targets].fill_(background_cost)
     return cost.flatten(0, 1)
+
+
+def cost_blocks(batch: Batch, pair_cost: Callable[[Batch], Tensor]) -> Iterator[tuple[slice, int, Tensor]]:
+    """Yield some of the images, the targets `t` that the fullest of them has, and their cost (L, b, t, P)."""
+    layers, mask = batch.predictions.layers, batch.targets.mask
+    for some, count in _image_blocks(batch):
+        whole = count == mask.shape[1] and some == slice(0, len(mask) // layers)
+        part = batch if whole else batch.images(some, count)
+        cost = forbid_padding(pair_cost(part), part.targets.mask)
+        yield some, count, cost.view(layers, len(cost) // layers, *cost.shape[1:])
 
 
 def forbid_padding(cost: Tensor, mask: Tensor) -> Tensor:

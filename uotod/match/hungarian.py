@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
+from uotod._batch import Batch
 from uotod._check import check_integer
 from uotod._plan import Plan
+from uotod._tensors import reads_values
 from uotod.match._assigned import assigned_plan
 from uotod.match._base import PlanMatcher
+from uotod.match._blocks import cost_blocks
 from uotod.solvers.assignment import assign_predictions
 
 if TYPE_CHECKING:
@@ -82,12 +87,28 @@ class Hungarian(PlanMatcher):
         """Return the arguments for `repr`."""
         return f"copies={self.copies}, groups={self.groups}, rounds={self.rounds}"
 
+    def _plan(self, batch: Batch) -> Plan:
+        """Return the plan of a parsed batch; on a CPU each block of the cost is solved while it is in the cache."""
+        boxes, targets, layers = batch.predictions.boxes, batch.targets, batch.predictions.layers
+        if not reads_values(boxes, validate=False):
+            return super()._plan(batch)
+        num_targets = targets.mask.shape[1]
+        masks = targets.mask.view(layers, len(boxes) // layers, num_targets)
+        index = torch.full((*masks.shape[:2], boxes.shape[1]), num_targets)
+        for some, count, cost in cost_blocks(batch, self._block_cost):
+            if cost.numel() and not bool(cost.amin() > -math.inf):
+                self.cost(batch)  # raises the error that names the pair
+            found = self._assign(cost.flatten(0, 1), masks[:, some, :count].flatten(0, 1))
+            index[:, some] = found.masked_fill_(found == count, num_targets).view(*cost.shape[:2], cost.shape[3])
+        return assigned_plan(index.flatten(0, 1), boxes, num_targets, self.background)
+
     def _match(self, cost: Tensor, mask: Tensor) -> Plan:
-        num_targets, preds = mask.shape[1], cost.shape[2]
-        groups = self.groups if self.training else 1
+        num_targets = mask.shape[1]
+        return assigned_plan(self._assign(cost[:, :num_targets], mask), cost, num_targets, self.background)
+
+    def _assign(self, cost: Tensor, mask: Tensor) -> Tensor:
+        """Return the target (B, P) of each prediction, T for none."""
+        groups, preds = self.groups if self.training else 1, cost.shape[2]
         if preds % groups:
             raise ValueError(f"groups must divide the number of predictions P, got groups={groups} and P={preds}")
-        index = assign_predictions(
-            cost[:, :num_targets], mask, copies=self.copies, groups=groups, rounds=self.rounds
-        )  # (B, P)
-        return assigned_plan(index, cost, num_targets, self.background)
+        return assign_predictions(cost, mask, copies=self.copies, groups=groups, rounds=self.rounds)
