@@ -100,12 +100,19 @@ def quotient(numerator: Tensor, denominator: Tensor, eps: float) -> Tensor:
     """
     if eps > 0:
         return numerator.div_(denominator + eps)
-    if reads_values(denominator, validate=False) and denominator.numel() and denominator.detach().amin() > 0:
+    if _is_positive(denominator):
         return numerator.div_(denominator)
     # before the division: the gradient of a masked 0/0 would still be NaN; and not by `where`, which takes ten times
     # as long as products on CPUs
     positive = denominator.detach().sign().clamp_(min=0)
     return numerator.div_((denominator * positive).add_(1 - positive))
+
+
+def _is_positive(tensor: Tensor) -> bool:
+    """Tell whether all of a tensor is above 0, where that can be asked without waiting for a GPU or a compiler."""
+    if torch.compiler.is_compiling() or not reads_values(tensor, validate=False) or not tensor.numel():
+        return False
+    return bool(tensor.detach().amin() > 0)
 
 
 def _angular_penalties(
