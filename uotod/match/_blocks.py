@@ -46,13 +46,14 @@ def cost_blocks(batch: Batch, pair_cost: Callable[[Batch], Tensor]) -> Iterator[
 
 
 def forbid_padding(cost: Tensor, mask: Tensor) -> Tensor:
-    """Return a (B, T, P) cost that is `inf` where the (B, T) mask is False."""
+    """Make a (B, T, P) cost `inf` where the (B, T) mask is False; in place if it is contiguous."""
     if not reads_values(cost, validate=False):
         return cost.masked_fill(~mask.unsqueeze(-1), math.inf)
     padding = (~mask).flatten().nonzero().squeeze(1)
-    if not len(padding):
-        return cost
-    return cost.flatten(0, 1).index_fill(0, padding, math.inf).view(cost.shape)  # `masked_fill` takes 30 times as long
+    cost = cost.contiguous()
+    if len(padding):
+        cost.flatten(0, 1).index_fill_(0, padding, math.inf)  # `masked_fill` takes 30 times as long
+    return cost
 
 
 def _image_blocks(batch: Batch) -> Iterator[tuple[slice, int]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -96,9 +95,11 @@ class Hungarian(PlanMatcher):
         masks = targets.mask.view(layers, len(boxes) // layers, num_targets)
         index = torch.full((*masks.shape[:2], boxes.shape[1]), num_targets)
         for some, count, cost in cost_blocks(batch, self._block_cost):
-            if cost.numel() and not bool(cost.amin() > -math.inf):
-                self.cost(batch)  # raises the error that names the pair
-            found = self._assign(cost.flatten(0, 1), masks[:, some, :count].flatten(0, 1))
+            try:
+                found = self._assign(cost.flatten(0, 1), masks[:, some, :count].flatten(0, 1))
+            except ValueError:
+                self.cost(batch)  # raises the error that names the pair, if the cost is at fault
+                raise
             index[:, some] = found.masked_fill_(found == count, num_targets).view(*cost.shape[:2], cost.shape[3])
         return assigned_plan(index.flatten(0, 1), boxes, num_targets, self.background)
 

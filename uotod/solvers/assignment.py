@@ -54,8 +54,6 @@ def assign_predictions(cost: Tensor, mask: Tensor, *, copies: int = 1, groups: i
 
 def _assign_image(matrix: Array, rows: Index, found: Index, copies: int, rounds: int) -> None:
     """Write the target, one of `rows`, of each prediction into `found`, (groups, P / groups); `matrix` is (T_b, P)."""
-    if not matrix.min() > -math.inf:  # the minimum of values with a NaN is NaN
-        raise ValueError("the cost must not hold NaN or -inf, got one for a target that is not padding")
     size = found.shape[1]
     copies = max(min(copies, size // len(rows)), 1)
     for group, index in enumerate(found):
@@ -71,8 +69,13 @@ def _assign_image(matrix: Array, rows: Index, found: Index, copies: int, rounds:
 
 def _least_cost_pairs(matrix: Array) -> tuple[Index, Index]:
     """Return rows and columns of the assignment of a matrix in which `inf` forbids a pair."""
-    if not matrix.size or matrix.max() < math.inf:
-        return linear_sum_assignment(matrix)
+    try:
+        row, column = linear_sum_assignment(matrix)  # which checks the values
+        if matrix[row, column].max(initial=0.0) < math.inf:
+            return row, column
+    except ValueError:
+        if matrix.size and not matrix.min() > -math.inf:  # the minimum of values with a NaN is NaN
+            raise ValueError("the cost must not hold NaN or -inf, got one for a target that is not padding") from None
     allowed = matrix < math.inf
     finite = matrix[allowed]
     if not finite.size:
