@@ -45,11 +45,16 @@ class Predictions:
 
 @dataclass(frozen=True)
 class Batch:
-    """Everything that a matcher reads: predictions, targets of the same images and, if given, anchors or points."""
+    """Everything that a matcher reads: predictions, targets of the same images and, if given, anchors or points.
+
+    Attributes:
+        class_cost: (layers * images, T, P) classification cost of all pairs where it is known, or None.
+    """
 
     predictions: Predictions
     targets: Targets
     anchors: Locations | None
+    class_cost: Tensor | None = None
 
     def layer(self, index: int) -> "Batch":
         """Return the batch of one decoder layer; a negative index counts from the final one."""
@@ -65,10 +70,18 @@ class Batch:
         return replace(found, predictions=predictions)
 
     def images(self, some: slice, num_targets: int) -> "Batch":
-        """Return the batch of some images in all decoder layers, with the first targets of each only."""
+        """Return the batch of some images in all decoder layers, with the first targets of each only.
+
+        Where `class_cost` is known the logits, which are large, have no values: they are on the device "meta".
+        """
         layers = self.predictions.layers
-        found = self._map(lambda x: x.view(layers, len(x) // layers, *x.shape[1:])[:, some].flatten(0, 1))
-        return replace(found, targets=found.targets.map(lambda x: x[:, :num_targets]))
+        batch = self
+        if self.class_cost is not None:
+            logits = torch.empty_like(self.predictions.logits, device="meta")
+            batch = replace(self, predictions=replace(self.predictions, logits=logits))
+        found = batch._map(lambda x: x.view(layers, len(x) // layers, *x.shape[1:])[:, some].flatten(0, 1))
+        class_cost = None if found.class_cost is None else found.class_cost[:, :num_targets]
+        return replace(found, targets=found.targets.map(lambda x: x[:, :num_targets]), class_cost=class_cost)
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> "Batch":
         """Return the batch with a function applied to every tensor, whose first dimension is layers * images."""
@@ -76,6 +89,7 @@ class Batch:
             replace(self.predictions, **_apply(function, vars(self.predictions))),
             self.targets.map(function),
             None if self.anchors is None else self.anchors._replace(**_apply(function, self.anchors._asdict())),
+            None if self.class_cost is None else function(self.class_cost),
         )
 
 

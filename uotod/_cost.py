@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from uotod._blocks import by_blocks
+from uotod._blocks import by_blocks, rows_per_block
 from uotod._boxes import pairwise_coordinates
 from uotod._focal import zero_terms as focal_zero_terms
 from uotod._targets import Targets
@@ -128,6 +128,15 @@ def class_cost(module: nn.Module, logits: Tensor, targets: Targets) -> Tensor:
         cost = value if cost is None else cost + value
     assert cost is not None
     return cost
+
+
+def class_cost_by_blocks(module: nn.Module, logits: Tensor, targets: Targets) -> Tensor:
+    """Return the same, computed on the CPU a few images at a time so that their logits stay in its cache."""
+    images, preds, num_classes = logits.shape
+    size = max(rows_per_block(num_classes, logits.device) // max(preds, 1), 1)
+    starts = range(0, max(images, 1), size)
+    costs = [class_cost(module, logits[i : i + size], targets.map(lambda x, i=i: x[i : i + size])) for i in starts]
+    return costs[0] if len(costs) == 1 else torch.cat(costs)
 
 
 def _part_class_cost(module: nn.Module, logits: Tensor, targets: Targets) -> Tensor:

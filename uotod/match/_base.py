@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, TypedDict
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from uotod._anchors import Locations
 from uotod._batch import AnchorInput, Batch, PredictionDict, parse_batch
 from uotod._check import check_choice, check_flag, check_integer, check_number, check_sub_loss
-from uotod._cost import box_cost, class_cost
+from uotod._cost import box_cost, class_cost, class_cost_by_blocks
 from uotod._plan import DensePlan, Plan
 from uotod._targets import TargetInput
 from uotod.match._blocks import cost_by_images
@@ -181,9 +182,17 @@ class Matcher(nn.Module, ABC):
     def cost(self, batch: Batch) -> Tensor:
         """Return the target-major cost (B, T + 1, P), or (B, T, P) without background, of a parsed batch."""
         with torch.no_grad(), torch.autocast(batch.predictions.logits.device.type, enabled=False):
-            cost = cost_by_images(batch, self._block_cost, self.background_cost if self.background else None)
+            background_cost = self.background_cost if self.background else None
+            cost = cost_by_images(self._with_class_cost(batch), self._block_cost, background_cost)
             check_cost_values("the cost that the match modules return", cost, self.validate)
             return cost
+
+    def _with_class_cost(self, batch: Batch) -> Batch:
+        """Return the batch with the classification cost, which can be had without a copy of the logits by blocks."""
+        module = self.cls_match_module
+        if module is None or self.nonfinite == "propagate" or type(self)._pair_cost is not Matcher._pair_cost:
+            return batch
+        return replace(batch, class_cost=class_cost_by_blocks(module, batch.predictions.logits, batch.targets))
 
     def _block_cost(self, batch: Batch) -> Tensor:
         """Return the weighted cost (B, T, P) of a few images, padding included."""
@@ -209,8 +218,8 @@ class Matcher(nn.Module, ABC):
         """Return the cost (B, T, P) of all pairs, padding included."""
         if not self._has_modules():
             return self._own_pair_cost(batch)
-        cost = None
-        if self.cls_match_module is not None:
+        cost = batch.class_cost
+        if self.cls_match_module is not None and cost is None:
             cost = class_cost(self.cls_match_module, batch.predictions.logits, batch.targets)
         if self.loc_match_module is not None:
             boxes = self._located_boxes(batch)

@@ -94,7 +94,7 @@ class Hungarian(PlanMatcher):
         num_targets = targets.mask.shape[1]
         masks = targets.mask.view(layers, len(boxes) // layers, num_targets)
         index = torch.full((*masks.shape[:2], boxes.shape[1]), num_targets)
-        for some, count, cost in cost_blocks(batch, self._block_cost):
+        for some, count, cost in cost_blocks(self._with_class_cost(batch), self._block_cost):
             try:
                 found = self._assign(cost.flatten(0, 1), masks[:, some, :count].flatten(0, 1))
             except ValueError:
