@@ -11,19 +11,35 @@ contracts from anywhere; `N = ∞` is Newton's step. A rejected step shortens th
 """
 
 import math
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
-from uotod.solvers._scaling import Kernel, Penalties, Problem, Sweep, absorb, first_potential, rates, residual, sweep
+from uotod.solvers._scaling import (
+    FARTHEST,
+    Kernel,
+    Penalties,
+    Problem,
+    Solved,
+    Sweep,
+    absorb,
+    first_potential,
+    rates,
+    residual,
+    sweep,
+)
 
 ANNEAL_FROM = 0.1  # of an image's largest absolute cost
 ANNEAL_RATIO = 0.25
 LOOSE = 1.5  # gap at which the next, smaller reg begins
 LONGEST, LENGTHEN, SHORTEN = 1e8, 3.0, 0.25  # horizon
 LARGEST_STEP = 200.0  # in units of reg
-FARTHEST = 10.0  # from the kernel's reference, in units of reg
+LARGEST_BLIND = 10.0  # step that nothing judges, in units of reg
+
+
+Values = TypeVar("Values", Problem, Kernel, Sweep, "State")
 
 
 class State(NamedTuple):
@@ -47,24 +63,10 @@ class State(NamedTuple):
     done: Tensor  # (B,) bool
 
 
-class Found(NamedTuple):
-    """What the solver returns, an entry an image."""
-
-    potential: Tensor  # (B, K)
-    steps: Tensor  # (B,)
-    residual: Tensor  # (B,) inf where it has to be measured
-
-    def write(self, state: State) -> None:
-        """Take in all images of a state."""
-        reached = torch.where(state.done, state.residual, math.inf)
-        for whole, part in zip(self, (state.potential, state.steps, reached), strict=True):
-            whole.index_copy_(0, state.image, part)
-
-
 def solve_newton(
     problem: Problem, penalties: Penalties, num_iter: int, tol: float, attainable: float, sync_free: bool
-) -> Found:
-    """Return the columns' potentials.
+) -> Iterator[Solved]:
+    """Yield images as they are solved, and after `num_iter` steps those that are left.
 
     Args:
         problem: the images.
@@ -72,34 +74,60 @@ def solve_newton(
         num_iter: most steps of an image, rejected ones included.
         tol: mass moved by a sweep at which an image is finished.
         attainable: residual at which it is finished too, once a step improves nothing.
-        sync_free: take `num_iter` steps whatever the values; finished images stand still.
+        sync_free: take `num_iter` steps whatever the values; finished images stand still, and all are yielded together.
     """
-    state = _start(problem, penalties)
-    found = Found(torch.empty_like(state.potential), torch.empty_like(state.steps), torch.empty_like(state.residual))
+    state = _start(problem, penalties, sync_free)
     kernel = absorb(problem, rates(penalties, state.reg), state.candidate)
     for iteration in range(num_iter):
         if iteration:
             kernel = _refresh(problem, penalties, kernel, state, sync_free)
         at = sweep(problem, kernel, state.candidate)
         state, accepted = _judge(state, problem, penalties, at, tol, attainable)
+        every = not sync_free and bool(accepted.all())
         if not sync_free and bool(state.done.any()):
-            found.write(state)
+            done = state.done.nonzero().squeeze(1)
+            if every and len(done) == len(state.done):
+                yield Solved(state.image, problem.live, kernel, at, state.potential, state.steps, state.residual)
+                return
+            finished, given = _take(state, done), _take(problem, done)
+            if bool(accepted[done].all()):
+                reached, there = _take(kernel, done), _take(at, done)
+            else:
+                reached, there = _at_potential(finished, given, penalties)
+            yield Solved(
+                finished.image, given.live, reached, there, finished.potential, finished.steps, finished.residual
+            )
             keep = (~state.done).nonzero().squeeze(1)
             if not len(keep):
-                return found
-            problem, kernel = (Problem(*(x[keep] for x in problem)), Kernel(*(x[keep] for x in kernel)))
-            at, state, accepted = (Sweep(*(x[keep] for x in at)), State(*(x[keep] for x in state)), accepted[keep])
+                return
+            problem, kernel, at, state = _take(problem, keep), _take(kernel, keep), _take(at, keep), _take(state, keep)
+            accepted = accepted[keep]
         coupling = _coupling(kernel, at)
-        if sync_free or not bool(accepted.all()):
+        if not every:
             coupling = torch.where(accepted[:, None, None], coupling, state.coupling)
         state = _propose(state._replace(coupling=coupling), problem, kernel, accepted)
-    found.write(state)
-    return found
+    kernel, at = _at_potential(state, problem, penalties)
+    left = torch.where(state.done, state.residual, residual(at.moved(), at.mass))
+    yield Solved(state.image, problem.live, kernel, at, state.potential, state.steps, left)
 
 
-def _start(problem: Problem, penalties: Penalties) -> State:
+def _at_potential(state: State, problem: Problem, penalties: Penalties) -> tuple[Kernel, Sweep]:
+    """Return the kernel at the last accepted potential, and the sweep there."""
+    kernel = absorb(problem, rates(penalties, problem.reg), state.potential)
+    return kernel, sweep(problem, kernel, state.potential)
+
+
+def _take(values: Values, images: Tensor) -> Values:
+    """Return the part of some images of a tuple of tensors."""
+    return type(values)(*(x.index_select(0, images) for x in values))
+
+
+def _start(problem: Problem, penalties: Penalties, sync_free: bool) -> State:
     cost, reg = problem.cost, problem.reg
-    largest = torch.maximum(-cost.amin((1, 2)), cost.masked_fill(cost == math.inf, -math.inf).amax((1, 2)))
+    highest = cost.amax(2).masked_fill_(~problem.live, -math.inf).amax(1)
+    if sync_free or bool((highest == math.inf).any()):
+        highest = cost.masked_fill(cost == math.inf, -math.inf).amax((1, 2))
+    largest = torch.maximum(-cost.amin((1, 2)), highest)
     levels = (ANNEAL_FROM * largest.clamp(min=0.0).double().unsqueeze(1) / reg).log() / -math.log(ANNEAL_RATIO)
     level = reg * ANNEAL_RATIO ** -levels.floor().clamp(min=0.0)
     potential = first_potential(problem, rates(penalties, level))
@@ -134,7 +162,7 @@ def _refresh(problem: Problem, penalties: Penalties, kernel: Kernel, state: Stat
         return kernel
     if len(away) == len(near):
         return absorb(problem, rates(penalties, state.reg), state.candidate)
-    part = absorb(Problem(*(x[away] for x in problem)), rates(penalties, state.reg[away]), state.candidate[away])
+    part = absorb(_take(problem, away), rates(penalties, state.reg[away]), state.candidate[away])
     return Kernel(*(whole.index_copy_(0, away, new) for whole, new in zip(kernel, part, strict=True)))
 
 
@@ -146,7 +174,9 @@ def _judge(
     It does where it still rises at the step's end. Where it no longer does there, gap and residual have to shrink, and
     the mean of both slopes to be positive: two steps that undo each other might shrink one measure each, for ever.
     """
-    demand = (problem.log_mass - state.candidate / penalties.target).clamp(max=300.0).exp()
+    demand = problem.mass
+    if not math.isinf(penalties.target):
+        demand = (problem.log_mass - state.candidate / penalties.target).clamp(max=300.0).exp()
     gradient = torch.where(problem.live, demand - at.mass, 0.0)
     merit, moved = at.gap.abs().amax(1), at.moved()
     left = residual(moved, at.mass)
@@ -179,7 +209,7 @@ def _propose(state: State, problem: Problem, kernel: Kernel, accepted: Tensor) -
     step = torch.where(is_sweep.unsqueeze(1), state.gap, _direction(state, problem, kernel, horizon.unsqueeze(1)))
     finer = accepted & (state.reg > problem.reg).squeeze(1) & (state.merit <= LOOSE)
     # nothing judges the step to the next level, and one that goes far may starve columns there
-    step = torch.where((finer & (step.abs().amax(1) > FARTHEST)).unsqueeze(1), state.gap, step)
+    step = torch.where((finer & (step.abs().amax(1) > LARGEST_BLIND)).unsqueeze(1), state.gap, step)
     candidate = state.potential + state.reg * step
     return state._replace(
         candidate=torch.where(state.done.unsqueeze(1), state.potential, candidate),

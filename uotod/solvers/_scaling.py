@@ -13,6 +13,8 @@ from torch import Tensor
 
 # logarithm of the mass of a prediction without an allowed pair: finite, because inf − inf is NaN
 DEAD_ROW = -1e4
+# reg by which a potential may leave the kernel's reference: entries cut off in float32 stay below exp(2 · 20 - 80)
+FARTHEST = 20.0
 
 
 class Penalties(NamedTuple):
@@ -27,12 +29,14 @@ class Problem(NamedTuple):
 
     Attributes:
         cost: (B, K, P); `inf` forbids a pair.
-        log_mass: (B, K) float64 logarithm of the columns' marginals.
+        mass: (B, K) float64 marginals of the columns, 1 for a column without one.
+        log_mass: (B, K) their logarithm.
         live: (B, K) bool, False for a column that takes no mass.
         reg: (B, 1) float64 weight of the entropy.
     """
 
     cost: Tensor
+    mass: Tensor
     log_mass: Tensor
     live: Tensor
     reg: Tensor
@@ -90,6 +94,33 @@ class Sweep(NamedTuple):
     def moved(self) -> Tensor:
         """Return the mass that the sweep would move in each column, (B, K)."""
         return (self.mass * self.gap.clamp(max=80.0).expm1()).abs()
+
+
+class Solved(NamedTuple):
+    """Images whose potentials are found.
+
+    Attributes:
+        image: (n,) their places in the problem.
+        live: (n, K) bool as in `Problem`.
+        kernel: near their potentials.
+        at: the sweep at their potentials.
+        potential: (n, K) float64.
+        steps: (n,) sweeps or Newton steps.
+        residual: (n,) largest mass that the sweep would move, as `residual` measures it.
+    """
+
+    image: Tensor
+    live: Tensor
+    kernel: Kernel
+    at: Sweep
+    potential: Tensor
+    steps: Tensor
+    residual: Tensor
+
+    def reached(self) -> Tensor:
+        """Return the residual (n,), `inf` where masses may have been cut off at the upper end of `log_range`."""
+        heaviest = (self.at.row * self.at.scale).amax(1)
+        return torch.where(heaviest > math.exp(log_range(heaviest.dtype)[1] - 15), math.inf, self.residual)
 
 
 def residual(moved: Tensor, mass: Tensor) -> Tensor:
@@ -157,17 +188,12 @@ def sweep(problem: Problem, kernel: Kernel, potential: Tensor) -> Sweep:
     return Sweep(gain, row, scale, mass, torch.where(problem.live, gap, 0.0))
 
 
-def write_plan(problem: Problem, kernel: Kernel, at: Sweep, out: Tensor) -> None:
-    """Write the plan of a sweep into `out` (B, K, P); the kernel's is overwritten."""
-    torch.threshold_(kernel.plan, 1.01 * math.exp(log_range(out.dtype)[0]), 0.0)
-    gain = torch.where(problem.live, at.gain, 0.0).to(out.dtype)
-    torch.mul(kernel.plan, gain.unsqueeze(2), out=out)
-    out *= at.scale.unsqueeze(1)
-
-
-def saturated(at: Sweep) -> Tensor:
-    """Return whether masses of an image may have been cut off at the upper end of `log_range`, (B,) bool."""
-    return (at.row * at.scale).amax(1) > math.exp(log_range(at.row.dtype)[1] - 15)
+def write_plan(live: Tensor, kernel: Kernel, at: Sweep) -> Tensor:
+    """Return the plan of a sweep, which overwrites the kernel's; `live` as in `Problem`."""
+    plan = torch.threshold_(kernel.plan, 1.01 * math.exp(log_range(kernel.plan.dtype)[0]), 0.0)
+    plan *= torch.where(live, at.gain, 0.0).to(plan.dtype).unsqueeze(2)
+    plan *= at.scale.unsqueeze(1)
+    return plan
 
 
 def pred_potential(kernel: Kernel, at: Sweep) -> Tensor:
@@ -182,10 +208,8 @@ def _complete(mass: Tensor, row: Tensor, scale: Tensor) -> Tensor:
     That is the background with its thousands of predictions: summed in float32 on its own, it would be off by more than
     all the targets are, and the balanced problem would spread this over them.
     """
-    total = (row * scale).sum(1, keepdim=True, dtype=torch.float64)
-    largest, column = mass.max(1, keepdim=True)
-    others = mass.sum(1, keepdim=True) - largest
-    return mass.scatter(1, column, torch.where(largest > others, total - others, largest)).clamp_(min=1e-300)
+    total, found = (row * scale).sum(1, keepdim=True, dtype=torch.float64), mass.sum(1, keepdim=True)
+    return torch.where(2 * mass > found, mass + (total - found), mass).clamp_(min=1e-300)
 
 
 def _finite(x: Tensor) -> Tensor:
