@@ -31,25 +31,34 @@ class Problem(NamedTuple):
         cost: (B, K, P); `inf` forbids a pair.
         mass: (B, K) float64 marginals of the columns, 1 for a column without one.
         log_mass: (B, K) their logarithm.
-        live: (B, K) bool, False for a column that takes no mass.
+        dead: (B, K) bool, True for a column that takes no mass.
         reg: (B, 1) float64 weight of the entropy.
     """
 
     cost: Tensor
     mass: Tensor
     log_mass: Tensor
-    live: Tensor
+    dead: Tensor
     reg: Tensor
 
 
 class Rates(NamedTuple):
-    """How a sweep damps, all (B, 1) float64: `penalty / (penalty + reg)` of each side, and its complement."""
+    """How a sweep damps, all (B, 1) float64.
+
+    Attributes:
+        reg: weight of the entropy.
+        pred, target: `penalty / (penalty + reg)` of each side.
+        pred_left: `1 - pred`.
+        pull: `1 / (penalty + reg)` of the targets, by which a sweep draws their potentials to 0.
+        leak: `1 - pred · target`.
+    """
 
     reg: Tensor
     pred: Tensor
-    pred_left: Tensor
     target: Tensor
-    target_left: Tensor
+    pred_left: Tensor
+    pull: Tensor
+    leak: Tensor
 
 
 class Kernel(NamedTuple):
@@ -60,7 +69,7 @@ class Kernel(NamedTuple):
         log_row: (B, P) logarithm of a prediction's largest entry.
         best: (B, P) float64 largest `(g_j − C_ij) / reg + log P` of each prediction; `f / reg` is `−rate · best`.
         potential: (B, K) float64 reference `g`.
-        reg, pred, pred_left, target, target_left: the rates in force.
+        reg, pred, target, pred_left, pull, leak: the rates in force.
     """
 
     plan: Tensor
@@ -69,16 +78,17 @@ class Kernel(NamedTuple):
     potential: Tensor
     reg: Tensor
     pred: Tensor
-    pred_left: Tensor
     target: Tensor
-    target_left: Tensor
+    pred_left: Tensor
+    pull: Tensor
+    leak: Tensor
 
 
 class Sweep(NamedTuple):
     """What a sweep finds: it meets the predictions' marginals and measures the columns'.
 
     Attributes:
-        gain: (B, K) float64 factor of each column on the kernel's plan.
+        gain: (B, K) factor of each column on the kernel's plan.
         row: (B, P) row sums of the kernel's plan after the gain.
         scale: (B, P) factor of each prediction on the kernel's plan.
         mass: (B, K) float64 column masses.
@@ -101,7 +111,7 @@ class Solved(NamedTuple):
 
     Attributes:
         image: (n,) their places in the problem.
-        live: (n, K) bool as in `Problem`.
+        dead: (n, K) bool as in `Problem`.
         kernel: near their potentials.
         at: the sweep at their potentials.
         potential: (n, K) float64.
@@ -110,7 +120,7 @@ class Solved(NamedTuple):
     """
 
     image: Tensor
-    live: Tensor
+    dead: Tensor
     kernel: Kernel
     at: Sweep
     potential: Tensor
@@ -130,13 +140,15 @@ def residual(moved: Tensor, mass: Tensor) -> Tensor:
 
 def rates(penalties: Penalties, reg: Tensor) -> Rates:
     """Return the rates at a reg (B, 1)."""
-    return Rates(reg, *_rate(penalties.pred, reg), *_rate(penalties.target, reg))
+    (pred, pred_pull), (target, target_pull) = (_rate(penalty, reg) for penalty in penalties)
+    pred_left = reg * pred_pull
+    return Rates(reg, pred, target, pred_left, target_pull, pred_left + pred * reg * target_pull)
 
 
 def _rate(penalty: float, reg: Tensor) -> tuple[Tensor, Tensor]:
     if math.isinf(penalty):
         return torch.ones_like(reg), torch.zeros_like(reg)
-    return penalty / (penalty + reg), reg / (penalty + reg)
+    return penalty / (penalty + reg), 1 / (penalty + reg)
 
 
 def log_range(dtype: torch.dtype) -> tuple[float, float]:
@@ -154,7 +166,7 @@ def first_potential(problem: Problem, rates: Rates) -> Tensor:
     least = _finite(cost.amin(1)).double()  # (B, P)
     least_in_column = _finite((cost - (rates.pred * least).to(cost.dtype).unsqueeze(1)).amin(2))  # (B, K)
     log_column = rates.pred_left * math.log(cost.shape[2]) - least_in_column / rates.reg
-    return torch.where(problem.live, rates.reg * rates.target * (problem.log_mass - log_column), 0.0)
+    return (rates.reg * rates.target * (problem.log_mass - log_column)).masked_fill_(problem.dead, 0.0)
 
 
 def absorb(problem: Problem, rates: Rates, potential: Tensor) -> Kernel:
@@ -178,20 +190,20 @@ def absorb(problem: Problem, rates: Rates, potential: Tensor) -> Kernel:
 def sweep(problem: Problem, kernel: Kernel, potential: Tensor) -> Sweep:
     """Return the sweep at a potential (B, K) near the kernel's."""
     plan = kernel.plan
-    gain = ((potential - kernel.potential) / kernel.reg).exp()
+    gain = ((potential - kernel.potential) / kernel.reg).exp_().to(plan.dtype)
     # products with row vectors: batched ones with column vectors are ten times slower on CPU
-    row = torch.bmm(gain.to(plan.dtype).unsqueeze(1), plan).squeeze(1)
-    scale = ((kernel.log_row - row.log()) * kernel.pred.to(plan.dtype)).exp_()
-    mass = torch.bmm(scale.unsqueeze(1), plan.transpose(1, 2)).squeeze(1) * gain
+    row = torch.bmm(gain.unsqueeze(1), plan).squeeze(1)
+    scale = (kernel.log_row - row.log()).mul_(kernel.pred).exp_()
+    mass = torch.bmm(scale.unsqueeze(1), plan.transpose(1, 2)).squeeze(1).double().mul_(gain)
     mass = _complete(mass, row, scale)
-    gap = kernel.target * (problem.log_mass - mass.log()) - kernel.target_left / kernel.reg * potential
-    return Sweep(gain, row, scale, mass, torch.where(problem.live, gap, 0.0))
+    gap = (problem.log_mass - mass.log()).mul_(kernel.target).addcmul_(kernel.pull, potential, value=-1.0)
+    return Sweep(gain, row, scale, mass, gap.masked_fill_(problem.dead, 0.0))
 
 
-def write_plan(live: Tensor, kernel: Kernel, at: Sweep) -> Tensor:
-    """Return the plan of a sweep, which overwrites the kernel's; `live` as in `Problem`."""
+def write_plan(dead: Tensor, kernel: Kernel, at: Sweep) -> Tensor:
+    """Return the plan of a sweep, which overwrites the kernel's; `dead` as in `Problem`."""
     plan = torch.threshold_(kernel.plan, 1.01 * math.exp(log_range(kernel.plan.dtype)[0]), 0.0)
-    plan *= torch.where(live, at.gain, 0.0).to(plan.dtype).unsqueeze(2)
+    plan *= at.gain.masked_fill(dead, 0.0).unsqueeze(2)
     plan *= at.scale.unsqueeze(1)
     return plan
 

@@ -133,7 +133,7 @@ def solve_sinkhorn(
         problem = _problem(cost.masked_fill(~used.unsqueeze(2), math.inf), mass, used, regs)
         solved = next(_solve(problem, penalties, budget))
         potentials = (pred_potential(solved.kernel, solved.at), solved.potential, solved.steps, solved.reached())
-        plan = write_plan(solved.live, solved.kernel, solved.at)
+        plan = write_plan(solved.dead, solved.kernel, solved.at)
         return Transport(plan, *(x if x is solved.steps else x.to(cost.dtype) for x in potentials))
     out = blank(cost)
     for chunk in chunks(used, preds, cost.element_size()):
@@ -192,7 +192,7 @@ def _masses(column_mass: Tensor, used: Tensor, preds: int, penalties: Penalties)
 
 def _problem(cost: Tensor, mass: Tensor, used: Tensor, reg: Tensor) -> Problem:
     """Return the problem of a cost that is `inf` in columns that take no part."""
-    return Problem(cost, mass, mass.log(), used & (cost.amin(2) < math.inf), reg)
+    return Problem(cost, mass, mass.log(), ~used | (cost.amin(2) == math.inf), reg)
 
 
 def _write(solved: Solved, chunk: Chunk, out: Transport) -> None:
@@ -202,7 +202,7 @@ def _write(solved: Solved, chunk: Chunk, out: Transport) -> None:
     for whole, part in zip((out.pred_potential, out.iterations, out.residual), found, strict=True):
         whole.index_copy_(0, image, part.to(whole.dtype))
     chunk.write(out.target_potential, solved.image, solved.potential)
-    chunk.write(out.plan, solved.image, write_plan(solved.live, solved.kernel, solved.at))
+    chunk.write(out.plan, solved.image, write_plan(solved.dead, solved.kernel, solved.at))
 
 
 def _solve(problem: Problem, penalties: Penalties, budget: _Budget) -> Iterator[Solved]:
@@ -231,4 +231,4 @@ def _repeat_sweeps(problem: Problem, penalties: Penalties, budget: _Budget) -> I
             kernel = absorb(problem, rate, potential)
         at = sweep(problem, kernel, potential)
     everything = torch.arange(len(reg), device=reg.device)
-    yield Solved(everything, problem.live, kernel, at, potential, steps, residual(at.moved(), at.mass))
+    yield Solved(everything, problem.dead, kernel, at, potential, steps, residual(at.moved(), at.mass))
