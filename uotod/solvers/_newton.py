@@ -31,6 +31,7 @@ from uotod.solvers._scaling import (
     sweep,
 )
 
+FIRST_SWEEPS = 2  # before the first step: far from the solution they do as much, at a fraction of the cost
 ANNEAL_FROM = 0.1  # of an image's largest absolute cost
 ANNEAL_RATIO = 0.25
 LOOSE = 1.5  # gap at which the next, smaller reg begins
@@ -81,6 +82,10 @@ def solve_newton(
     """
     state = _start(problem, penalties, sync_free)
     kernel = absorb(problem, rates(penalties, state.reg), state.candidate)
+    for _ in range(0 if sync_free else FIRST_SWEEPS):
+        gap = sweep(problem, kernel, state.candidate).gap
+        state = state._replace(candidate=torch.addcmul(state.candidate, state.reg, gap))
+        kernel = _refresh(problem, penalties, kernel, state, sync_free)
     for iteration in range(num_iter):
         if iteration:
             kernel = _refresh(problem, penalties, kernel, state, sync_free)
@@ -196,7 +201,7 @@ def _judge(
     eps = torch.finfo(problem.cost.dtype).eps
     met = moved.sub_(heavy, alpha=eps).amax(1) <= tol - eps
     met = torch.where(accepted, met, state.residual <= attainable)
-    seen = (state.candidate, at.mass, at.gap, gradient, merit, left)
+    seen: tuple[Tensor, ...] = (state.candidate, at.mass, at.gap, gradient, merit, left)
     every = not sync_free and bool(accepted.all())
     if not every:
         past = (state.potential, state.mass, state.gap, state.gradient, state.merit, state.residual)
@@ -257,7 +262,7 @@ def _coupling(kernel: Kernel, at: Sweep) -> Tensor:
     rows = kernel.plan.new_zeros(images, -(-columns // 8) * 8, preds)
     torch.mul(kernel.plan, (at.scale / at.row).sqrt_().unsqueeze(1), out=rows[:, :columns])
     # bmm's halves may differ in their last bits, more than what leaks: the system would have no M-matrix
-    return torch.bmm(rows, rows.transpose(1, 2))[:, :columns, :columns].tril(-1).double()
+    return torch.bmm(rows, rows.transpose(1, 2)).tril_(-1)[:, :columns, :columns].double()
 
 
 def _direction(state: State, problem: Problem, kernel: Kernel, horizon: Tensor, sync_free: bool) -> Tensor:

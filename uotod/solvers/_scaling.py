@@ -6,6 +6,7 @@ size `K·P`. Potentials and all else of size `K` are float64.
 """
 
 import math
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -13,6 +14,8 @@ from torch import Tensor
 
 # logarithm of the mass of a prediction without an allowed pair: finite, because inf − inf is NaN
 DEAD_ROW = -1e4
+# of (B, K, p) blocks of float64 on a CPU, and the least p of one
+MAX_BLOCK_ELEMENTS, MIN_BLOCK_PREDS = 1 << 20, 64
 # reg by which a potential may leave the kernel's reference: entries cut off in float32 stay below exp(2 · 20 - 80)
 FARTHEST = 20.0
 
@@ -157,15 +160,25 @@ def log_range(dtype: torch.dtype) -> tuple[float, float]:
     return (-80.0, 60.0) if dtype == torch.float32 else (-600.0, 500.0)
 
 
+def pred_blocks(cost: Tensor) -> Iterator[slice]:
+    """Yield slices of the predictions of (B, K, P) entries: on a CPU no temporary exceeds a block."""
+    images, columns, preds = cost.shape
+    size = preds if cost.is_cuda else max(MAX_BLOCK_ELEMENTS // max(images * columns, 1), MIN_BLOCK_PREDS)
+    for start in range(0, preds, size):
+        yield slice(start, start + size)
+
+
 def first_potential(problem: Problem, rates: Rates) -> Tensor:
     """Return the columns' potentials (B, K) after a sweep from 0 with maxima in place of log-sum-exps.
 
     They leave each column an entry of the kernel in range, however far its costs are from the others'.
     """
-    cost = problem.cost
-    least = _finite(cost.amin(1)).double()  # (B, P)
-    least_in_column = _finite((cost - (rates.pred * least).to(cost.dtype).unsqueeze(1)).amin(2))  # (B, K)
-    log_column = rates.pred_left * math.log(cost.shape[2]) - least_in_column / rates.reg
+    least_in_column = torch.full_like(problem.mass, math.inf)
+    for block in pred_blocks(problem.cost):
+        cost = problem.cost[:, :, block]
+        pred = (rates.pred * _finite(cost.amin(1))).to(cost.dtype)  # (B, p)
+        least_in_column = torch.minimum(least_in_column, (cost - pred.unsqueeze(1)).amin(2))
+    log_column = rates.pred_left * math.log(problem.cost.shape[2]) - _finite(least_in_column) / rates.reg
     return (rates.reg * rates.target * (problem.log_mass - log_column)).masked_fill_(problem.dead, 0.0)
 
 
@@ -173,17 +186,21 @@ def absorb(problem: Problem, rates: Rates, potential: Tensor) -> Kernel:
     """Return the kernel at a potential (B, K)."""
     cost, reg = problem.cost, rates.reg
     dtype, log_preds = cost.dtype, math.log(cost.shape[2])
-    # differences in float64: rounding (g − C) / reg in float32 loses the plan's digits once C / reg is in the hundreds
-    excess = cost.to(torch.float64, copy=True)
-    excess -= potential.unsqueeze(2)  # (B, K, P)
-    least = excess.amin(1)
-    dead = least == math.inf
-    least = torch.where(dead, 0.0, least)
-    excess -= (rates.pred * least + rates.pred_left * reg * log_preds).unsqueeze(1)
-    best = log_preds - least / reg
     low, high = log_range(dtype)
-    log_row = torch.where(dead, DEAD_ROW, rates.pred_left * best).clamp(max=high).to(dtype)
-    plan = excess.to(dtype).mul_((-1 / reg).to(dtype).unsqueeze(2)).clamp_(low, high).exp_()
+    plans, leasts = [], []
+    for block in pred_blocks(cost):
+        # differences in float64: rounding (g − C) / reg in float32 loses the plan's digits once C / reg is in the
+        # hundreds
+        excess = cost[:, :, block].to(torch.float64, copy=True)
+        excess -= potential.unsqueeze(2)  # (B, K, p)
+        least = excess.amin(1)
+        excess -= (rates.pred * _finite(least) + rates.pred_left * reg * log_preds).unsqueeze(1)
+        plans.append(excess.to(dtype).mul_((-1 / reg).to(dtype).unsqueeze(2)).clamp_(low, high).exp_())
+        leasts.append(least)
+    plan, least = (x[0] if len(x) == 1 else torch.cat(x, dim=-1) for x in (plans, leasts))
+    dead = least == math.inf
+    best = log_preds - _finite(least) / reg
+    log_row = (rates.pred_left * best).masked_fill_(dead, DEAD_ROW).clamp_(max=high).to(dtype)
     return Kernel(plan, log_row, best, potential.clone(), *(x.clone() for x in rates))
 
 
