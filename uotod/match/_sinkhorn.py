@@ -194,13 +194,10 @@ class SinkhornMatcher(EntropicMatcher):
 
     def _check_feasible(self, cost: Tensor, active: Tensor) -> None:
         """Raise a ValueError where forbidden pairs leave a prediction or target without a partner that it must have."""
-        if (
-            math.inf not in (self.reg_pred, self.reg_target)
-            or not cost.numel()
-            or not reads_values(cost, self.validate)
-        ):
+        fixed = math.inf in (self.reg_pred, self.reg_target)
+        if not fixed or not cost.numel() or not reads_values(cost, self.validate):
             return
-        if bool(active.any(1).all()) and not _forbids(cost, active):
+        if not bool(((cost.amax(2) == math.inf) & active).any()):
             return
         allowed = cost.isfinite() & active.unsqueeze(-1)
         lonely_pred = ~allowed.any(1) & active.any(1, keepdim=True)  # (B, P)
@@ -233,20 +230,16 @@ def largest_entry(cost: Tensor, active: Tensor, seen: Tensor | None = None) -> T
     """
     if not cost.numel():
         return cost.new_ones(len(cost))
-    if seen is None and cost.device.type == "cpu" and not _forbids(cost, active):
-        # without a tensor of the size of the cost
-        largest = torch.maximum(cost.amax(2), -cost.amin(2)).masked_fill(~active, 0.0).amax(1)
+    highest = cost.amax(2)  # (B, K)
+    if seen is None and reads_values(cost, validate=False) and not bool(((highest == math.inf) & active).any()):
+        # nothing is forbidden: no tensor of the size of the cost is needed
+        largest = torch.maximum(highest, -cost.amin(2)).masked_fill_(~active, 0.0).amax(1)
     else:
         finite = cost.isfinite() & active.unsqueeze(-1)
         if seen is not None:
             finite = finite & seen.unsqueeze(1)
-        largest = cost.abs().masked_fill(~finite, 0).amax((1, 2))
+        largest = cost.abs().masked_fill_(~finite, 0).amax((1, 2))
     return torch.where(largest > 0, largest, 1.0)
-
-
-def _forbids(cost: Tensor, active: Tensor) -> bool:
-    """Tell whether an active (B, K) column of a cost (B, K, P) holds `inf`."""
-    return bool(((cost.amax(2) == math.inf) & active).any())
 
 
 def column_masses(mask: Tensor, preds: int, background: bool, dtype: torch.dtype) -> Tensor:
