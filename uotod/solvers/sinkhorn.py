@@ -34,7 +34,7 @@ class Transport(NamedTuple):
         plan: (B, K, P) masses in units of a prediction's.
         pred_potential: (B, P) `f` in units of cost; 0 for a prediction without an allowed pair.
         target_potential: (B, K) `g` in units of cost; 0 for a column that takes no mass.
-        iterations: (B,) sweeps, or Newton steps.
+        iterations: (B,) sweeps, or Newton steps; the two sweeps before these are not counted.
         residual: (B,) largest mass that a further sweep would move in a column; relative for a column heavier than 1.
             `inf` where masses are too large for the dtype (penalties near 0 with negative costs).
     """
@@ -128,22 +128,38 @@ def solve_sinkhorn(
     budget = _budget(penalties, known, num_iter, tol, cost.dtype, sync_free)
     used = active if penalties.target == 0 else active & (column_mass > 0)
     mass, regs = _masses(column_mass, used, preds, penalties), regs.double().unsqueeze(1)
-    if sync_free:
-        cost = cost if unit is None else cost / unit[:, None, None]
-        problem = _problem(cost.masked_fill(~used.unsqueeze(2), math.inf), mass, used, regs)
-        solved = next(_solve(problem, penalties, budget))
-        potentials = (pred_potential(solved.kernel, solved.at), solved.potential, solved.steps, solved.reached())
-        plan = write_plan(solved.dead, solved.kernel, solved.at)
-        return Transport(plan, *(x if x is solved.steps else x.to(cost.dtype) for x in potentials))
-    out = blank(cost)
+    solve = _at_once if sync_free else _by_chunks
+    return solve(cost, mass, used, regs, unit, penalties, budget)
+
+
+def _at_once(
+    cost: Tensor, mass: Tensor, used: Tensor, reg: Tensor, unit: Tensor | None, penalties: Penalties, budget: _Budget
+) -> Transport:
+    """Solve all images together."""
+    cost = cost if unit is None else cost / unit[:, None, None]
+    problem = _problem(cost.masked_fill(~used.unsqueeze(2), math.inf), mass, used, reg)
+    solved = next(_solve(problem, penalties, budget))
+    return Transport(
+        write_plan(solved.dead, solved.kernel, solved.at),
+        pred_potential(solved.kernel, solved.at).to(cost.dtype),
+        solved.potential.to(cost.dtype),
+        solved.steps,
+        solved.reached().to(cost.dtype),
+    )
+
+
+def _by_chunks(
+    cost: Tensor, mass: Tensor, used: Tensor, reg: Tensor, unit: Tensor | None, penalties: Penalties, budget: _Budget
+) -> Transport:
+    """Solve images of similar size together, as many as a processor's cache holds, without columns of padding."""
+    out, preds = blank(cost), cost.shape[2]
     for chunk in chunks(used, preds, cost.element_size()):
-        part = chunk.rows(cost)
+        part, takes_part = chunk.rows(cost), chunk.rows(used)
         if unit is not None:
             part /= unit[chunk.image, None, None]
-        takes_part = chunk.rows(used)
         part.flatten(0, 1).index_fill_(0, (~takes_part).flatten().nonzero().squeeze(1), math.inf)
-        problem = _problem(part, chunk.rows(mass), takes_part, regs[chunk.image])
         out.plan.view(-1, preds).index_fill_(0, chunk.left_out, 0.0)
+        problem = _problem(part, chunk.rows(mass), takes_part, reg[chunk.image])
         for solved in _solve(problem, penalties, budget):
             _write(solved, chunk, out)
     return out
