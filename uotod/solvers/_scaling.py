@@ -12,8 +12,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-# logarithm of the mass of a prediction without an allowed pair: finite, because inf − inf is NaN
-DEAD_ROW = -1e4
 # of (B, K, p) blocks of float64 on a CPU, and the least p of one
 MAX_BLOCK_ELEMENTS, MIN_BLOCK_PREDS = 1 << 20, 64
 # reg by which a potential may leave the kernel's reference: entries cut off in float32 stay below exp(2 · 20 - 80)
@@ -69,14 +67,14 @@ class Kernel(NamedTuple):
 
     Attributes:
         plan: (B, K, P) `exp((f_i + g_j − C_ij) / reg + log P)`; cut off at the ends of `log_range(dtype)`.
-        log_row: (B, P) logarithm of a prediction's largest entry.
+        peak: (B, P) largest entry of each prediction; 0 for one without an allowed pair.
         best: (B, P) float64 largest `(g_j − C_ij) / reg + log P` of each prediction; `f / reg` is `−rate · best`.
         potential: (B, K) float64 reference `g`.
         reg, pred, target, pred_left, pull, leak: the rates in force.
     """
 
     plan: Tensor
-    log_row: Tensor
+    peak: Tensor
     best: Tensor
     potential: Tensor
     reg: Tensor
@@ -198,10 +196,9 @@ def absorb(problem: Problem, rates: Rates, potential: Tensor) -> Kernel:
         plans.append(excess.to(dtype).mul_((-1 / reg).to(dtype).unsqueeze(2)).clamp_(low, high).exp_())
         leasts.append(least)
     plan, least = (x[0] if len(x) == 1 else torch.cat(x, dim=-1) for x in (plans, leasts))
-    dead = least == math.inf
-    best = log_preds - _finite(least) / reg
-    log_row = (rates.pred_left * best).masked_fill_(dead, DEAD_ROW).clamp_(max=high).to(dtype)
-    return Kernel(plan, log_row, best, potential.clone(), *(x.clone() for x in rates))
+    best = log_preds - least / reg
+    peak = (rates.pred_left * best).clamp_(low, high).exp_().masked_fill_(least == math.inf, 0.0)
+    return Kernel(plan, peak.to(dtype), best, potential.clone(), *(x.clone() for x in rates))
 
 
 def sweep(problem: Problem, kernel: Kernel, potential: Tensor) -> Sweep:
@@ -210,7 +207,9 @@ def sweep(problem: Problem, kernel: Kernel, potential: Tensor) -> Sweep:
     gain = ((potential - kernel.potential) / kernel.reg).exp_().to(plan.dtype)
     # products with row vectors: batched ones with column vectors are ten times slower on CPU
     row = torch.bmm(gain.unsqueeze(1), plan).squeeze(1)
-    scale = (kernel.log_row - row.log()).mul_(kernel.pred).exp_()
+    scale = (kernel.peak / row).pow_(
+        kernel.pred.to(row.dtype)
+    )  # by logarithms it would lose the digits they begin with
     mass = torch.bmm(scale.unsqueeze(1), plan.transpose(1, 2)).squeeze(1).double().mul_(gain)
     mass = _complete(mass, row, scale)
     gap = (problem.log_mass - mass.log()).mul_(kernel.target).addcmul_(kernel.pull, potential, value=-1.0)
@@ -228,7 +227,7 @@ def write_plan(dead: Tensor, kernel: Kernel, at: Sweep) -> Tensor:
 def pred_potential(kernel: Kernel, at: Sweep) -> Tensor:
     """Return the predictions' potentials (B, P) in units of cost; 0 for a prediction without an allowed pair."""
     potential = -kernel.reg * kernel.pred * (at.row.log() + kernel.pred * kernel.best)
-    return torch.where(kernel.log_row == DEAD_ROW, 0.0, potential)
+    return torch.where(kernel.best == -math.inf, 0.0, potential)
 
 
 def _complete(mass: Tensor, row: Tensor, scale: Tensor) -> Tensor:
