@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tests.oracles import transport as oracle
+from uotod.solvers import _chunks
 from uotod.solvers.assignment import assign_predictions
 from uotod.solvers.pot import solve_pot
 from uotod.solvers.sinkhorn import Transport, solve_sinkhorn
@@ -400,3 +401,50 @@ def test_plans_of_costs_with_gaps_agree_with_the_oracle(penalties: tuple[float, 
             wanted = (mass[image, used] / preds).numpy()
             expected = oracle.unbalanced_plan(cost[image, used].T.numpy(), share, wanted, 0.1, *penalties)
             assert_plans_close(plan[used].T, torch.as_tensor(expected), 1e-6)
+
+
+@pytest.mark.parametrize("penalties", [(1, 1), (1e3, 1e-3), (INF, INF)])
+def test_how_the_work_is_divided_does_not_change_a_plan(
+    penalties: tuple[float, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = problem(80, 9, 12)
+    whole = solve(given, 0.02, *penalties)
+    for name, values in [
+        ("_chunks.MAX_CHUNK_BYTES", (1, 1 << 14)),  # an image a chunk, and a few
+        ("_scaling.MAX_BLOCK_ELEMENTS", (1,)),  # 64 predictions a block
+        ("_newton.WORTH_LEAVING", (1, 1 << 30)),  # finished images leave at once, or with the last
+    ]:
+        for value in values:
+            with monkeypatch.context() as patch:
+                patch.setattr(f"uotod.solvers.{name}", value)
+                divided = solve(given, 0.02, *penalties)
+            assert torch.equal(divided.iterations, whole.iterations)
+            assert_plans_close(divided.plan, whole.plan, 1e-9)
+
+
+@pytest.mark.parametrize("sync_free", [False, True])
+def test_a_unit_is_what_the_cost_is_divided_by(sync_free: bool) -> None:
+    cost, mass, active = given = problem(20, 6, 3)
+    unit = torch.tensor([0.5, 2.0, 7.0], dtype=torch.float64)
+    expected = solve((cost / unit[:, None, None], mass, active), 0.05, 1.0, 1.0, sync_free=sync_free)
+    for part, whole in zip(solve(given, 0.05, 1.0, 1.0, sync_free=sync_free, unit=unit), expected, strict=True):
+        torch.testing.assert_close(part, whole)
+
+
+@pytest.mark.parametrize("images", [1, 7, 30])
+def test_chunks_hold_every_used_column_once_and_fit_the_cache(images: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_chunks, "MAX_CHUNK_BYTES", 3 * 8 * 100 * 4)
+    used = torch.rand(images, 8) < 0.5
+    used[images // 2] = False
+    parts = list(_chunks.chunks(used, 100, 4))
+    assert torch.cat([part.image for part in parts]).sort().values.tolist() == list(range(images))
+    seen = torch.cat([torch.cat((part.row.flatten(), part.left_out)) for part in parts])
+    assert seen.sort().values.tolist() == list(range(images * 8))
+    assert not any(used.flatten()[part.left_out].any() for part in parts)
+    assert all(part.row.numel() * 100 * 4 <= _chunks.MAX_CHUNK_BYTES for part in parts)
+    marked = torch.zeros(images, 8, 2, dtype=torch.float64)
+    for part in parts:
+        taken = part.rows(used.unsqueeze(2).expand(-1, -1, 2).contiguous())
+        assert taken.shape == (*part.row.shape, 2)
+        part.write(marked, torch.arange(len(part.image)), taken)
+    assert torch.equal(marked[:, :, 1].bool(), used)

@@ -170,13 +170,13 @@ class SinkhornMatcher(EntropicMatcher):
         active = mask
         if self.background:
             active = torch.cat((mask, mask.new_ones(len(mask), 1)), dim=1)
-        self._check_feasible(cost, active)
-        if self.normalize_cost_matrix:
-            cost = normalized(cost, active, seen)
         preds = cost.shape[2]
+        unit = largest_entry(cost, active, seen) if self.normalize_cost_matrix else None
         column_mass = column_masses(mask, preds, self.background, cost.dtype)
-        solve = solve_sinkhorn
+        self._check_feasible(cost, active)
+        solve = partial(solve_sinkhorn, unit=unit)  # which divides a part of the cost at a time
         if self.solver == "pot":
+            cost = cost if unit is None else cost / unit[:, None, None]
             backend = "torch" if cost.is_cuda else "numpy"
             solve = partial(solve_pot, backend=backend, method=self.pot_method or "sinkhorn")
         transport = solve(
@@ -194,7 +194,10 @@ class SinkhornMatcher(EntropicMatcher):
 
     def _check_feasible(self, cost: Tensor, active: Tensor) -> None:
         """Raise a ValueError where forbidden pairs leave a prediction or target without a partner that it must have."""
-        if not cost.numel() or not reads_values(cost, self.validate):
+        fixed = math.inf in (self.reg_pred, self.reg_target)
+        if not fixed or not cost.numel() or not reads_values(cost, self.validate):
+            return
+        if not bool(((cost.amax(2) == math.inf) & active).any()):
             return
         allowed = cost.isfinite() & active.unsqueeze(-1)
         lonely_pred = ~allowed.any(1) & active.any(1, keepdim=True)  # (B, P)
@@ -216,17 +219,27 @@ class SinkhornMatcher(EntropicMatcher):
 
 
 def normalized(cost: Tensor, active: Tensor, seen: Tensor | None = None) -> Tensor:
-    """Return a target-major cost (B, K, P) divided by each image's largest absolute entry in active (B, K) columns.
+    """Return a target-major cost (B, K, P) divided by each image's `largest_entry`."""
+    return cost / largest_entry(cost, active, seen)[:, None, None]
+
+
+def largest_entry(cost: Tensor, active: Tensor, seen: Tensor | None = None) -> Tensor:
+    """Return each image's largest absolute finite entry in active (B, K) columns of a cost (B, K, P), or 1 for 0, (B,).
 
     `seen` (B, P) bool leaves predictions out of the search; None for none.
     """
     if not cost.numel():
-        return cost
-    finite = cost.isfinite() & active.unsqueeze(-1)
-    if seen is not None:
-        finite = finite & seen.unsqueeze(1)
-    scale = cost.abs().masked_fill(~finite, 0).amax((1, 2), keepdim=True)
-    return cost / torch.where(scale > 0, scale, 1.0)
+        return cost.new_ones(len(cost))
+    highest = cost.amax(2)  # (B, K)
+    if seen is None and reads_values(cost, validate=False) and not bool(((highest == math.inf) & active).any()):
+        # nothing is forbidden: no tensor of the size of the cost is needed
+        largest = torch.maximum(highest, -cost.amin(2)).masked_fill_(~active, 0.0).amax(1)
+    else:
+        finite = cost.isfinite() & active.unsqueeze(-1)
+        if seen is not None:
+            finite = finite & seen.unsqueeze(1)
+        largest = cost.abs().masked_fill_(~finite, 0).amax((1, 2))
+    return torch.where(largest > 0, largest, 1.0)
 
 
 def column_masses(mask: Tensor, preds: int, background: bool, dtype: torch.dtype) -> Tensor:

@@ -23,8 +23,9 @@ class BalancedSinkhorn(SinkhornMatcher):
     with the marginals of `UnbalancedSinkhorn`. Rows sum to 1 and the columns of targets to 1. As `reg → 0` the plan
     tends to that of `Hungarian` (De Plaen et al., CVPR 2023, prop. 1).
 
-    Time O(B·P·T) a step, typically tens of them; memory a few (B, T + 1, P) floats, of which one
-    is a double. `solver="pot"` takes the images one by one, in O(P·T) doubles each.
+    Time O(B·P·T) a sweep or O(B·P·T²) a Newton step, typically ten of them. Memory beside cost and plan: on a CPU four
+    (T_b + 1, P) floats of the largest image, or 10 MiB if that is more; on a GPU a few (B, T + 1, P) floats, of which
+    one is a double. `solver="pot"` takes the images one by one, in O(P·T) doubles each.
 
     Args:
         reg_dimless: the entropic regularisation is `reg_dimless / (ln(2 P) + 1)`; a number, or a schedule: a callable

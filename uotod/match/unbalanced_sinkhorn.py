@@ -28,8 +28,9 @@ class UnbalancedSinkhorn(SinkhornMatcher):
     `P ≥ T_b` is `SoftMin(source="target", uniform_background=True)` and, as `reg → 0`, `ClosestPrediction` (each on
     the same cost, which `SoftMin` does not normalise).
 
-    Time O(B·P·T) a step, typically tens of them; memory a few (B, T + 1, P) floats, of which one
-    is a double. `solver="pot"` takes the images one by one, in O(P·T) doubles each.
+    Time O(B·P·T) a sweep or O(B·P·T²) a Newton step, typically ten of them. Memory beside cost and plan: on a CPU four
+    (T_b + 1, P) floats of the largest image, or 10 MiB if that is more; on a GPU a few (B, T + 1, P) floats, of which
+    one is a double. `solver="pot"` takes the images one by one, in O(P·T) doubles each.
 
     Args:
         reg_pred: penalty on the mass of the predictions, in [0, inf], in units of the normalised cost.

@@ -6,13 +6,16 @@ size `K·P`. Potentials and all else of size `K` are float64.
 """
 
 import math
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-# logarithm of the mass of a prediction without an allowed pair: finite, because inf − inf is NaN
-DEAD_ROW = -1e4
+# of (B, K, p) blocks of float64 on a CPU, and the least p of one
+MAX_BLOCK_ELEMENTS, MIN_BLOCK_PREDS = 1 << 20, 64
+# reg by which a potential may leave the kernel's reference: entries cut off in float32 stay below exp(2 · 20 - 80)
+FARTHEST = 20.0
 
 
 class Penalties(NamedTuple):
@@ -27,25 +30,36 @@ class Problem(NamedTuple):
 
     Attributes:
         cost: (B, K, P); `inf` forbids a pair.
-        log_mass: (B, K) float64 logarithm of the columns' marginals.
-        live: (B, K) bool, False for a column that takes no mass.
+        mass: (B, K) float64 marginals of the columns, 1 for a column without one.
+        log_mass: (B, K) their logarithm.
+        dead: (B, K) bool, True for a column that takes no mass.
         reg: (B, 1) float64 weight of the entropy.
     """
 
     cost: Tensor
+    mass: Tensor
     log_mass: Tensor
-    live: Tensor
+    dead: Tensor
     reg: Tensor
 
 
 class Rates(NamedTuple):
-    """How a sweep damps, all (B, 1) float64: `penalty / (penalty + reg)` of each side, and its complement."""
+    """How a sweep damps, all (B, 1) float64.
+
+    Attributes:
+        reg: weight of the entropy.
+        pred, target: `penalty / (penalty + reg)` of each side.
+        pred_left: `1 - pred`.
+        pull: `1 / (penalty + reg)` of the targets, by which a sweep draws their potentials to 0.
+        leak: `1 - pred · target`.
+    """
 
     reg: Tensor
     pred: Tensor
-    pred_left: Tensor
     target: Tensor
-    target_left: Tensor
+    pred_left: Tensor
+    pull: Tensor
+    leak: Tensor
 
 
 class Kernel(NamedTuple):
@@ -53,28 +67,29 @@ class Kernel(NamedTuple):
 
     Attributes:
         plan: (B, K, P) `exp((f_i + g_j − C_ij) / reg + log P)`; cut off at the ends of `log_range(dtype)`.
-        log_row: (B, P) logarithm of a prediction's largest entry.
+        peak: (B, P) largest entry of each prediction; 0 for one without an allowed pair.
         best: (B, P) float64 largest `(g_j − C_ij) / reg + log P` of each prediction; `f / reg` is `−rate · best`.
         potential: (B, K) float64 reference `g`.
-        reg, pred, pred_left, target, target_left: the rates in force.
+        reg, pred, target, pred_left, pull, leak: the rates in force.
     """
 
     plan: Tensor
-    log_row: Tensor
+    peak: Tensor
     best: Tensor
     potential: Tensor
     reg: Tensor
     pred: Tensor
-    pred_left: Tensor
     target: Tensor
-    target_left: Tensor
+    pred_left: Tensor
+    pull: Tensor
+    leak: Tensor
 
 
 class Sweep(NamedTuple):
     """What a sweep finds: it meets the predictions' marginals and measures the columns'.
 
     Attributes:
-        gain: (B, K) float64 factor of each column on the kernel's plan.
+        gain: (B, K) factor of each column on the kernel's plan.
         row: (B, P) row sums of the kernel's plan after the gain.
         scale: (B, P) factor of each prediction on the kernel's plan.
         mass: (B, K) float64 column masses.
@@ -92,6 +107,33 @@ class Sweep(NamedTuple):
         return (self.mass * self.gap.clamp(max=80.0).expm1()).abs()
 
 
+class Solved(NamedTuple):
+    """Images whose potentials are found.
+
+    Attributes:
+        image: (n,) their places in the problem.
+        dead: (n, K) bool as in `Problem`.
+        kernel: near their potentials.
+        at: the sweep at their potentials.
+        potential: (n, K) float64.
+        steps: (n,) sweeps or Newton steps.
+        residual: (n,) largest mass that the sweep would move, as `residual` measures it.
+    """
+
+    image: Tensor
+    dead: Tensor
+    kernel: Kernel
+    at: Sweep
+    potential: Tensor
+    steps: Tensor
+    residual: Tensor
+
+    def reached(self) -> Tensor:
+        """Return the residual (n,), `inf` where masses may have been cut off at the upper end of `log_range`."""
+        heaviest = (self.at.row * self.at.scale).amax(1)
+        return torch.where(heaviest > math.exp(log_range(heaviest.dtype)[1] - 15), math.inf, self.residual)
+
+
 def residual(moved: Tensor, mass: Tensor) -> Tensor:
     """Return the largest mass moved (B,), relative for columns heavier than one prediction."""
     return (moved / mass.clamp(min=1.0)).amax(1)
@@ -99,13 +141,15 @@ def residual(moved: Tensor, mass: Tensor) -> Tensor:
 
 def rates(penalties: Penalties, reg: Tensor) -> Rates:
     """Return the rates at a reg (B, 1)."""
-    return Rates(reg, *_rate(penalties.pred, reg), *_rate(penalties.target, reg))
+    (pred, pred_pull), (target, target_pull) = (_rate(penalty, reg) for penalty in penalties)
+    pred_left = reg * pred_pull
+    return Rates(reg, pred, target, pred_left, target_pull, pred_left + pred * reg * target_pull)
 
 
 def _rate(penalty: float, reg: Tensor) -> tuple[Tensor, Tensor]:
     if math.isinf(penalty):
         return torch.ones_like(reg), torch.zeros_like(reg)
-    return penalty / (penalty + reg), reg / (penalty + reg)
+    return penalty / (penalty + reg), 1 / (penalty + reg)
 
 
 def log_range(dtype: torch.dtype) -> tuple[float, float]:
@@ -114,66 +158,76 @@ def log_range(dtype: torch.dtype) -> tuple[float, float]:
     return (-80.0, 60.0) if dtype == torch.float32 else (-600.0, 500.0)
 
 
+def pred_blocks(cost: Tensor) -> Iterator[slice]:
+    """Yield slices of the predictions of (B, K, P) entries: on a CPU no temporary exceeds a block."""
+    images, columns, preds = cost.shape
+    size = preds if cost.is_cuda else max(MAX_BLOCK_ELEMENTS // max(images * columns, 1), MIN_BLOCK_PREDS)
+    for start in range(0, preds, size):
+        yield slice(start, start + size)
+
+
 def first_potential(problem: Problem, rates: Rates) -> Tensor:
     """Return the columns' potentials (B, K) after a sweep from 0 with maxima in place of log-sum-exps.
 
     They leave each column an entry of the kernel in range, however far its costs are from the others'.
     """
-    cost = problem.cost
-    least = _finite(cost.amin(1)).double()  # (B, P)
-    least_in_column = _finite((cost - (rates.pred * least).to(cost.dtype).unsqueeze(1)).amin(2))  # (B, K)
-    log_column = rates.pred_left * math.log(cost.shape[2]) - least_in_column / rates.reg
-    return torch.where(problem.live, rates.reg * rates.target * (problem.log_mass - log_column), 0.0)
+    least_in_column = torch.full_like(problem.mass, math.inf)
+    for block in pred_blocks(problem.cost):
+        cost = problem.cost[:, :, block]
+        pred = (rates.pred * _finite(cost.amin(1))).to(cost.dtype)  # (B, p)
+        least_in_column = torch.minimum(least_in_column, (cost - pred.unsqueeze(1)).amin(2))
+    log_column = rates.pred_left * math.log(problem.cost.shape[2]) - _finite(least_in_column) / rates.reg
+    return (rates.reg * rates.target * (problem.log_mass - log_column)).masked_fill_(problem.dead, 0.0)
 
 
 def absorb(problem: Problem, rates: Rates, potential: Tensor) -> Kernel:
     """Return the kernel at a potential (B, K)."""
     cost, reg = problem.cost, rates.reg
     dtype, log_preds = cost.dtype, math.log(cost.shape[2])
-    # differences in float64: rounding (g − C) / reg in float32 loses the plan's digits once C / reg is in the hundreds
-    excess = cost.to(torch.float64, copy=True)
-    excess -= potential.unsqueeze(2)  # (B, K, P)
-    least = excess.amin(1)
-    dead = least == math.inf
-    least = torch.where(dead, 0.0, least)
-    excess -= (rates.pred * least + rates.pred_left * reg * log_preds).unsqueeze(1)
-    best = log_preds - least / reg
     low, high = log_range(dtype)
-    log_row = torch.where(dead, DEAD_ROW, rates.pred_left * best).clamp(max=high).to(dtype)
-    plan = excess.to(dtype).mul_((-1 / reg).to(dtype).unsqueeze(2)).clamp_(low, high).exp_()
-    return Kernel(plan, log_row, best, potential.clone(), *(x.clone() for x in rates))
+    plans, leasts = [], []
+    for block in pred_blocks(cost):
+        # differences in float64: rounding (g − C) / reg in float32 loses the plan's digits once C / reg is in the
+        # hundreds
+        excess = cost[:, :, block].to(torch.float64, copy=True)
+        excess -= potential.unsqueeze(2)  # (B, K, p)
+        least = excess.amin(1)
+        excess -= (rates.pred * _finite(least) + rates.pred_left * reg * log_preds).unsqueeze(1)
+        plans.append(excess.to(dtype).mul_((-1 / reg).to(dtype).unsqueeze(2)).clamp_(low, high).exp_())
+        leasts.append(least)
+    plan, least = (x[0] if len(x) == 1 else torch.cat(x, dim=-1) for x in (plans, leasts))
+    best = log_preds - least / reg
+    peak = (rates.pred_left * best).clamp_(low, high).exp_().masked_fill_(least == math.inf, 0.0)
+    return Kernel(plan, peak.to(dtype), best, potential.clone(), *(x.clone() for x in rates))
 
 
 def sweep(problem: Problem, kernel: Kernel, potential: Tensor) -> Sweep:
     """Return the sweep at a potential (B, K) near the kernel's."""
     plan = kernel.plan
-    gain = ((potential - kernel.potential) / kernel.reg).exp()
+    gain = ((potential - kernel.potential) / kernel.reg).exp_().to(plan.dtype)
     # products with row vectors: batched ones with column vectors are ten times slower on CPU
-    row = torch.bmm(gain.to(plan.dtype).unsqueeze(1), plan).squeeze(1)
-    scale = ((kernel.log_row - row.log()) * kernel.pred.to(plan.dtype)).exp_()
-    mass = torch.bmm(scale.unsqueeze(1), plan.transpose(1, 2)).squeeze(1) * gain
+    row = torch.bmm(gain.unsqueeze(1), plan).squeeze(1)
+    scale = (kernel.peak / row).pow_(
+        kernel.pred.to(row.dtype)
+    )  # by logarithms it would lose the digits they begin with
+    mass = torch.bmm(scale.unsqueeze(1), plan.transpose(1, 2)).squeeze(1).double().mul_(gain)
     mass = _complete(mass, row, scale)
-    gap = kernel.target * (problem.log_mass - mass.log()) - kernel.target_left / kernel.reg * potential
-    return Sweep(gain, row, scale, mass, torch.where(problem.live, gap, 0.0))
+    gap = (problem.log_mass - mass.log()).mul_(kernel.target).addcmul_(kernel.pull, potential, value=-1.0)
+    return Sweep(gain, row, scale, mass, gap.masked_fill_(problem.dead, 0.0))
 
 
-def write_plan(problem: Problem, kernel: Kernel, at: Sweep, out: Tensor) -> None:
-    """Write the plan of a sweep into `out` (B, K, P); the kernel's is overwritten."""
-    torch.threshold_(kernel.plan, 1.01 * math.exp(log_range(out.dtype)[0]), 0.0)
-    gain = torch.where(problem.live, at.gain, 0.0).to(out.dtype)
-    torch.mul(kernel.plan, gain.unsqueeze(2), out=out)
-    out *= at.scale.unsqueeze(1)
-
-
-def saturated(at: Sweep) -> Tensor:
-    """Return whether masses of an image may have been cut off at the upper end of `log_range`, (B,) bool."""
-    return (at.row * at.scale).amax(1) > math.exp(log_range(at.row.dtype)[1] - 15)
+def write_plan(dead: Tensor, kernel: Kernel, at: Sweep) -> Tensor:
+    """Return the plan of a sweep, which overwrites the kernel's; `dead` as in `Problem`."""
+    plan = torch.threshold_(kernel.plan, 1.01 * math.exp(log_range(kernel.plan.dtype)[0]), 0.0)
+    plan *= at.gain.masked_fill(dead, 0.0).unsqueeze(2)
+    plan *= at.scale.unsqueeze(1)
+    return plan
 
 
 def pred_potential(kernel: Kernel, at: Sweep) -> Tensor:
     """Return the predictions' potentials (B, P) in units of cost; 0 for a prediction without an allowed pair."""
     potential = -kernel.reg * kernel.pred * (at.row.log() + kernel.pred * kernel.best)
-    return torch.where(kernel.log_row == DEAD_ROW, 0.0, potential)
+    return torch.where(kernel.best == -math.inf, 0.0, potential)
 
 
 def _complete(mass: Tensor, row: Tensor, scale: Tensor) -> Tensor:
@@ -182,10 +236,8 @@ def _complete(mass: Tensor, row: Tensor, scale: Tensor) -> Tensor:
     That is the background with its thousands of predictions: summed in float32 on its own, it would be off by more than
     all the targets are, and the balanced problem would spread this over them.
     """
-    total = (row * scale).sum(1, keepdim=True, dtype=torch.float64)
-    largest, column = mass.max(1, keepdim=True)
-    others = mass.sum(1, keepdim=True) - largest
-    return mass.scatter(1, column, torch.where(largest > others, total - others, largest)).clamp_(min=1e-300)
+    total, found = (row * scale).sum(1, keepdim=True, dtype=torch.float64), mass.sum(1, keepdim=True)
+    return torch.where(2 * mass > found, mass + (total - found), mass).clamp_(min=1e-300)
 
 
 def _finite(x: Tensor) -> Tensor:

@@ -1,29 +1,30 @@
 """Costs and marginals in, entropic transport plans out: balanced, unbalanced and half of each are one problem."""
 
 import math
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from uotod.solvers._newton import ANNEAL_FROM, ANNEAL_RATIO, FARTHEST, Found, solve_newton
+from uotod.solvers._chunks import Chunk, chunks
+from uotod.solvers._newton import ANNEAL_FROM, ANNEAL_RATIO, solve_newton
 from uotod.solvers._scaling import (
-    Kernel,
+    FARTHEST,
     Penalties,
     Problem,
+    Solved,
     absorb,
     first_potential,
     pred_potential,
     rates,
     residual,
-    saturated,
     sweep,
     write_plan,
 )
 
 NUM_ITER, TOL = 1000, 1e-6  # the defaults of all solvers and matchers
 SLOW = 0.6  # contraction of a sweep above which Newton steps overtake sweeps
-CHUNK_BYTES = 1 << 21
 
 
 class Transport(NamedTuple):
@@ -33,7 +34,7 @@ class Transport(NamedTuple):
         plan: (B, K, P) masses in units of a prediction's.
         pred_potential: (B, P) `f` in units of cost; 0 for a prediction without an allowed pair.
         target_potential: (B, K) `g` in units of cost; 0 for a column that takes no mass.
-        iterations: (B,) sweeps, or Newton steps.
+        iterations: (B,) sweeps, or Newton steps; the two sweeps before these are not counted.
         residual: (B,) largest mass that a further sweep would move in a column; relative for a column heavier than 1.
             `inf` where masses are too large for the dtype (penalties near 0 with negative costs).
     """
@@ -66,6 +67,7 @@ def solve_sinkhorn(
     num_iter: int = NUM_ITER,
     tol: float = TOL,
     sync_free: bool | None = None,
+    unit: Tensor | None = None,
 ) -> Transport:
     r"""Solve entropic optimal transport for a batch of images, each on its own.
 
@@ -96,6 +98,7 @@ def solve_sinkhorn(
         tol: an image is finished when a sweep would move at most this mass in any column. Float32 attains 1e-6.
         sync_free: run a number of steps that no value decides, so that a GPU need not be waited for; finished images
             stand still. Default: on a GPU. On a CPU an image leaves the batch once it is finished.
+        unit: (B,) by which each image's cost is divided first.
 
     Returns:
         The plan, exactly 0 in inactive columns and forbidden pairs, its potentials, the iterations and the residual.
@@ -117,17 +120,48 @@ def solve_sinkhorn(
     """
     sync_free = cost.is_cuda if sync_free is None else sync_free
     penalties = Penalties(float(reg_pred), float(reg_target))
-    images, out = len(cost), blank(cost)
+    images, _, preds = cost.shape
     if not cost.numel():
-        return out
-    regs = reg.double() if isinstance(reg, Tensor) else torch.full_like(out.residual, reg, dtype=torch.float64)
+        return blank(cost)
+    regs = torch.full((images,), reg, dtype=torch.float64, device=cost.device) if not isinstance(reg, Tensor) else reg
     known = float(reg) if not isinstance(reg, Tensor) else None if sync_free else float(reg.min())
     budget = _budget(penalties, known, num_iter, tol, cost.dtype, sync_free)
-    size = images if sync_free else max(1, CHUNK_BYTES // (cost[0].numel() * cost.element_size()))
-    for start in range(0, images, size):  # one chunk, unless it is the cache of a CPU that the kernels should fit
-        chunk = slice(start, start + size)
-        problem = _problem(cost[chunk], column_mass[chunk], active[chunk], regs[chunk, None], penalties)
-        _solve(problem, penalties, budget, Transport(*(x[chunk] for x in out)))
+    used = active if penalties.target == 0 else active & (column_mass > 0)
+    mass, regs = _masses(column_mass, used, preds, penalties), regs.double().unsqueeze(1)
+    solve = _at_once if sync_free else _by_chunks
+    return solve(cost, mass, used, regs, unit, penalties, budget)
+
+
+def _at_once(
+    cost: Tensor, mass: Tensor, used: Tensor, reg: Tensor, unit: Tensor | None, penalties: Penalties, budget: _Budget
+) -> Transport:
+    """Solve all images together."""
+    cost = cost if unit is None else cost / unit[:, None, None]
+    problem = _problem(cost.masked_fill(~used.unsqueeze(2), math.inf), mass, used, reg)
+    solved = next(_solve(problem, penalties, budget))
+    return Transport(
+        write_plan(solved.dead, solved.kernel, solved.at),
+        pred_potential(solved.kernel, solved.at).to(cost.dtype),
+        solved.potential.to(cost.dtype),
+        solved.steps,
+        solved.reached().to(cost.dtype),
+    )
+
+
+def _by_chunks(
+    cost: Tensor, mass: Tensor, used: Tensor, reg: Tensor, unit: Tensor | None, penalties: Penalties, budget: _Budget
+) -> Transport:
+    """Solve images of similar size together, as many as a processor's cache holds, without columns of padding."""
+    out, preds = blank(cost), cost.shape[2]
+    for chunk in chunks(used, preds, cost.element_size()):
+        part, takes_part = chunk.rows(cost), chunk.rows(used)
+        if unit is not None:
+            part /= unit[chunk.image, None, None]
+        part.flatten(0, 1).index_fill_(0, (~takes_part).flatten().nonzero().squeeze(1), math.inf)
+        out.plan.view(-1, preds).index_fill_(0, chunk.left_out, 0.0)
+        problem = _problem(part, chunk.rows(mass), takes_part, reg[chunk.image])
+        for solved in _solve(problem, penalties, budget):
+            _write(solved, chunk, out)
     return out
 
 
@@ -163,44 +197,47 @@ def _budget(
     return _Budget(newton, num_iter, tol, attainable, sync_free)
 
 
-def _problem(cost: Tensor, column_mass: Tensor, active: Tensor, reg: Tensor, penalties: Penalties) -> Problem:
+def _masses(column_mass: Tensor, used: Tensor, preds: int, penalties: Penalties) -> Tensor:
+    """Return the marginals (B, K) in float64, 1 where there is none."""
     mass = column_mass.double()
-    positive = mass > 0
     if math.isinf(penalties.pred) and math.isinf(penalties.target):
         # float32 masses add up to P only to rounding, and what is missing would remain as a residual
-        mass = mass * (cost.shape[2] / mass.masked_fill(~active, 0.0).sum(1, keepdim=True).clamp(min=1e-300))
-    used = active if penalties.target == 0 else active & positive
-    cost = cost.masked_fill(~used.unsqueeze(2), math.inf)
-    log_mass = torch.where(positive & used, mass, 1.0).log()
-    return Problem(cost, log_mass, used & (cost.amin(2) < math.inf), reg)
+        mass = mass * (preds / mass.masked_fill(~used, 0.0).sum(1, keepdim=True).clamp(min=1e-300))
+    return torch.where(used & (mass > 0), mass, 1.0)
 
 
-def _solve(problem: Problem, penalties: Penalties, budget: _Budget, out: Transport) -> None:
-    """Write the solution of a chunk into `out`."""
+def _problem(cost: Tensor, mass: Tensor, used: Tensor, reg: Tensor) -> Problem:
+    """Return the problem of a cost that is `inf` in columns that take no part."""
+    return Problem(cost, mass, mass.log(), ~used | (cost.amin(2) == math.inf), reg)
+
+
+def _write(solved: Solved, chunk: Chunk, out: Transport) -> None:
+    """Write solved images of a chunk into a batch's solution."""
+    image = chunk.image[solved.image]
+    found = (pred_potential(solved.kernel, solved.at), solved.steps, solved.reached())
+    for whole, part in zip((out.pred_potential, out.iterations, out.residual), found, strict=True):
+        whole.index_copy_(0, image, part.to(whole.dtype))
+    chunk.write(out.target_potential, solved.image, solved.potential)
+    chunk.write(out.plan, solved.image, write_plan(solved.dead, solved.kernel, solved.at))
+
+
+def _solve(problem: Problem, penalties: Penalties, budget: _Budget) -> Iterator[Solved]:
+    """Yield the solutions of a chunk, image by image as they are found."""
     if budget.newton:
-        found = solve_newton(problem, penalties, *budget[1:])
-        kernel = absorb(problem, rates(penalties, problem.reg), found.potential)
-    else:
-        kernel, found = _repeat_sweeps(problem, penalties, budget)
-    at = sweep(problem, kernel, found.potential)
-    reached = torch.where(found.residual < math.inf, found.residual, residual(at.moved(), at.mass))
-    reached = torch.where(saturated(at), math.inf, reached)
-    found_out = (pred_potential(kernel, at), found.potential, found.steps, reached)
-    for whole, part in zip(out[1:], found_out, strict=True):
-        whole.copy_(part)
-    write_plan(problem, kernel, at, out.plan)
+        return solve_newton(problem, penalties, *budget[1:])
+    return _repeat_sweeps(problem, penalties, budget)
 
 
-def _repeat_sweeps(problem: Problem, penalties: Penalties, budget: _Budget) -> tuple[Kernel, Found]:
-    """Return the potentials at which a sweep moves nothing, and the kernel near them."""
+def _repeat_sweeps(problem: Problem, penalties: Penalties, budget: _Budget) -> Iterator[Solved]:
+    """Yield the potentials at which a sweep moves nothing, of all images at once."""
     reg = problem.reg
     rate = rates(penalties, reg)
     potential = first_potential(problem, rate)
     kernel = absorb(problem, rate, potential)
+    at = sweep(problem, kernel, potential)
     steps = torch.zeros_like(potential[:, 0], dtype=torch.long)
     done = torch.zeros_like(steps, dtype=torch.bool)
     for _ in range(budget.num_iter):
-        at = sweep(problem, kernel, potential)
         done = done | (residual(at.moved(), at.mass) <= budget.attainable)
         if not budget.sync_free and bool(done.all()):
             break
@@ -208,4 +245,6 @@ def _repeat_sweeps(problem: Problem, penalties: Penalties, budget: _Budget) -> t
         potential = torch.where(done.unsqueeze(1), potential, potential + reg * at.gap)
         if budget.sync_free or bool(((potential - kernel.potential).abs() > FARTHEST * reg).any()):
             kernel = absorb(problem, rate, potential)
-    return kernel, Found(potential, steps, torch.full_like(reg[:, 0], math.inf))
+        at = sweep(problem, kernel, potential)
+    everything = torch.arange(len(reg), device=reg.device)
+    yield Solved(everything, problem.dead, kernel, at, potential, steps, residual(at.moved(), at.mass))
