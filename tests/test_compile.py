@@ -64,5 +64,5 @@ def test_modules_of_a_user_stay_as_they_are() -> None:
 
 
 def test_what_is_no_module_is_named() -> None:
-    with pytest.raises(TypeError, match="module must be a torch.nn.Module, got 3 of type int"):
+    with pytest.raises(TypeError, match=r"module must be a torch\.nn\.Module, got 3 of type int"):
         uotod.compile(3)

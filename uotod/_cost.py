@@ -12,6 +12,7 @@ A module takes part in one of three ways:
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import torch
@@ -134,8 +135,8 @@ def class_cost_by_blocks(module: nn.Module, logits: Tensor, targets: Targets) ->
     """Return the same, computed on the CPU a few images at a time so that their logits stay in its cache."""
     images, preds, num_classes = logits.shape
     size = max(rows_per_block(num_classes, logits.device) // max(preds, 1), 1)
-    starts = range(0, max(images, 1), size)
-    costs = [class_cost(module, logits[i : i + size], targets.map(lambda x, i=i: x[i : i + size])) for i in starts]
+    blocks = [slice(start, start + size) for start in range(0, max(images, 1), size)]
+    costs = [class_cost(module, logits[block], targets.map(itemgetter(block))) for block in blocks]
     return costs[0] if len(costs) == 1 else torch.cat(costs)
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -49,7 +50,7 @@ class Targets:
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "Targets":
         """Return the targets with a function applied to every tensor."""
-        fields = {name: None if x is None else function(x) for name, x in vars(self).items()}
+        fields: dict[str, Any] = {name: None if x is None else function(x) for name, x in vars(self).items()}
         return dataclasses.replace(self, **fields)
 
 
