@@ -1,0 +1,170 @@
+"""Device functions of the Triton solver: passes over the costs of one image in, its marginals or plan out.
+
+A pass walks over the predictions in blocks (K, I), `K` columns by `I` predictions, both padded to powers of two. What it
+reads and writes in global memory is `cost`, `kernel` and `plan` (K, P) and `log_row` and `pred_potential` (P,); all of
+size `K` is float64 and stays in registers. The quantities are those of `uotod.solvers._scaling`.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def rate(PENALTY: tl.constexpr, reg):
+    """Return `penalty / (penalty + reg)` and its complement."""
+    if PENALTY == float("inf"):
+        kept, left = tl.full([], 1.0, tl.float64), tl.full([], 0.0, tl.float64)
+    else:
+        penalty = tl.full([], PENALTY, tl.float64)  # a literal would be rounded to float32
+        kept, left = penalty / (penalty + reg), reg / (penalty + reg)
+    return kept, left
+
+
+@triton.jit
+def largest_cost(cost, used, preds, K: tl.constexpr, I: tl.constexpr):
+    """Return the largest absolute cost of an allowed pair, float64."""
+    largest = tl.full([], 0.0, tl.float64)
+    for start in range(0, preds, I):
+        block = _load(cost, used, preds, start, float("inf"), K, I)
+        block = tl.where(block == float("inf"), 0.0, tl.abs(block))
+        largest = tl.maximum(largest, tl.max(tl.max(block, 1), 0).to(tl.float64))
+    return largest
+
+
+@triton.jit
+def first_potential(cost, used, log_mass, preds, reg, PRED: tl.constexpr, TARGET: tl.constexpr, K: tl.constexpr, I: tl.constexpr):
+    """Return the potentials (K,) after a sweep from 0 with maxima for log-sum-exps, and which columns take mass."""
+    pred, pred_left = rate(PRED, reg)
+    target, target_left = rate(TARGET, reg)
+    least_in_column = tl.full([K], float("inf"), tl.float64)
+    for start in range(0, preds, I):
+        block = _load(cost, used, preds, start, float("inf"), K, I).to(tl.float64)
+        least = tl.min(block, 0)
+        least = tl.where(least == float("inf"), 0.0, least)
+        least_in_column = tl.minimum(least_in_column, tl.min(block - (pred * least)[None, :], 1))
+    live = least_in_column < float("inf")
+    log_column = pred_left * tl.log(preds.to(tl.float64)) - tl.where(live, least_in_column, 0.0) / reg
+    return tl.where(live, reg * target * (log_mass - log_column), 0.0), live
+
+
+@triton.jit
+def absorb(cost, kernel, log_row, used, preds, potential, reg, PRED: tl.constexpr, LOW: tl.constexpr, HIGH: tl.constexpr, K: tl.constexpr, I: tl.constexpr):
+    """Write the plan at a potential, but for the rows' factors, and the logarithms of the rows' largest entries."""
+    pred, pred_left = rate(PRED, reg)
+    for start in range(0, preds, I):
+        exponent, best, dead = _exponents(cost, used, preds, potential, reg, pred, pred_left, start, K, I)
+        _store(kernel, used, preds, start, _exp(exponent, LOW, HIGH).to(kernel.dtype.element_ty), K, I)
+        index = start + tl.arange(0, I)
+        value = tl.minimum(pred_left * best, HIGH).to(log_row.dtype.element_ty)
+        tl.store(log_row + index, value, mask=index < preds)
+    tl.debug_barrier()  # other threads of this program read what these wrote
+
+
+@triton.jit
+def sweep(kernel, log_row, used, preds, gain, reg, PRED: tl.constexpr, K: tl.constexpr, I: tl.constexpr):
+    """Return the columns' masses (K,) once the predictions' marginals are met."""
+    pred, pred_left = rate(PRED, reg)
+    mass = tl.full([K], 0.0, tl.float64)
+    total = tl.full([], 0.0, tl.float64)
+    for start in range(0, preds, I):
+        block = _load(kernel, used, preds, start, 0.0, K, I)
+        row, scale = _rows(block, log_row, preds, gain, pred, start, I)
+        mass += tl.sum(block * scale[None, :], 1).to(tl.float64)
+        total += tl.sum((row * scale).to(tl.float64), 0)
+    return complete(mass * gain, total, K)
+
+
+@triton.jit
+def coupling(kernel, log_row, used, preds, gain, reg, PRED: tl.constexpr, K: tl.constexpr, I: tl.constexpr):
+    """Return `M` (K, K): how columns share predictions, 0 on the diagonal."""
+    pred, pred_left = rate(PRED, reg)
+    shared = tl.full([K, K], 0.0, kernel.dtype.element_ty)
+    for start in range(0, preds, I):
+        block = _load(kernel, used, preds, start, 0.0, K, I)
+        row, scale = _rows(block, log_row, preds, gain, pred, start, I)
+        block *= gain.to(block.dtype)[:, None] * tl.sqrt(scale / row)[None, :]
+        shared += tl.dot(block, tl.trans(block), input_precision="ieee")
+    # halves may differ in their last bits, more than what leaks: the system would have no M-matrix
+    shared = 0.5 * (shared + tl.trans(shared))
+    column = tl.arange(0, K)
+    return tl.where(column[:, None] == column[None, :], 0.0, shared)
+
+
+@triton.jit
+def finish(cost, plan, pred_potential, real, used, preds, potential, reg, PRED: tl.constexpr, LOW: tl.constexpr, HIGH: tl.constexpr, K: tl.constexpr, I: tl.constexpr):
+    """Write the plan and the predictions' potentials; return the columns' masses (K,) and the largest row."""
+    pred, pred_left = rate(PRED, reg)
+    mass = tl.full([K], 0.0, tl.float64)
+    total, largest = tl.full([], 0.0, tl.float64), tl.full([], 0.0, tl.float64)
+    for start in range(0, preds, I):
+        exponent, best, dead = _exponents(cost, used, preds, potential, reg, pred, pred_left, start, K, I)
+        block = _exp(exponent, LOW, HIGH).to(plan.dtype.element_ty)
+        row = tl.where(dead, 1.0, tl.sum(block, 0))
+        log_row = tl.minimum(pred_left * best, HIGH).to(row.dtype)
+        scale = tl.where(dead, 0.0, tl.exp((log_row - tl.log(row)) * pred.to(row.dtype)))
+        block *= scale[None, :]
+        row_mass = (row * scale).to(tl.float64)
+        mass += tl.sum(block, 1).to(tl.float64)
+        total += tl.sum(row_mass, 0)
+        largest = tl.maximum(largest, tl.max(row_mass, 0))
+        _store(plan, real, preds, start, tl.where(exponent <= LOW, 0.0, block).to(plan.dtype.element_ty), K, I)
+        index = start + tl.arange(0, I)
+        value = tl.where(dead, 0.0, -reg * pred * (tl.log(row).to(tl.float64) + pred * best))
+        tl.store(pred_potential + index, value.to(pred_potential.dtype.element_ty), mask=index < preds)
+    return complete(mass, total, K), largest
+
+
+@triton.jit
+def complete(mass, total, K: tl.constexpr):
+    """Return the masses, one that outweighs all others as what they leave of the total: sums of thousands are blurred."""
+    largest, column = tl.max(mass, 0), tl.argmax(mass, 0)
+    others = tl.sum(mass, 0) - largest
+    heaviest = tl.where(largest > others, total - others, largest)
+    mass = tl.where(tl.arange(0, K) == column, heaviest, mass)
+    return tl.maximum(mass, tl.full([], 1e-300, tl.float64))
+
+
+@triton.jit
+def _exponents(cost, used, preds, potential, reg, pred, pred_left, start, K: tl.constexpr, I: tl.constexpr):
+    """Return the logarithms of a block of the kernel, each row's largest `(g − C) / reg + log P`, and the dead rows."""
+    log_preds = tl.log(preds.to(tl.float64))
+    # float64: rounding (g − C) / reg in float32 loses the plan's digits once C / reg is in the hundreds
+    excess = _load(cost, used, preds, start, float("inf"), K, I).to(tl.float64) - potential[:, None]
+    least = tl.min(excess, 0)
+    dead = least == float("inf")
+    least = tl.where(dead, 0.0, least)
+    excess -= (pred * least + pred_left * reg * log_preds)[None, :]
+    return (excess * (-1 / reg)).to(cost.dtype.element_ty), log_preds - least / reg, dead
+
+
+@triton.jit
+def _exp(exponent, LOW: tl.constexpr, HIGH: tl.constexpr):
+    """Return the exponentials between the ends of the range, 0 for a forbidden pair."""
+    inside = tl.exp(tl.minimum(tl.maximum(exponent, LOW), HIGH))
+    return tl.where(exponent == -float("inf"), 0.0, inside)
+
+
+@triton.jit
+def _rows(block, log_row, preds, gain, pred, start, I: tl.constexpr):
+    """Return the sums of a block's rows after the gain (1 where nothing is), and the factors that meet the marginals."""
+    index = start + tl.arange(0, I)
+    row = tl.sum(block * gain.to(block.dtype)[:, None], 0)
+    some = row > 0
+    row = tl.where(some, row, 1.0)
+    log_largest = tl.load(log_row + index, mask=index < preds, other=0.0)
+    return row, tl.where(some, tl.exp((log_largest - tl.log(row)) * pred.to(row.dtype)), 0.0)
+
+
+@triton.jit
+def _load(source, used, preds, start, OTHER: tl.constexpr, K: tl.constexpr, I: tl.constexpr):
+    """Return a block (K, I) of (K, P) entries; what stands in an unused column is not read."""
+    column, pred = tl.arange(0, K), start + tl.arange(0, I)
+    wanted = used[:, None] & (pred < preds)[None, :]
+    return tl.load(source + column[:, None] * preds + pred[None, :], mask=wanted, other=OTHER)
+
+
+@triton.jit
+def _store(goal, inside, preds, start, block, K: tl.constexpr, I: tl.constexpr):
+    column, pred = tl.arange(0, K), start + tl.arange(0, I)
+    wanted = inside[:, None] & (pred < preds)[None, :]
+    tl.store(goal + column[:, None] * preds + pred[None, :], block, mask=wanted)
