@@ -23,12 +23,11 @@ def rate(PENALTY: tl.constexpr, reg):
 @triton.jit
 def largest_cost(cost, used, preds, K: tl.constexpr, I: tl.constexpr):
     """Return the largest absolute cost of an allowed pair, float64."""
-    largest = tl.full([], 0.0, tl.float64)
+    largest = tl.full([K, I], 0.0, cost.dtype.element_ty)
     for start in range(0, preds, I):
         block = _load(cost, used, preds, start, float("inf"), K, I)
-        block = tl.where(block == float("inf"), 0.0, tl.abs(block))
-        largest = tl.maximum(largest, tl.max(tl.max(block, 1), 0).to(tl.float64))
-    return largest
+        largest = tl.maximum(largest, tl.where(block == float("inf"), 0.0, tl.abs(block)))
+    return tl.max(tl.max(largest, 1), 0).to(tl.float64)
 
 
 @triton.jit
@@ -36,12 +35,13 @@ def first_potential(cost, used, log_mass, preds, reg, PRED: tl.constexpr, TARGET
     """Return the potentials (K,) after a sweep from 0 with maxima for log-sum-exps, and which columns take mass."""
     pred, pred_left = rate(PRED, reg)
     target, target_left = rate(TARGET, reg)
-    least_in_column = tl.full([K], float("inf"), tl.float64)
+    excess = tl.full([K, I], float("inf"), cost.dtype.element_ty)
     for start in range(0, preds, I):
-        block = _load(cost, used, preds, start, float("inf"), K, I).to(tl.float64)
+        block = _load(cost, used, preds, start, float("inf"), K, I)
         least = tl.min(block, 0)
         least = tl.where(least == float("inf"), 0.0, least)
-        least_in_column = tl.minimum(least_in_column, tl.min(block - (pred * least)[None, :], 1))
+        excess = tl.minimum(excess, block - (pred.to(least.dtype) * least)[None, :])
+    least_in_column = tl.min(excess, 1).to(tl.float64)
     live = least_in_column < float("inf")
     log_column = pred_left * tl.log(preds.to(tl.float64)) - tl.where(live, least_in_column, 0.0) / reg
     return tl.where(live, reg * target * (log_mass - log_column), 0.0), live
@@ -64,14 +64,14 @@ def absorb(cost, kernel, log_row, used, preds, potential, reg, PRED: tl.constexp
 def sweep(kernel, log_row, used, preds, gain, reg, PRED: tl.constexpr, K: tl.constexpr, I: tl.constexpr):
     """Return the columns' masses (K,) once the predictions' marginals are met."""
     pred, pred_left = rate(PRED, reg)
-    mass = tl.full([K], 0.0, tl.float64)
-    total = tl.full([], 0.0, tl.float64)
+    mass = tl.full([K, I], 0.0, kernel.dtype.element_ty)  # summed over the predictions at the end
+    total = tl.full([I], 0.0, tl.float64)
     for start in range(0, preds, I):
         block = _load(kernel, used, preds, start, 0.0, K, I)
-        row, scale = _rows(block, log_row, preds, gain, pred, start, I)
-        mass += tl.sum(block * scale[None, :], 1).to(tl.float64)
-        total += tl.sum((row * scale).to(tl.float64), 0)
-    return complete(mass * gain, total, K)
+        row, scale = _rows(block, log_row, preds, gain, pred, start, PRED, I)
+        mass += block * scale[None, :]
+        total += (row * scale).to(tl.float64)
+    return complete(tl.sum(mass, 1).to(tl.float64) * gain, tl.sum(total, 0), K)
 
 
 @triton.jit
@@ -81,7 +81,7 @@ def coupling(kernel, log_row, used, preds, gain, reg, PRED: tl.constexpr, K: tl.
     shared = tl.full([K, K], 0.0, kernel.dtype.element_ty)
     for start in range(0, preds, I):
         block = _load(kernel, used, preds, start, 0.0, K, I)
-        row, scale = _rows(block, log_row, preds, gain, pred, start, I)
+        row, scale = _rows(block, log_row, preds, gain, pred, start, PRED, I)
         block *= gain.to(block.dtype)[:, None] * tl.sqrt(scale / row)[None, :]
         shared += tl.dot(block, tl.trans(block), input_precision="ieee")
     # halves may differ in their last bits, more than what leaks: the system would have no M-matrix
@@ -94,24 +94,22 @@ def coupling(kernel, log_row, used, preds, gain, reg, PRED: tl.constexpr, K: tl.
 def finish(cost, plan, pred_potential, real, used, preds, potential, reg, PRED: tl.constexpr, LOW: tl.constexpr, HIGH: tl.constexpr, K: tl.constexpr, I: tl.constexpr):
     """Write the plan and the predictions' potentials; return the columns' masses (K,) and the largest row."""
     pred, pred_left = rate(PRED, reg)
-    mass = tl.full([K], 0.0, tl.float64)
-    total, largest = tl.full([], 0.0, tl.float64), tl.full([], 0.0, tl.float64)
+    mass = tl.full([K, I], 0.0, plan.dtype.element_ty)
+    total, largest = tl.full([I], 0.0, tl.float64), tl.full([I], 0.0, plan.dtype.element_ty)
     for start in range(0, preds, I):
         exponent, best, dead = _exponents(cost, used, preds, potential, reg, pred, pred_left, start, K, I)
         block = _exp(exponent, LOW, HIGH).to(plan.dtype.element_ty)
-        row = tl.where(dead, 1.0, tl.sum(block, 0))
-        log_row = tl.minimum(pred_left * best, HIGH).to(row.dtype)
-        scale = tl.where(dead, 0.0, tl.exp((log_row - tl.log(row)) * pred.to(row.dtype)))
+        log_largest = tl.minimum(pred_left * best, HIGH).to(block.dtype)
+        row, scale = _scale(tl.sum(block, 0), log_largest, dead == 0, pred, PRED)
         block *= scale[None, :]
-        row_mass = (row * scale).to(tl.float64)
-        mass += tl.sum(block, 1).to(tl.float64)
-        total += tl.sum(row_mass, 0)
-        largest = tl.maximum(largest, tl.max(row_mass, 0))
+        mass += block
+        total += (row * scale).to(tl.float64)
+        largest = tl.maximum(largest, row * scale)
         _store(plan, real, preds, start, tl.where(exponent <= LOW, 0.0, block).to(plan.dtype.element_ty), K, I)
         index = start + tl.arange(0, I)
         value = tl.where(dead, 0.0, -reg * pred * (tl.log(row).to(tl.float64) + pred * best))
         tl.store(pred_potential + index, value.to(pred_potential.dtype.element_ty), mask=index < preds)
-    return complete(mass, total, K), largest
+    return complete(tl.sum(mass, 1).to(tl.float64), tl.sum(total, 0), K), tl.max(largest, 0)
 
 
 @triton.jit
@@ -145,14 +143,22 @@ def _exp(exponent, LOW: tl.constexpr, HIGH: tl.constexpr):
 
 
 @triton.jit
-def _rows(block, log_row, preds, gain, pred, start, I: tl.constexpr):
+def _rows(block, log_row, preds, gain, pred, start, PRED: tl.constexpr, I: tl.constexpr):
     """Return the sums of a block's rows after the gain (1 where nothing is), and the factors that meet the marginals."""
     index = start + tl.arange(0, I)
     row = tl.sum(block * gain.to(block.dtype)[:, None], 0)
-    some = row > 0
-    row = tl.where(some, row, 1.0)
     log_largest = tl.load(log_row + index, mask=index < preds, other=0.0)
-    return row, tl.where(some, tl.exp((log_largest - tl.log(row)) * pred.to(row.dtype)), 0.0)
+    return _scale(row, log_largest, row > 0, pred, PRED)
+
+
+@triton.jit
+def _scale(row, log_largest, some, pred, PRED: tl.constexpr):
+    row = tl.where(some, row, 1.0)
+    if PRED == float("inf"):
+        scale = 1 / row  # the logarithm of a GPU is off by more, always to one side at one place
+    else:
+        scale = tl.exp((log_largest - tl.log(row)) * pred.to(row.dtype))
+    return row, tl.where(some, scale, 0.0)
 
 
 @triton.jit
