@@ -20,6 +20,7 @@ from uotod.match._checks import check_cost, finite_predictions
 from uotod.match._regularization import Regularization, RegularizedMatcher
 from uotod.solvers.pot import pot_methods, solve_pot
 from uotod.solvers.sinkhorn import NUM_ITER, TOL, Transport, solve_sinkhorn
+from uotod.solvers.triton import solve_triton
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -150,7 +151,7 @@ class SinkhornMatcher(EntropicMatcher):
         **entropic: Unpack[EntropicOptions],
     ) -> None:
         super().__init__(**entropic)
-        check_choice("solver", solver, ("torch", "pot"))
+        check_choice("solver", solver, ("torch", "pot", "triton"))
         self.reg_pred = check_number("reg_pred", reg_pred, low=0.0, finite=False)
         self.reg_target = check_number("reg_target", reg_target, low=0.0, finite=False)
         self.solver = solver
@@ -175,7 +176,7 @@ class SinkhornMatcher(EntropicMatcher):
             cost = normalized(cost, active, seen)
         preds = cost.shape[2]
         column_mass = column_masses(mask, preds, self.background, cost.dtype)
-        solve = solve_sinkhorn
+        solve = solve_triton if self.solver == "triton" else solve_sinkhorn
         if self.solver == "pot":
             backend = "torch" if cost.is_cuda else "numpy"
             solve = partial(solve_pot, backend=backend, method=self.pot_method or "sinkhorn")

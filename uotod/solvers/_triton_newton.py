@@ -13,9 +13,9 @@ LARGEST_STEP = tl.constexpr(_newton.LARGEST_STEP)
 
 
 @triton.jit
-def gaps(mass, potential, live, log_mass, reg, TARGET: tl.constexpr):
+def gaps(mass, potential, live, log_mass, reg, target_penalty: tl.constexpr):
     """Return what a sweep would add to each column's `g / reg` and the mass that this would move."""
-    target, target_left = rate(TARGET, reg)
+    target, target_left = rate(target_penalty, reg)
     gap = tl.where(live, target * (log_mass - tl.log(mass)) - target_left / reg * potential, 0.0)
     return gap, tl.abs(mass * (tl.exp(tl.minimum(gap, 80.0)) - 1))
 
@@ -27,20 +27,31 @@ def residual(moved, mass):
 
 
 @triton.jit
-def dual_gradient(mass, potential, live, log_mass, TARGET: tl.constexpr):
+def dual_gradient(mass, potential, live, log_mass, target_penalty: tl.constexpr):
     """Return the gradient of the dual."""
-    if TARGET == float("inf"):
+    if target_penalty == float("inf"):
         demand = tl.exp(log_mass)
     else:
-        demand = tl.exp(tl.minimum(log_mass - potential / tl.full([], TARGET, tl.float64), 300.0))
+        demand = tl.exp(tl.minimum(log_mass - potential / tl.full([], target_penalty, tl.float64), 300.0))
     return tl.where(live, demand - mass, 0.0)
 
 
 @triton.jit
-def direction(coupling, mass, gap, live, horizon, reg, columns, PRED: tl.constexpr, TARGET: tl.constexpr, K: tl.constexpr):
+def direction(
+    coupling,
+    mass,
+    gap,
+    live,
+    horizon,
+    reg,
+    columns,
+    pred_penalty: tl.constexpr,
+    target_penalty: tl.constexpr,
+    K: tl.constexpr,
+):
     """Return the step of a horizon, in units of reg; the sweep's where the system cannot be solved."""
-    pred, pred_left = rate(PRED, reg)
-    target, target_left = rate(TARGET, reg)
+    pred, pred_left = rate(pred_penalty, reg)
+    _, target_left = rate(target_penalty, reg)
     leak = tl.maximum(pred_left + pred * target_left, 1 / horizon)
     # an M-matrix, built from what couples and what leaks
     shared = coupling.to(tl.float64)
@@ -69,7 +80,7 @@ def _solve(matrix, right, columns, K: tl.constexpr):
     """
     index = tl.arange(0, K)
     smallest = tl.full([], float("inf"), tl.float64)
-    for pivot in range(0, columns):
+    for pivot in range(columns):
         chosen = index == pivot
         row = tl.sum(tl.where(chosen[:, None], matrix, 0.0), 0)
         column = tl.where(index < pivot, -row, row)
