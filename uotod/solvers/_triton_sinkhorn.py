@@ -11,6 +11,7 @@ from uotod.solvers import _newton
 from uotod.solvers._triton_newton import direction, dual_gradient, gaps, residual
 from uotod.solvers._triton_passes import absorb, coupling, finish, first_potential, largest_cost, sweep
 
+# behind tensors, not before them: the interpreter of Triton 3.7 takes a constexpr times a tensor for a constexpr
 ANNEAL_FROM, ANNEAL_RATIO = tl.constexpr(_newton.ANNEAL_FROM), tl.constexpr(_newton.ANNEAL_RATIO)
 LOOSE, FARTHEST = tl.constexpr(_newton.LOOSE), tl.constexpr(_newton.FARTHEST)
 LONGEST = tl.constexpr(_newton.LONGEST)
@@ -107,7 +108,8 @@ def solve_images(
     )
     _, moved = gaps(mass, potential, live, log_mass, reg, target_penalty)
     left = tl.where(left < float("inf"), left, residual(moved, mass))
-    left = tl.where(tl.log(largest) > high - 15, float("inf"), left)  # masses may have been cut off
+    ceiling = tl.exp(tl.full([], high - 15, tl.float64))
+    left = tl.where(largest > ceiling, float("inf"), left)  # masses may have been cut off
     tl.store(target_potential + image * columns + column, potential.to(target_potential.dtype.element_ty), mask=real)
     tl.store(iterations + image, steps)
     tl.store(residuals + image, left.to(residuals.dtype.element_ty))
@@ -145,7 +147,7 @@ def _repeat_sweeps(
         if left > attainable:
             steps += 1
             potential += reg * gap
-            if tl.max(tl.abs(potential - reference), 0) > FARTHEST * reg:
+            if tl.max(tl.abs(potential - reference), 0) > reg * FARTHEST:
                 absorb(cost, kernel, log_row, used, preds, potential, reg, pred_penalty, low, high, K, width)
                 reference = potential
     return potential, live, steps, tl.where(left > attainable, float("inf"), left)
@@ -174,7 +176,7 @@ def _take_newton_steps(
 ):
     """Return the potential, the live columns, the steps and the residual (inf where it has to be measured)."""
     level = reg
-    coarsest = ANNEAL_FROM * largest_cost(cost, used, preds, K, width)
+    coarsest = largest_cost(cost, used, preds, K, width) * ANNEAL_FROM
     while level / ANNEAL_RATIO <= coarsest:
         level /= ANNEAL_RATIO
     candidate, live = first_potential(cost, used, log_mass, preds, level, pred_penalty, target_penalty, K, width)
@@ -191,7 +193,7 @@ def _take_newton_steps(
     steps, done = tl.full([], 0, tl.int64), tl.full([], 0, tl.int1)
     while (steps < num_iter) & (done == 0):
         steps += 1
-        if (absorbed != level) | (tl.max(tl.abs(candidate - reference), 0) > FARTHEST * level):
+        if (absorbed != level) | (tl.max(tl.abs(candidate - reference), 0) > level * FARTHEST):
             absorb(cost, kernel, log_row, used, preds, candidate, level, pred_penalty, low, high, K, width)
             reference, absorbed = candidate, level
         gain = tl.exp((candidate - reference) / level)
@@ -214,7 +216,7 @@ def _take_newton_steps(
                 coupled = coupling(kernel, log_row, used, preds, gain, level, pred_penalty, K, width)
 
         if done == 0:
-            shorter = tl.minimum(horizon / 2, SHORTEN * tl.max(tl.abs(step), 0) / tl.maximum(merit, 1e-300))
+            shorter = tl.minimum(horizon / 2, tl.max(tl.abs(step), 0) * SHORTEN / tl.maximum(merit, 1e-300))
             horizon = tl.minimum(tl.maximum(tl.where(accepted, horizon * LENGTHEN, shorter), 1.0), LONGEST)
             finer = accepted & (level > reg) & (merit <= LOOSE)
             is_sweep = horizon < 1.5
@@ -225,5 +227,5 @@ def _take_newton_steps(
             step = tl.where(finer & (tl.max(tl.abs(step), 0) > FARTHEST), gap, step)
             candidate = potential + level * step
             slope, trusted = tl.sum(gradient * step, 0), is_sweep | finer
-            level = tl.where(finer, tl.maximum(ANNEAL_RATIO * level, reg), level)
+            level = tl.where(finer, tl.maximum(level * ANNEAL_RATIO, reg), level)
     return potential, live, steps, tl.where(done, left, float("inf"))

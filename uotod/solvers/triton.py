@@ -77,9 +77,11 @@ def _is_slow(reg: float | Tensor, reg_pred: float, reg_target: float) -> bool:
     """Tell whether sweeps contract slowly, or may: the values of a tensor are not read."""
     contraction = 1.0
     for penalty in (reg_pred, reg_target):
-        known = not isinstance(reg, Tensor) and not math.isinf(penalty)
-        contraction *= 0.0 if penalty == 0 else penalty / (penalty + reg) if known else 1.0
-    return bool(contraction > SLOW)
+        if penalty == 0:
+            contraction = 0.0
+        elif not isinstance(reg, Tensor) and not math.isinf(penalty):
+            contraction *= penalty / (penalty + reg)
+    return contraction > SLOW
 
 
 def _launch(
@@ -102,7 +104,7 @@ def _launch(
     # eight entries of a block a thread: sixteen leave the registers. A thread of Newton's method needs twice as many.
     warps = 8 if newton and padded < MOST_NEWTON_COLUMNS else 16
     block = (2048 if newton else 4096) // padded
-    with torch.cuda.device_of(cost):
+    with torch.cuda.device(cost.device if cost.is_cuda else -1):  # Triton launches on the current device
         solve_images[(images,)](
             cost,
             column_mass.contiguous(),
