@@ -11,6 +11,8 @@ BCCD = Path(__file__).resolve().parents[1].parent / "shared" / "data" / "bccd"
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
 os.environ.setdefault("MPLBACKEND", "Agg")
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when Triton is first imported
 
 
 @pytest.fixture(autouse=True)

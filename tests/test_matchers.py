@@ -238,7 +238,7 @@ class TestSinkhorn:
             ({"reg_target": math.nan}, r"reg_target must lie in \[0.0, inf\], got nan"),
             ({"num_iter": 0}, "num_iter must be at least 1, got 0"),
             ({"tol": 0.0}, r"tol must lie in \(0.0, inf\), got 0.0"),
-            ({"solver": "gpu"}, r"solver must be one of \['torch', 'pot'\], got 'gpu'"),
+            ({"solver": "gpu"}, r"solver must be one of \['torch', 'pot', 'triton'\], got 'gpu'"),
             ({"background_cost": math.nan}, r"background_cost must lie in \(-inf, inf\), got nan"),
         ],
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from abc import abstractmethod
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -20,6 +21,7 @@ from uotod.match._checks import check_cost, finite_predictions
 from uotod.match._regularization import Regularization, RegularizedMatcher
 from uotod.solvers.pot import pot_methods, solve_pot
 from uotod.solvers.sinkhorn import NUM_ITER, TOL, Transport, solve_sinkhorn
+from uotod.solvers.triton import solve_triton
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -150,7 +152,7 @@ class SinkhornMatcher(EntropicMatcher):
         **entropic: Unpack[EntropicOptions],
     ) -> None:
         super().__init__(**entropic)
-        check_choice("solver", solver, ("torch", "pot"))
+        check_choice("solver", solver, ("torch", "pot", "triton"))
         self.reg_pred = check_number("reg_pred", reg_pred, low=0.0, finite=False)
         self.reg_target = check_number("reg_target", reg_target, low=0.0, finite=False)
         self.solver = solver
@@ -174,11 +176,12 @@ class SinkhornMatcher(EntropicMatcher):
         unit = largest_entry(cost, active, seen) if self.normalize_cost_matrix else None
         column_mass = column_masses(mask, preds, self.background, cost.dtype)
         self._check_feasible(cost, active)
-        solve = partial(solve_sinkhorn, unit=unit)  # which divides a part of the cost at a time
-        if self.solver == "pot":
+        solve: Callable[..., Transport] = partial(solve_sinkhorn, unit=unit)  # which divides a part of the cost at a time
+        if self.solver != "torch":
             cost = cost if unit is None else cost / unit[:, None, None]
             backend = "torch" if cost.is_cuda else "numpy"
-            solve = partial(solve_pot, backend=backend, method=self.pot_method or "sinkhorn")
+            pot = partial(solve_pot, backend=backend, method=self.pot_method or "sinkhorn")
+            solve = pot if self.solver == "pot" else solve_triton
         transport = solve(
             cost,
             column_mass,

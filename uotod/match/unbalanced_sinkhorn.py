@@ -42,8 +42,11 @@ class UnbalancedSinkhorn(SinkhornMatcher):
         normalize_cost_matrix: divide each image's cost by its largest absolute entry, background included.
         num_iter: largest number of steps.
         tol: largest residual of a converged plan: the mass that a further sweep would move, where a prediction has 1.
-        solver: "torch", batched and accelerated, or "pot", which hands each image to the POT library; what it returns
-            is checked, and a RuntimeError raised if it is not finite or without mass.
+        solver: "torch", batched and accelerated; "pot", which hands each image to the POT library; what it returns
+            is checked, and a RuntimeError raised if it is not finite or without mass; or "triton", which solves a batch
+            on a CUDA device in one launch of a kernel of ours, by the method and to the tolerance of "torch". It needs
+            the extra `uotod[triton]`, and its speed has not been measured yet. More than 511 targets, or more than 127
+            where Newton steps are taken (penalties that are large beside `reg`), go to "torch".
         pot_method: POT's name of its method, with `solver="pot"`: "sinkhorn" (the default) or "sinkhorn_stabilized";
             with two infinite penalties also those that `BalancedSinkhorn` names.
         on_unconverged: what to do on the CPU if `num_iter` steps leave a larger residual: "warn", "raise" (a
@@ -54,7 +57,9 @@ class UnbalancedSinkhorn(SinkhornMatcher):
     Raises:
         TypeError: an argument has the wrong type.
         ValueError: an argument is out of its range, or `pot_method` is given without `solver="pot"`; in a call,
-            forbidden pairs (`inf`) leave a prediction or target without a partner that it must have.
+            forbidden pairs (`inf`) leave a prediction or target without a partner that it must have, or
+            `solver="triton"` meets a tensor on the CPU.
+        ImportError: `solver="triton"` without Triton.
         RuntimeError: POT failed, or `num_iter` steps left a residual above `tol` and `on_unconverged="raise"`.
 
     References:
