@@ -176,7 +176,7 @@ class SinkhornMatcher(EntropicMatcher):
         unit = largest_entry(cost, active, seen) if self.normalize_cost_matrix else None
         column_mass = column_masses(mask, preds, self.background, cost.dtype)
         self._check_feasible(cost, active)
-        solve: Callable[..., Transport] = partial(solve_sinkhorn, unit=unit)  # which divides a part of the cost at a time
+        solve: Callable[..., Transport] = partial(solve_sinkhorn, unit=unit)  # which divides by parts
         if self.solver != "torch":
             cost = cost if unit is None else cost / unit[:, None, None]
             backend = "torch" if cost.is_cuda else "numpy"
