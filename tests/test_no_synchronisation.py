@@ -5,8 +5,8 @@ import sys
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from tests.guards import NoSynchronisation
 from tests.problems import random_boxes, random_problem
 from uotod import _plan
 from uotod.loss import (
@@ -25,27 +25,6 @@ from uotod.match import ClosestTarget, SoftMin
 
 N = "none"
 L1 = nn.L1Loss(reduction=N)
-aten = torch.ops.aten
-# reading a number, shapes that depend on values, and tensors made from numbers of the host
-READS = {
-    aten._local_scalar_dense.default,
-    aten.nonzero.default,
-    aten.masked_select.default,
-    aten.lift_fresh.default,
-    aten.unique_dim.default,
-    aten._unique2.default,
-}
-
-
-class NoSynchronisation(TorchDispatchMode):
-    """Refuse operations for which a GPU would have to wait."""
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        indices = args[1] if func in (aten.index.Tensor, aten.index_put.default, aten.index_put_.default) else ()
-        by_mask = any(x is not None and x.dtype == torch.bool for x in indices)
-        if func in READS or by_mask:
-            raise AssertionError(f"{func} reads values on the host")
-        return func(*args, **(kwargs or {}))
 
 
 @pytest.fixture
