@@ -3,7 +3,6 @@
 import torch
 from torch import Tensor
 
-Planes = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]  # x1, y1, x2, y2, area
 
 
 class IoURows:
@@ -31,26 +30,28 @@ class IoURows:
         if len(self._memory[0]) < count * preds:
             self._memory = [targets.new_empty(count * preds) for _ in self._memory]
         own, *spare = (x[: count * preds].view(count, preds) for x in self._memory)
-        x1, y1, x2, y2, area = (x.unsqueeze(1) for x in _planes(targets))
-        return _write_iou((x1, y1, x2, y2, area), self._planes, own if out is None else out, spare)
+        return _write_iou(_planes(targets).unsqueeze(2), self._planes, own if out is None else out, spare)
 
     def columns(self, targets: Tensor, preds: Tensor) -> Tensor:
-        """Return the IoU (N, t) of the boxes of (N,) indices with (t, 4) boxes."""
-        x1, y1, x2, y2, area = (x[preds].unsqueeze(1) for x in self._planes)
-        value, *spare = (targets.new_empty(len(preds), len(targets)) for _ in self._memory)
-        return _write_iou(_planes(targets), (x1, y1, x2, y2, area), value, spare)
+        """Return the IoU (t, N) of the boxes of (N,) indices with (t, 4) boxes."""
+        found = self._planes.index_select(1, preds)
+        value, *spare = (targets.new_empty(len(targets), len(preds)) for _ in self._memory)
+        return _write_iou(_planes(targets).unsqueeze(2), found, value, spare)
 
 
-def _planes(boxes: Tensor) -> Planes:
-    """Return coordinates and area of (N, 4) boxes, each (N,); an inverted box has area 0."""
-    x1, y1, x2, y2 = boxes.t().contiguous().unbind(0)
-    return x1, y1, x2, y2, (x2 - x1).clamp_(min=0) * (y2 - y1).clamp_(min=0)
+def _planes(boxes: Tensor) -> Tensor:
+    """Return x1, y1, x2, y2 and the area of (N, 4) boxes as (5, N); an inverted box has area 0."""
+    planes = boxes.new_empty(5, len(boxes))
+    planes[:4] = boxes.t()
+    size = (planes[2:4] - planes[:2]).clamp_(min=0)
+    torch.mul(size[0], size[1], out=planes[4])
+    return planes
 
 
-def _write_iou(targets: Planes, boxes: Planes, out: Tensor, spare: list[Tensor]) -> Tensor:
-    """Write the IoU of boxes that broadcast together into `out`."""
-    x1, y1, x2, y2, target_area = targets
-    a1, b1, a2, b2, area = boxes
+def _write_iou(targets: Tensor, boxes: Tensor, out: Tensor, spare: list[Tensor]) -> Tensor:
+    """Write the IoU of the boxes of (5, t, 1) and (5, P) planes into `out`, (t, P)."""
+    x1, y1, x2, y2, target_area = targets.unbind(0)
+    a1, b1, a2, b2, area = boxes.unbind(0)
     other, height = spare
     torch.minimum(x2, a2, out=out).sub_(torch.maximum(x1, a1, out=other)).clamp_(min=0)
     torch.minimum(y2, b2, out=height).sub_(torch.maximum(y1, b1, out=other)).clamp_(min=0)

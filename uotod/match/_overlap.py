@@ -48,9 +48,9 @@ class ImageIoU:
         return value if self._bad is None else value.masked_fill_(self._bad, NOT_FINITE)
 
     def columns(self, preds: Tensor) -> Tensor:
-        """Return the IoU (N, T) of the boxes of (N,) indices."""
+        """Return the IoU (T, N) of the boxes of (N,) indices."""
         value = self._rows.columns(self._targets, preds)
-        return value if self._bad is None else value.masked_fill_(self._bad[preds].unsqueeze(1), NOT_FINITE)
+        return value if self._bad is None else value.masked_fill_(self._bad[preds], NOT_FINITE)
 
 
 def rows_of_images(boxes: Tensor) -> list[IoURows]:

@@ -5,6 +5,8 @@ import math
 import torch
 from torch import Tensor
 
+from uotod._tensors import reads_values
+
 
 def stable_topk(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Return the `k` largest values of the last dimension in descending order, and their indices.
@@ -25,10 +27,19 @@ def stable_topk(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """
     if not k or not values.numel():
         return values[..., :k], torch.zeros_like(values[..., :k], dtype=torch.long)
+    if reads_values(values, validate=False):
+        # what `topk` returns are the right ones unless the first one that is left out ties the last one that is not
+        value, index = values.topk(min(k + 1, values.shape[-1]), dim=-1)
+        if k == values.shape[-1] or not bool((value[..., -1] == value[..., -2]).any()):
+            return _in_order(values, index[..., :k].sort(dim=-1).values)
     chosen = _chosen(values, k, None)
     rank = torch.arange(1, k + 1, dtype=torch.int32, device=values.device).expand(*values.shape[:-1], k).contiguous()
     index = torch.searchsorted(chosen.cumsum(-1, dtype=torch.int32), rank)  # ascending
-    index = index.clamp(max=values.shape[-1] - 1)  # of a row with NaN nothing is chosen
+    return _in_order(values, index.clamp(max=values.shape[-1] - 1))  # of a row with NaN nothing is chosen
+
+
+def _in_order(values: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the values at ascending (..., k) indices in descending order, and their indices."""
     found, order = values.gather(-1, index).sort(dim=-1, descending=True, stable=True)
     return found, index.gather(-1, order)
 
@@ -44,7 +55,7 @@ def largest(values: Tensor, most: int, count: Tensor | None = None) -> Tensor:
     most = min(most, values.shape[-1])
     if not most or not values.numel():
         return torch.zeros_like(values, dtype=torch.bool)
-    if values.device.type == "cpu":
+    if reads_values(values, validate=False):
         # what `topk` returns is the answer unless the first one that is left out ties the last one that is not
         value, index = values.topk(min(most + 1, values.shape[-1]), dim=-1)
         slot = torch.arange(value.shape[-1]).expand_as(value)

@@ -27,7 +27,7 @@ class Similarity(Protocol):
         """Return the values (t, P), which are read before the next call."""
 
     def columns(self, preds: Tensor) -> Tensor:
-        """Return the values (N, T) of the predictions of (N,) indices."""
+        """Return the values (T, N) of the predictions of (N,) indices."""
 
 
 def threshold_match_images(
@@ -79,7 +79,7 @@ class _Table:
         return self._values[targets]
 
     def columns(self, preds: Tensor) -> Tensor:
-        return self._values[:, preds].t()
+        return self._values[:, preds]
 
 
 def _match_image(similarity: Similarity, count: int, preds: int, rule: ThresholdRule, block: int) -> Index:
@@ -103,11 +103,11 @@ def _match_image(similarity: Similarity, count: int, preds: int, rule: Threshold
     assigned = np.full(preds, -1)
     np.copyto(assigned, count, where=(nearest >= low) & (nearest < high))
     for part, values in _columns(similarity, (nearest >= rule.positive) | is_tied, count, block):
-        assigned[part] = values.argmax(1)
+        assigned[part] = values.argmax(0)
     if rule.force_match == "all_best":
-        tie = _to_tie(np.concatenate(best), rule)[:, 0]
+        tie = _to_tie(np.concatenate(best), rule)
         for part, values in _columns(similarity, is_tied, count, block):
-            assigned[part] = np.where(values == tie, values, -np.inf).argmax(1)
+            assigned[part] = np.where(values == tie, values, -np.inf).argmax(0)
     if rule.force_match == "best":
         for target, pred in _one_each(similarity, np.concatenate(best), np.concatenate(wish), rule, preds):
             assigned[pred] = target
@@ -120,7 +120,7 @@ def _to_tie(best: Array, rule: ThresholdRule) -> Array:
 
 
 def _columns(similarity: Similarity, mask: NDArray[np.bool_], count: int, block: int) -> Iterator[tuple[Index, Array]]:
-    """Yield predictions in a (P,) mask, (N,), and their values, (N, T), a block at a time."""
+    """Yield predictions in a (P,) mask, (N,), and their values, (T, N), a block at a time."""
     preds = np.flatnonzero(mask)
     size = max(block // count, 1)
     for start in range(0, len(preds), size):
