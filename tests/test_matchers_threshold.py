@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from tests.anchor_problems import SIZES, assigned, problem_on_a_grid
-from tests.guards import LargestTensor, NoSynchronisation
+from tests.guards import LargestTensor, NoSynchronisation, take_gpu_path
 from tests.oracles import anchors as oracle
 from tests.problems import random_boxes, random_problem
 from uotod.match import IoUThreshold, iou_threshold
@@ -78,7 +78,8 @@ class TestIoUThreshold:
         problem = random_problem(1, 20_000, 80, full=True, dtype=torch.float32)
         matcher = IoUThreshold(force_match=force, is_anchor_based=True)
         batch = matcher._parse(problem.input, problem.target, problem.anchors)
-        monkeypatch.setattr(iou_threshold, "reads_values", lambda tensor, validate: on_host)
+        if not on_host:
+            take_gpu_path(monkeypatch)
         monkeypatch.setattr(iou_threshold, "MAX_GPU_BLOCK_ELEMENTS", iou_threshold.MAX_BLOCK_ELEMENTS)
         with LargestTensor() as held:
             matcher.plan(batch)
@@ -89,7 +90,7 @@ class TestIoUThreshold:
         problems = [problem_on_a_grid(30, 4), *(random_problem(*x) for x in ((3, 500, 5), (2, 3, 8), (2, 5, 0)))]
         matcher = IoUThreshold(**options)
         plans = [matcher(x.input, x.target) for x in problems]
-        monkeypatch.setattr(iou_threshold, "reads_values", lambda tensor, validate: False)
+        take_gpu_path(monkeypatch)
         for problem, plan in zip(problems, plans, strict=True):
             batch = matcher._parse(problem.input, problem.target, None)
             with NoSynchronisation():

@@ -1,12 +1,10 @@
 """The path that a GPU takes reads no value of a tensor: on the CPU every operation that would have to is refused."""
 
-import sys
-
 import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.guards import NoSynchronisation
+from tests.guards import NoSynchronisation, take_gpu_path
 from tests.problems import random_boxes, random_problem
 from uotod import _plan
 from uotod.loss import (
@@ -30,9 +28,7 @@ L1 = nn.L1Loss(reduction=N)
 @pytest.fixture
 def on_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the library take the path of a GPU."""
-    for name, module in list(sys.modules.items()):
-        if name.startswith("uotod.") and hasattr(module, "reads_values"):
-            monkeypatch.setattr(module, "reads_values", lambda tensor, validate: validate)
+    take_gpu_path(monkeypatch)
     for plan in (_plan.DensePlan, _plan.AssignedPlan):
         pairs = plan.pairs
         monkeypatch.setattr(plan, "pairs", lambda self, static, pairs=pairs: pairs(self, True))

@@ -4,7 +4,6 @@ import torch
 from torch import Tensor
 
 
-
 class IoURows:
     """The boxes of one image, of which what no target changes is computed once.
 
