@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.matcher_cases import CASES
 from tests.guards import take_gpu_path
+from tests.matcher_cases import CASES
 from tests.problems import Problem, random_boxes, random_problem
 from uotod.loss import (
     DetectionLoss,
