@@ -7,13 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from tests.aligned_scenes import assignment, scene
+from tests.guards import take_gpu_path
 from tests.oracles import task_aligned as slow
 from tests.problems import random_problem
 from uotod._plan import AssignedPlan, DensePlan
 from uotod.loss import CIoULoss, DetectionLoss, NegativeProbLoss
 from uotod.match import Hungarian, TaskAligned, WeightedSum
 from uotod.solvers.candidates import largest
-from uotod.solvers.some_pairs import SomePairs
 from uotod.utils import Points
 
 
@@ -228,7 +228,7 @@ def test_listed_pairs_and_all_pairs_give_one_plan(seed: int, monkeypatch: pytest
     input, target, points = scene(seed)
     matcher = TaskAligned(topk=1 + seed % 9, topk2=(None, 2)[seed % 2])
     listed = matcher(input, target, points)
-    monkeypatch.setattr(SomePairs, "of", SomePairs.dense)  # as on a GPU
+    take_gpu_path(monkeypatch)
     torch.testing.assert_close(matcher(input, target, points), listed)
 
 

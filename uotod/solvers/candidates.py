@@ -97,3 +97,19 @@ def suitors(value: Tensor, index: Tensor, preds: int) -> Tensor:
     wins = (flat == top.gather(1, listed)) & (flat > -math.inf)
     nobody = torch.full((images, preds), num_targets, device=value.device)
     return nobody.scatter_reduce(1, listed, torch.where(wins, target, num_targets), "amin")
+
+
+class RunningMax:
+    """The running maximum over the targets, and its index; the lowest index wins ties."""
+
+    value: Tensor
+    index: Tensor
+
+    def add(self, values: Tensor, start: int) -> None:
+        """Take in (B, t, P) values of the targets from `start` on."""
+        value, index = values.max(1)  # (B, P)
+        if not start:
+            self.value, self.index = value, index
+            return
+        self.index = torch.where(value > self.value, index + start, self.index)
+        self.value = torch.maximum(value, self.value)

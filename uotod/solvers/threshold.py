@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from uotod.solvers.candidates import stable_topk, suitors
+from uotod.solvers.candidates import RunningMax, stable_topk, suitors
 
 
 class ThresholdRule(NamedTuple):
@@ -57,7 +57,7 @@ def threshold_match(
         return torch.full((images, preds), num_targets, device=mask.device)
     chunks = [slice(start, min(start + chunk, num_targets)) for start in range(0, num_targets, chunk)]
 
-    nearest, forced, found = _Largest(), _Largest(), []
+    nearest, forced, found = RunningMax(), RunningMax(), []
     # of its `T` best predictions, at most `T - 1` can be taken from a target
     count = min(num_targets, preds)
     is_tied = torch.zeros(images, preds, dtype=torch.bool, device=mask.device)
@@ -113,22 +113,6 @@ def greedy_pairs(value: Tensor, index: Tensor, preds: int) -> Tensor:
         taken = (owner >= 0).gather(1, index.flatten(1)).view_as(value)
         value = value.masked_fill(wins.unsqueeze(2) | taken, -math.inf)
     return owner
-
-
-class _Largest:
-    """The running maximum over the targets, and its index; the lowest index wins ties."""
-
-    value: Tensor
-    index: Tensor
-
-    def add(self, values: Tensor, start: int) -> None:
-        """Take in (B, t, P) values of the targets from `start` on."""
-        value, index = values.max(1)  # (B, P)
-        if not start:
-            self.value, self.index = value, index
-            return
-        self.index = torch.where(value > self.value, index + start, self.index)
-        self.value = torch.maximum(value, self.value)
 
 
 def _scatter_targets(owner: Tensor, wish: Tensor, wins: Tensor) -> Tensor:
