@@ -118,9 +118,9 @@ class AlignedValues(NamedTuple):
             if self.weight is not None:
                 metric = metric * self.weight[:, some, None]
             if self.inside_first:
-                yield metric.masked_fill(~(inside & valid), -math.inf), overlap, None
+                yield Block(metric.masked_fill(~(inside & valid), -math.inf), overlap)
             else:
-                yield metric.masked_fill(~valid, -math.inf), overlap, inside
+                yield Block(metric.masked_fill(~valid, -math.inf), overlap, inside)
 
 
 def align_images(values: AlignedValues, mask: Tensor, topk: int) -> Tensor:

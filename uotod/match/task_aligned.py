@@ -20,7 +20,7 @@ from uotod.match._aligned_pairs import AlignedValues, PairMeasure, align_images
 from uotod.match._assigned import assigned_plan
 from uotod.match._base import PlanMatcher
 from uotod.match._checks import check_cost_values, finite_predictions
-from uotod.solvers.aligned import align, best_of_target, keep_best, pick, relative_scores
+from uotod.solvers.aligned import Block, align, best_of_target, keep_best, pick, relative_scores
 from uotod.solvers.region import contains
 
 if TYPE_CHECKING:
@@ -150,7 +150,7 @@ class TaskAligned(PlanMatcher):
             index = align_images(values, targets.mask, self.topk)
         else:
             blocks = values.blocks(targets.mask)
-            index = align(blocks, num_targets, preds, self.topk, among_all=self.candidates == "inside")
+            index = align(blocks, preds, self.topk, among_all=self.candidates == "inside")
         if self.topk2 is None and self.scores is None:
             return assigned_plan(index, boxes, num_targets, self.background)
         return self._weigh(*self._scored(index, measure, weight), targets.mask)
@@ -184,7 +184,7 @@ class TaskAligned(PlanMatcher):
             index = torch.full((len(cost), preds), num_targets, device=cost.device)
             return assigned_plan(index, cost, num_targets, self.background)
         among_all = self.candidates == "inside"
-        index = align([(metric, metric, None)], num_targets, preds, self.topk, among_all=among_all)
+        index = align([Block(metric, metric)], preds, self.topk, among_all=among_all)
         own = pick(metric, index, -math.inf)
         if self.topk2 is not None:
             index = keep_best(index, own, num_targets, self.topk2)

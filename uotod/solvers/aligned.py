@@ -1,17 +1,32 @@
-"""Task-aligned assignment: how well each pair is aligned in, the target of each prediction and its score out."""
+"""Assignments in which a target takes its best predictions: how well pairs fit in, an assignment and scores out."""
 
 import math
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from uotod.solvers.candidates import RunningMax, stable_topk, suitors
 
-Block = tuple[Tensor, Tensor, Tensor | None]
+
+class Block(NamedTuple):
+    """Values of (B, t, P) pairs of a few targets.
+
+    Attributes:
+        metric: how much a target wants a prediction, `-inf` for a pair that is forbidden.
+        overlap: decides conflicts, the largest wins.
+        inside: where a target may take what is among its largest, bool; None for everywhere.
+        count: (B, t) number of predictions that a target takes, at least 1; None for the largest number.
+    """
+
+    metric: Tensor
+    overlap: Tensor
+    inside: Tensor | None = None
+    count: Tensor | None = None
 
 
-def align(blocks: Iterable[Block], num_targets: int, preds: int, topk: int, *, among_all: bool) -> Tensor:
+def align(blocks: Iterable[Block], preds: int, topk: int, *, among_all: bool) -> Tensor:
     """Assign to each target the predictions of its largest metric, and each prediction to one target at most.
 
     A prediction that several targets take goes to the target of largest overlap: with `among_all` of all targets with
@@ -19,21 +34,20 @@ def align(blocks: Iterable[Block], num_targets: int, preds: int, topk: int, *, a
     It reads no value on the host; where that costs nothing, `aligned_image` is faster.
 
     Args:
-        blocks: for a few targets at a time, in their order, values of (B, t, P) pairs: the metric, `-inf` for a pair
-            that is forbidden; the overlap, which decides conflicts; and where a target may take what is among its
-            largest, None for everywhere.
-        num_targets: T.
+        blocks: the pairs of a few targets at a time, in their order; all together are T.
         preds: P.
-        topk: number of predictions that a target takes.
+        topk: number of predictions that a target takes, or the bound of each block's `count`.
         among_all: see above.
 
     Returns:
         (B, P) index of the target, T for none.
     """
     nearest, lists, start = RunningMax(), [], 0
-    for metric, overlap, inside in blocks:
+    for metric, overlap, inside, count in blocks:
         value, pred = stable_topk(metric, min(topk, preds))  # (B, t, k)
         taken = value > -math.inf
+        if count is not None:
+            taken = taken & (torch.arange(value.shape[2], device=value.device) < count.unsqueeze(2))
         if inside is not None:
             taken = taken & inside.gather(2, pred)
         lists.append((overlap.gather(2, pred).masked_fill(~taken, -math.inf), pred))
