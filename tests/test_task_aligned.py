@@ -13,7 +13,6 @@ from tests.problems import random_problem
 from uotod._plan import AssignedPlan, DensePlan
 from uotod.loss import CIoULoss, DetectionLoss, NegativeProbLoss
 from uotod.match import Hungarian, TaskAligned, WeightedSum
-from uotod.solvers.candidates import largest
 from uotod.utils import Points
 
 
@@ -179,18 +178,6 @@ def test_a_bare_cost_ranks_and_weighs_by_itself() -> None:
     cost = torch.tensor([[[50.0, 9.0], [50.0 + 0.6931472, 9.0], [60.0, 9.0]]])
     plan = TaskAligned(topk=2).compute_matching(cost, torch.ones(1, 1, dtype=torch.bool))[0]
     torch.testing.assert_close(plan, torch.tensor([[1.0, 0.0], [0.5, 0.5], [0.0, 1.0]]), rtol=0, atol=1e-5)
-
-
-@pytest.mark.parametrize("shape", [(0,), (1,), (7,), (3, 40), (2, 3, 9)])
-@pytest.mark.parametrize("count", [1, 3, 50])
-def test_the_largest_are_those_of_a_stable_sort(shape: tuple[int, ...], count: int) -> None:
-    if shape == (0,):
-        shape = (0, 4)
-    value = torch.randint(0, 4, shape).double()
-    value = value.masked_fill(value == 0, -torch.inf)
-    order = value.argsort(dim=-1, descending=True, stable=True)[..., :count]
-    expected = torch.zeros(shape, dtype=torch.bool).scatter(-1, order, True) & (value > -torch.inf)
-    assert torch.equal(largest(value, count), expected)
 
 
 def test_a_warm_up_is_a_change_of_matcher() -> None:
