@@ -190,7 +190,8 @@ class _ImagePairs:
         """Return metric and overlap (N,) of pairs, a block of them at a time."""
         rows, preds = torch.from_numpy(target), torch.from_numpy(pred) + self._first_pred
         size = max(MAX_BLOCK_ELEMENTS // self._measure.width, 1)
-        parts = [self._measure.pairs(*x) for x in zip(self._targets[rows].split(size), preds.split(size), strict=True)]
+        blocks = zip(torch.split(self._targets[rows], size), torch.split(preds, size), strict=True)
+        parts = [self._measure.pairs(*x) for x in blocks]
         metric, overlap = (torch.cat(x) for x in zip(*parts, strict=True))
         return (metric if self._weight is None else metric * self._weight[rows]).numpy(), overlap.numpy()
 
@@ -199,7 +200,7 @@ def _within(boxes: Array, points: Array) -> Mask:
     """Tell which (2, N) points lie inside, not on a side of, which (4, t) boxes: (t, N)."""
     x1, y1, x2, y2 = boxes[:, :, None]
     x, y = points
-    mask = x > x1
+    mask: Mask = x > x1
     for side in (x < x2, y > y1, y < y2):
         mask &= side
     return mask
@@ -209,7 +210,7 @@ def _meet(boxes: Array, others: Array) -> Mask:
     """Tell which (4, N) boxes may share an area with which (4, t) boxes: (t, N)."""
     x1, y1, x2, y2 = boxes[:, :, None]
     a1, b1, a2, b2 = others
-    mask = a1 < x2
+    mask: Mask = a1 < x2
     for side in (a2 > x1, b1 < y2, b2 > y1):
         mask &= side
     return mask

@@ -1,6 +1,7 @@
 """A part of a batch: some of its images, targets and predictions, as a batch."""
 
 from dataclasses import fields, replace
+from typing import Any
 
 from torch import Tensor
 
@@ -15,7 +16,7 @@ def part_of(batch: Batch, images: int | slice, targets: Index, preds: Index = EV
     """Return the batch of some images (of one, if it is a number), targets and predictions."""
     rows = slice(images, images + 1) if isinstance(images, int) else images
 
-    def cut(value: object, index: Index) -> object:
+    def cut(value: Any, index: Index) -> Any:
         if not isinstance(value, Tensor):
             return value
         value = value[rows]
@@ -25,5 +26,5 @@ def part_of(batch: Batch, images: int | slice, targets: Index, preds: Index = EV
     return Batch(
         replace(predictions, **{x.name: cut(getattr(predictions, x.name), preds) for x in fields(predictions)}),
         replace(batch.targets, **{x.name: cut(getattr(batch.targets, x.name), targets) for x in fields(batch.targets)}),
-        None if anchors is None else type(anchors)(*(cut(x, preds) for x in anchors)),
+        None if anchors is None else anchors._replace(**{k: cut(v, preds) for k, v in anchors._asdict().items()}),
     )

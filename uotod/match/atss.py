@@ -131,11 +131,12 @@ class ATSS(OverlapMatcher):
     def _pair_similarity(self, batch: Batch, index: Tensor) -> Tensor:
         """Return the similarity of each target with (B, T, K) predictions, without modules."""
         flat, targets, logits = index.flatten(1), batch.targets, batch.predictions.logits
-        boxes = self._located_boxes(batch).gather(1, flat.unsqueeze(-1).expand(-1, -1, 4)).unflatten(1, index.shape[1:])
+        boxes = self._located_boxes(batch).gather(1, flat.unsqueeze(-1).expand(-1, -1, 4)).view(*index.shape, 4)
         iou = aligned_overlap(targets.boxes.unsqueeze(2), boxes, "iou", eps=0.0)
         if self.alpha == 1:
             return iou
-        rows = logits.gather(1, flat.unsqueeze(-1).expand(-1, -1, logits.shape[2])).unflatten(1, index.shape[1:])
+        classes = logits.shape[2]
+        rows = logits.gather(1, flat.unsqueeze(-1).expand(-1, -1, classes)).view(*index.shape, classes)
         if targets.one_hot is None:
             assert targets.labels is not None
             label = targets.labels[:, :, None, None].expand(*index.shape, 1)

@@ -17,13 +17,13 @@ class Block(NamedTuple):
         metric: how much a target wants a prediction, `-inf` for a pair that is forbidden.
         overlap: decides conflicts, the largest wins.
         inside: where a target may take what is among its largest, bool; None for everywhere.
-        count: (B, t) number of predictions that a target takes, at least 1; None for the largest number.
+        most: (B, t) number of predictions that a target takes, at least 1; None for the largest number.
     """
 
     metric: Tensor
     overlap: Tensor
     inside: Tensor | None = None
-    count: Tensor | None = None
+    most: Tensor | None = None
 
 
 def align(blocks: Iterable[Block], preds: int, topk: int, *, among_all: bool) -> Tensor:
@@ -36,18 +36,18 @@ def align(blocks: Iterable[Block], preds: int, topk: int, *, among_all: bool) ->
     Args:
         blocks: the pairs of a few targets at a time, in their order; all together are T.
         preds: P.
-        topk: number of predictions that a target takes, or the bound of each block's `count`.
+        topk: number of predictions that a target takes, or the bound of each block's `most`.
         among_all: see above.
 
     Returns:
         (B, P) index of the target, T for none.
     """
     nearest, lists, start = RunningMax(), [], 0
-    for metric, overlap, inside, count in blocks:
+    for metric, overlap, inside, most in blocks:
         value, pred = stable_topk(metric, min(topk, preds))  # (B, t, k)
         taken = value > -math.inf
-        if count is not None:
-            taken = taken & (torch.arange(value.shape[2], device=value.device) < count.unsqueeze(2))
+        if most is not None:
+            taken = taken & (torch.arange(value.shape[2], device=value.device) < most.unsqueeze(2))
         if inside is not None:
             taken = taken & inside.gather(2, pred)
         lists.append((overlap.gather(2, pred).masked_fill(~taken, -math.inf), pred))

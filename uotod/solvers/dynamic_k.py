@@ -42,7 +42,7 @@ def dynamic_block(cost: Tensor, overlap: Tensor | None, topk: int) -> Block:
         count = torch.ones_like(cost[..., 0], dtype=torch.long)
     else:
         count = dynamic_count(overlap.masked_fill(cost == math.inf, 0), topk)
-    return Block(-cost, -cost, count=count)
+    return Block(-cost, -cost, most=count)
 
 
 def dynamic_count(overlap: Tensor, topk: int) -> Tensor:
