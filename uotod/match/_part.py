@@ -23,6 +23,8 @@ def part_of(batch: Batch, images: int | slice, targets: Index, preds: Index = EV
         return value[:, index] if isinstance(index, slice) else value.index_select(1, index)
 
     predictions, anchors = batch.predictions, batch.anchors
+    if isinstance(images, int):
+        predictions = replace(predictions, layers=1, dist_layers=None)
     return Batch(
         replace(predictions, **{x.name: cut(getattr(predictions, x.name), preds) for x in fields(predictions)}),
         replace(batch.targets, **{x.name: cut(getattr(batch.targets, x.name), targets) for x in fields(batch.targets)}),

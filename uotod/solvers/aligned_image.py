@@ -71,22 +71,16 @@ def align_image(pairs: Pairs, num_targets: int, preds: int, topk: int, block: in
 
 def _largest_of_each(pairs: PairList, topk: int) -> tuple[Index, Index]:
     """Return the positions of the pairs that the targets take, and their targets; the lowest index wins ties."""
-    found = []
-    bounds = pairs.bounds.tolist()
-    for start, stop in pairwise(bounds):
-        chosen = np.arange(start, stop)
-        if stop - start > topk:
-            values = pairs.metric[start:stop]
-            last = np.partition(values, -topk)[-topk]
-            chosen = np.flatnonzero(values >= last)
-            if len(chosen) > topk:  # ties with the last one
-                above = values[chosen] > last
-                chosen = chosen[above | (np.cumsum(~above) <= topk - np.count_nonzero(above))]
-            chosen += start
-        found.append(chosen)
-    target = np.repeat(np.arange(len(found)), [len(x) for x in found])
-    position = np.concatenate(found)
-    taken = pairs.metric[position] > -np.inf
+    bounds, metric = pairs.bounds, pairs.metric
+    rows = [metric[start:stop] for start, stop in pairwise(bounds.tolist())]
+    last = [np.partition(x, -topk)[-topk] if len(x) > topk else -np.inf for x in rows]  # that a target takes
+    least = np.repeat(np.array(last, dtype=metric.dtype), np.diff(bounds))
+    found = np.flatnonzero((metric >= least) & (metric > -np.inf))
+    target = np.searchsorted(bounds, found, side="right") - 1
+    above = metric[found] > least[found]
+    first = np.searchsorted(target, target)
+    ties = np.cumsum(~above) - np.concatenate(([0], np.cumsum(~above)))[first]  # up to this one, of its target
+    taken = above | (ties <= topk - np.bincount(target[above], minlength=len(rows))[target])
     if pairs.inside is not None:
-        taken &= pairs.inside[position]
-    return position[taken], target[taken]
+        taken &= pairs.inside[found]
+    return found[taken], target[taken]
