@@ -62,6 +62,7 @@ class IoUThreshold(OverlapMatcher):
         (positive 0.7, negative 0.3, low quality).
 
     Examples:
+        >>> import torch
         >>> iou = torch.tensor([[[0.9], [0.45], [0.1]]])
         >>> matcher = IoUThreshold(positive=0.5, negative=0.4, background=False)
         >>> matcher.compute_matching(1 - iou, torch.ones(1, 1, dtype=torch.bool)).flatten()

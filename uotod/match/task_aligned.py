@@ -53,8 +53,8 @@ class TaskAligned(PlanMatcher):
     read. A target that no point lies inside, or without area, gets nothing. A non-finite prediction under
     `nonfinite="propagate"` has no metric and is background.
 
-    Time and memory O(B·P·T): on the CPU of bools, for with `candidates="inside"` only the pairs inside are evaluated,
-    elsewhere about five (B, T, P) floats; nothing of size B·T·P·C.
+    O(B·P·T) time, without match modules in bounded memory: targets are visited a few at a time, on the CPU image by
+    image without padding, where only the pairs that may have a metric (those inside, or that overlap) are evaluated.
 
     Args:
         topk: number of predictions that a target takes.

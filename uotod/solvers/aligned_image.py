@@ -79,7 +79,7 @@ def _largest_of_each(pairs: PairList, topk: int) -> tuple[Index, Index]:
     target = np.searchsorted(bounds, found, side="right") - 1
     above = metric[found] > least[found]
     first = np.searchsorted(target, target)
-    ties = np.cumsum(~above) - np.concatenate(([0], np.cumsum(~above)))[first]  # up to this one, of its target
+    ties: Index = np.cumsum(~above) - np.concatenate(([0], np.cumsum(~above)))[first]  # up to this one, of its target
     taken = above | (ties <= topk - np.bincount(target[above], minlength=len(rows))[target])
     if pairs.inside is not None:
         taken &= pairs.inside[found]
