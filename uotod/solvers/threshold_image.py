@@ -100,8 +100,8 @@ def _match_image(similarity: Similarity, count: int, preds: int, rule: Threshold
     assert nearest is not None
 
     low, high = rule.negative
-    assigned = np.full(preds, -1)
-    np.copyto(assigned, count, where=(nearest >= low) & (nearest < high))
+    assigned = np.full(preds, count)
+    assigned[(nearest < low) | (nearest >= high)] = -1
     for part, values in _columns(similarity, (nearest >= rule.positive) | is_tied, count, block):
         assigned[part] = values.argmax(0)
     if rule.force_match == "all_best":
