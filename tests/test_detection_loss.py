@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.guards import take_gpu_path
 from tests.matcher_cases import CASES
 from tests.problems import Problem, random_boxes, random_problem
 from uotod.loss import (
@@ -300,6 +301,19 @@ class TestMining:
     def test_the_lowest_index_wins_ties(self) -> None:
         kept = mine_hard_negatives(torch.ones(1, 5), torch.zeros(1, 5), torch.ones(1), 2.0)
         assert kept.tolist() == [[1, 1, 0, 0, 0]]
+
+    @pytest.mark.parametrize("seed", range(6))
+    @pytest.mark.parametrize("ratio", [0.0, 0.4, 3.0, 1e9, torch.inf])
+    def test_a_gpu_which_must_not_read_values_keeps_the_same(self, seed, ratio, monkeypatch) -> None:
+        torch.manual_seed(seed)
+        background, loss = torch.rand(3, 200) ** (seed % 3), torch.randint(0, 20, (3, 200)).float()
+        background[torch.rand(3, 200) < 0.2] = 0
+        if seed > 2:
+            loss[1, ::7], loss[2, ::5], loss[2, ::3] = torch.nan, torch.inf, torch.nan
+        num_pos = torch.tensor([0.3, 5.0, 20.0])
+        kept = mine_hard_negatives(background, loss, num_pos, ratio, min_negatives=0.5)
+        take_gpu_path(monkeypatch)
+        assert torch.equal(kept, mine_hard_negatives(background, loss, num_pos, ratio, min_negatives=0.5))
 
     def test_a_prediction_without_background_mass_takes_no_room(self) -> None:
         kept = mine_hard_negatives(torch.tensor([[0.0, 1.0, 1.0]]), torch.tensor([[9.0, 2.0, 1.0]]), torch.ones(1), 1.0)

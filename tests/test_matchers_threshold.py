@@ -5,10 +5,10 @@ import torch
 from torch import nn
 
 from tests.anchor_problems import SIZES, assigned, problem_on_a_grid
+from tests.guards import LargestTensor, NoSynchronisation, take_gpu_path
 from tests.oracles import anchors as oracle
 from tests.problems import random_boxes, random_problem
 from uotod.match import IoUThreshold, iou_threshold
-from uotod.solvers import threshold
 from uotod.solvers.candidates import stable_topk
 from uotod.utils import box_iou
 
@@ -73,32 +73,43 @@ class TestIoUThreshold:
             assert torch.equal(matcher(problem.input, problem.target), plan)
 
     @pytest.mark.parametrize("force", ["best", "low_quality", "all_best"])
-    def test_no_tensor_of_all_pairs_is_held(self, force, monkeypatch: pytest.MonkeyPatch) -> None:
-        sizes, overlap = [], iou_threshold.pairwise_overlap
-
-        def spy(*args, **kwargs):
-            value = overlap(*args, **kwargs)
-            sizes.append(value.numel())
-            return value
-
-        monkeypatch.setattr(iou_threshold, "pairwise_overlap", spy)
+    @pytest.mark.parametrize("on_host", [True, False])
+    def test_no_tensor_of_all_pairs_is_held(self, force, on_host: bool, monkeypatch: pytest.MonkeyPatch) -> None:
         problem = random_problem(1, 20_000, 80, full=True, dtype=torch.float32)
         matcher = IoUThreshold(force_match=force, is_anchor_based=True)
         batch = matcher._parse(problem.input, problem.target, problem.anchors)
-        matcher.plan(batch)
-        assert max(sizes) <= iou_threshold.MAX_BLOCK_ELEMENTS
-        assert sum(sizes) in (80 * 20_000, 2 * 80 * 20_000)
+        if not on_host:
+            take_gpu_path(monkeypatch)
+        monkeypatch.setattr(iou_threshold, "MAX_GPU_BLOCK_ELEMENTS", iou_threshold.MAX_BLOCK_ELEMENTS)
+        with LargestTensor() as held:
+            matcher.plan(batch)
+        assert 20_000 < held.elements <= iou_threshold.MAX_BLOCK_ELEMENTS < 80 * 20_000
 
-    @pytest.mark.parametrize("floor", [0.0, 0.3])
-    def test_a_gpu_which_must_not_look_whether_targets_compete_finds_the_same(
-        self, floor: float, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        problems = [problem_on_a_grid(30, 4), random_problem(3, 500, 5), random_problem(2, 3, 8)]
-        matcher = IoUThreshold(min_positive=floor)
+    @pytest.mark.parametrize("options", OPTIONS)
+    def test_a_gpu_which_must_not_read_values_finds_the_same(self, options, monkeypatch: pytest.MonkeyPatch) -> None:
+        problems = [problem_on_a_grid(30, 4), *(random_problem(*x) for x in ((3, 500, 5), (2, 3, 8), (2, 5, 0)))]
+        matcher = IoUThreshold(**options)
         plans = [matcher(x.input, x.target) for x in problems]
-        monkeypatch.setattr(threshold, "_are_distinct", lambda wish, wants, preds: False)
+        take_gpu_path(monkeypatch)
         for problem, plan in zip(problems, plans, strict=True):
-            assert torch.equal(matcher(problem.input, problem.target), plan)
+            batch = matcher._parse(problem.input, problem.target, None)
+            with NoSynchronisation():
+                found = matcher.plan(batch)
+            assert torch.equal(found.to_dense(), plan)
+
+    @pytest.mark.parametrize("targets", [20, 60])
+    def test_targets_that_compete_again_and_again_are_served_in_turn(self, targets: int) -> None:
+        torch.manual_seed(targets)
+        problem = random_problem(1, 50, targets, full=True)
+        problem.target["boxes"][:, targets // 3 :] = problem.target["boxes"][:, :1]  # more than the first choices
+        overlap = box_iou(problem.target["boxes"][0], problem.input["pred_boxes"][0]).tolist()
+        pairs = sorted((-overlap[j][i], j, i) for j in range(targets) for i in range(50))
+        owner: dict[int, int] = {}
+        for _, target, pred in pairs:
+            if pred not in owner and target not in owner.values():
+                owner[pred] = target
+        found = assigned(IoUThreshold(positive=1.0)(problem.input, problem.target))[0]
+        assert found == [owner.get(i, targets) for i in range(50)]
 
     @pytest.mark.parametrize("seed", range(10))
     def test_equal_targets_share_out_their_best_anchors(self, seed: int) -> None:

@@ -1,12 +1,10 @@
 """The path that a GPU takes reads no value of a tensor: on the CPU every operation that would have to is refused."""
 
-import sys
-
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from tests.guards import NoSynchronisation, take_gpu_path
 from tests.problems import random_boxes, random_problem
 from uotod import _plan
 from uotod.loss import (
@@ -25,35 +23,12 @@ from uotod.match import ClosestTarget, SoftMin
 
 N = "none"
 L1 = nn.L1Loss(reduction=N)
-aten = torch.ops.aten
-# reading a number, shapes that depend on values, and tensors made from numbers of the host
-READS = {
-    aten._local_scalar_dense.default,
-    aten.nonzero.default,
-    aten.masked_select.default,
-    aten.lift_fresh.default,
-    aten.unique_dim.default,
-    aten._unique2.default,
-}
-
-
-class NoSynchronisation(TorchDispatchMode):
-    """Refuse operations for which a GPU would have to wait."""
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        indices = args[1] if func in (aten.index.Tensor, aten.index_put.default, aten.index_put_.default) else ()
-        by_mask = any(x is not None and x.dtype == torch.bool for x in indices)
-        if func in READS or by_mask:
-            raise AssertionError(f"{func} reads values on the host")
-        return func(*args, **(kwargs or {}))
 
 
 @pytest.fixture
 def on_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the library take the path of a GPU."""
-    for name, module in list(sys.modules.items()):
-        if name.startswith("uotod.") and hasattr(module, "reads_values"):
-            monkeypatch.setattr(module, "reads_values", lambda tensor, validate: validate)
+    take_gpu_path(monkeypatch)
     for plan in (_plan.DensePlan, _plan.AssignedPlan):
         pairs = plan.pairs
         monkeypatch.setattr(plan, "pairs", lambda self, static, pairs=pairs: pairs(self, True))

@@ -7,13 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from tests.aligned_scenes import assignment, scene
+from tests.guards import take_gpu_path
 from tests.oracles import task_aligned as slow
 from tests.problems import random_problem
 from uotod._plan import AssignedPlan, DensePlan
 from uotod.loss import CIoULoss, DetectionLoss, NegativeProbLoss
 from uotod.match import Hungarian, TaskAligned, WeightedSum
-from uotod.solvers.candidates import largest
-from uotod.solvers.some_pairs import SomePairs
 from uotod.utils import Points
 
 
@@ -181,18 +180,6 @@ def test_a_bare_cost_ranks_and_weighs_by_itself() -> None:
     torch.testing.assert_close(plan, torch.tensor([[1.0, 0.0], [0.5, 0.5], [0.0, 1.0]]), rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("shape", [(0,), (1,), (7,), (3, 40), (2, 3, 9)])
-@pytest.mark.parametrize("count", [1, 3, 50])
-def test_the_largest_are_those_of_a_stable_sort(shape: tuple[int, ...], count: int) -> None:
-    if shape == (0,):
-        shape = (0, 4)
-    value = torch.randint(0, 4, shape).double()
-    value = value.masked_fill(value == 0, -torch.inf)
-    order = value.argsort(dim=-1, descending=True, stable=True)[..., :count]
-    expected = torch.zeros(shape, dtype=torch.bool).scatter(-1, order, True) & (value > -torch.inf)
-    assert torch.equal(largest(value, count), expected)
-
-
 def test_a_warm_up_is_a_change_of_matcher() -> None:
     problem = random_problem(2, 20, 4)
     args = problem.input, problem.target, problem.anchors
@@ -228,7 +215,7 @@ def test_listed_pairs_and_all_pairs_give_one_plan(seed: int, monkeypatch: pytest
     input, target, points = scene(seed)
     matcher = TaskAligned(topk=1 + seed % 9, topk2=(None, 2)[seed % 2])
     listed = matcher(input, target, points)
-    monkeypatch.setattr(SomePairs, "of", SomePairs.dense)  # as on a GPU
+    take_gpu_path(monkeypatch)
     torch.testing.assert_close(matcher(input, target, points), listed)
 
 

@@ -1,7 +1,15 @@
 """Hard negative mining: background masses and losses in, the masses that are kept out."""
 
+import math
+
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+
+from uotod._tensors import reads_values
+
+Array = NDArray[np.floating]
 
 
 def mine_hard_negatives(
@@ -30,10 +38,48 @@ def mine_hard_negatives(
         >>> mine_hard_negatives(torch.ones(1, 4), torch.tensor([[1.0, 4.0, 3.0, 2.0]]), torch.tensor([0.5]), ratio=3.0)
         tensor([[0.0000, 1.0000, 0.5000, 0.0000]])
     """
-    hardness = loss.masked_fill(background <= 0, -torch.inf)
+    limit = (ratio * num_pos.double()).clamp(min=min_negatives)
+    if not reads_values(loss, validate=False):
+        return _keep_sorted(background, loss.masked_fill(background <= 0, -torch.inf), limit)
+    kept = np.zeros(background.shape, dtype=np.float64)
+    for mass, hardness, most, row in zip(
+        background.detach().numpy(), loss.detach().numpy(), limit.tolist(), kept, strict=True
+    ):
+        _keep_hardest(mass, np.where(mass > 0, hardness, -np.inf), most, row)
+    return torch.from_numpy(kept).to(background.dtype)
+
+
+def _keep_sorted(background: Tensor, hardness: Tensor, limit: Tensor) -> Tensor:
+    """Return the kept mass (B, P) by a sort of all predictions, without a look at any value."""
     order = hardness.argsort(dim=1, descending=True, stable=True)
     sorted_mass = background.gather(1, order).double()  # float32 sums of thousands of masses would lose the last one
-    limit = (ratio * num_pos.double()).clamp(min=min_negatives).unsqueeze(1)
-    room = limit - (sorted_mass.cumsum(1) - sorted_mass)
+    room = limit.unsqueeze(1) - (sorted_mass.cumsum(1) - sorted_mass)
     kept = torch.minimum(sorted_mass, room.clamp(min=0)).to(background.dtype)
     return torch.zeros_like(background).scatter(1, order, kept)
+
+
+def _keep_hardest(mass: Array, hardness: Array, limit: float, kept: Array) -> None:
+    """Write the kept mass of one image, whose hardest predictions alone are sorted, into `kept`; all are (P,)."""
+    preds = len(mass)
+    if not preds or not limit > 0:
+        return
+    count = math.ceil(min(limit, preds))  # enough if each has the mass 1; below, more are taken if they have less
+    if np.isnan(hardness.max()):  # harder than any number, but equal to none
+        count = preds
+    while True:
+        found = _hardest(hardness, count)
+        sorted_mass = mass[found].astype(np.float64)  # float32 sums of thousands would lose the last one
+        total = sorted_mass.cumsum()
+        if count >= preds or total[-1] >= limit:
+            break
+        count *= 4
+    kept[found] = np.minimum(sorted_mass, np.maximum(limit - (total - sorted_mass), 0))
+
+
+def _hardest(hardness: Array, count: int) -> NDArray[np.int64]:
+    """Return the hardest `count` predictions and those that tie the last one, the hardest and then the lowest first."""
+    preds = len(hardness)
+    if count >= preds:
+        return np.lexsort((-hardness, ~np.isnan(hardness)))
+    found = np.flatnonzero(hardness >= np.partition(hardness, preds - count)[preds - count])
+    return found[np.argsort(-hardness[found], kind="stable")]

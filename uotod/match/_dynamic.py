@@ -10,19 +10,27 @@ import torch
 from torch import Tensor, nn
 
 from uotod._batch import Batch
+from uotod._blocks import MAX_BLOCK_ELEMENTS
 from uotod._check import check_choice, check_integer, check_number
 from uotod._cost import box_cost, class_cost
 from uotod._plan import Plan
+from uotod._tensors import reads_values
 from uotod.match._assigned import assigned_plan
 from uotod.match._base import PlanMatcher
 from uotod.match._checks import finite_predictions
 from uotod.match._overlap import pairwise_iou
-from uotod.solvers.dynamic_k import dynamic_k_match
+from uotod.match._part import part_of
+from uotod.solvers.aligned import Block, align
+from uotod.solvers.dynamic_k import dynamic_block, dynamic_k_match
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from uotod.match._base import MatcherOptions
+
+
+MAX_IMAGE_BLOCK_ELEMENTS = 1 << 20  # of a (t, P) block on the CPU: what is computed for each prediction is repeated
+MAX_GPU_BLOCK_ELEMENTS = 1 << 24  # of a (B, t, P) block on a GPU: large enough to keep it busy
 
 
 class DynamicMatcher(PlanMatcher):
@@ -48,7 +56,7 @@ class DynamicMatcher(PlanMatcher):
 
     @abstractmethod
     def _candidates(self, batch: Batch) -> Tensor:
-        """Return the predictions that may be matched at all, (B, 1, P) or (B, T, P) bool."""
+        """Return the predictions that may be matched at all, (B, 1, P) bool: those of any target."""
 
     @abstractmethod
     def _class_cost(self, batch: Batch, overlap: Tensor) -> Tensor:
@@ -59,12 +67,70 @@ class DynamicMatcher(PlanMatcher):
         """Return the cost (B, T, P) of a point's position."""
 
     def _plan(self, batch: Batch) -> Plan:
-        cost = self.cost(batch)[:, : batch.targets.mask.shape[1]]
-        overlap = pairwise_iou(batch.targets.boxes, self._located_boxes(batch))
-        if self.nonfinite == "propagate":  # NaN has got a finite cost, wherever its point stands
-            cost = cost.masked_fill(~self._candidates(batch), math.inf)
-            overlap = overlap.masked_fill(~finite_predictions(batch).unsqueeze(1), 0)
-        return self._assign(cost, overlap)
+        mask, boxes = batch.targets.mask, batch.predictions.boxes
+        self._strides(batch, "the distance of a point from a target")
+        if self._has_modules():
+            cost = self.cost(batch)[:, : mask.shape[1]]
+            overlap = pairwise_iou(batch.targets.boxes, self._located_boxes(batch))
+            if self.nonfinite == "propagate":  # NaN has got a finite cost, wherever its point stands
+                cost = cost.masked_fill(~self._candidates(batch), math.inf)
+                overlap = overlap.masked_fill(~finite_predictions(batch).unsqueeze(1), 0)
+            return self._assign(cost, overlap)
+        index = torch.full(boxes.shape[:2], mask.shape[1], device=boxes.device)
+        if not mask.numel() or not boxes.shape[1]:
+            return assigned_plan(index, boxes, mask.shape[1], self.background)
+        if reads_values(boxes, validate=False):
+            for image, real in enumerate(mask):
+                targets = real.nonzero().squeeze(1)
+                if len(targets):
+                    index[image] = self._match_image(part_of(batch, image, targets), targets, mask.shape[1])
+        else:
+            candidates = self._any_candidates(batch, MAX_GPU_BLOCK_ELEMENTS)
+            index = self._match_part(batch, candidates, MAX_GPU_BLOCK_ELEMENTS)
+        return assigned_plan(index, boxes, mask.shape[1], self.background)
+
+    def _match_image(self, image: Batch, targets: Tensor, background: int) -> Tensor:
+        """Return the (P,) target of each prediction of a batch of one image, of whose predictions few are candidates.
+
+        Args:
+            image: the batch.
+            targets: (T_b,) what its targets are called.
+            background: what the background is called.
+        """
+        candidates = self._any_candidates(image, MAX_BLOCK_ELEMENTS)
+        chosen = candidates[0].nonzero().squeeze(1)
+        index = torch.full_like(candidates[0], background, dtype=torch.long)
+        if len(chosen):
+            part = part_of(image, 0, slice(None), chosen)
+            found = self._match_part(part, candidates[:, chosen], MAX_IMAGE_BLOCK_ELEMENTS)
+            index[chosen] = torch.cat((targets, targets.new_full((1,), background)))[found[0]]
+        return index
+
+    def _any_candidates(self, batch: Batch, limit: int) -> Tensor:
+        """Return the candidates (B, P), by blocks of targets of at most `limit` pairs."""
+        found = torch.zeros(batch.predictions.boxes.shape[:2], dtype=torch.bool, device=batch.targets.mask.device)
+        for some in _blocks(batch, limit):
+            found = found | self._candidates(part_of(batch, slice(None), some)).squeeze(1)
+        return found
+
+    def _match_part(self, batch: Batch, candidates: Tensor, limit: int) -> Tensor:
+        """Return the (B, P) target of each candidate, T for none, by blocks of targets of at most `limit` pairs."""
+        finite = finite_predictions(batch).unsqueeze(1) if self.nonfinite == "propagate" else None
+
+        def block(some: slice) -> Block:
+            part = part_of(batch, slice(None), some)
+            overlap = pairwise_iou(part.targets.boxes, self._located_boxes(part))
+            cost, weight = self._candidate_cost(part, overlap), self._target_weight(part)
+            if weight is not None:
+                cost = cost * weight.unsqueeze(-1)
+            if finite is not None:  # above that of any finite pair
+                cost = cost.where(finite, torch.finfo(cost.dtype).max)
+                overlap = overlap.where(finite, 0.0)
+            allowed = candidates.unsqueeze(1) & part.targets.mask.unsqueeze(-1)
+            return dynamic_block(cost.masked_fill(~allowed, math.inf), overlap, self.topk)
+
+        blocks = (block(some) for some in _blocks(batch, limit))
+        return align(blocks, batch.predictions.boxes.shape[1], self.topk, among_all=self.contested == "all")
 
     def _match(self, cost: Tensor, mask: Tensor) -> Plan:
         return self._assign(cost[:, : mask.shape[1]], None)
@@ -74,12 +140,14 @@ class DynamicMatcher(PlanMatcher):
         return assigned_plan(index, cost, cost.shape[1], self.background)
 
     def _pair_cost(self, batch: Batch) -> Tensor:
-        boxes = self._located_boxes(batch)
-        overlap = pairwise_iou(batch.targets.boxes, boxes)
+        overlap = pairwise_iou(batch.targets.boxes, self._located_boxes(batch))
+        return self._candidate_cost(batch, overlap).masked_fill(~self._candidates(batch), math.inf)
+
+    def _candidate_cost(self, batch: Batch, overlap: Tensor) -> Tensor:
+        """Return the cost (B, T, P) of all pairs as if each prediction were a candidate."""
         own = self._class_cost(batch, overlap) if self.cls_match_module is None else None
         loc = -(overlap + self.eps).log() if self.loc_match_module is None else None
-        cost = weighted_cost(self, batch, boxes, own, loc)
-        return (cost + self._prior(batch)).masked_fill(~self._candidates(batch), math.inf)
+        return weighted_cost(self, batch, self._located_boxes(batch), own, loc) + self._prior(batch)
 
 
 class WeightedMatcher(Protocol):
@@ -107,3 +175,9 @@ def weighted_cost(
 def of_any_target(pairs: Tensor, mask: Tensor) -> Tensor:
     """Return which predictions form one of the (B, T, P) pairs with a target that is not padding, (B, 1, P)."""
     return torch.any(pairs & mask.unsqueeze(-1), dim=1, keepdim=True)
+
+
+def _blocks(batch: Batch, limit: int) -> list[slice]:
+    """Return slices of the targets of a batch, which form at most `limit` pairs with its predictions, or one each."""
+    size = max(limit // max(batch.predictions.boxes[..., 0].numel(), 1), 1)
+    return [slice(start, start + size) for start in range(0, batch.targets.mask.shape[1], size)]

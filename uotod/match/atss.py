@@ -9,19 +9,23 @@ import torch
 from torch import Tensor
 
 from uotod._batch import Batch
-from uotod._boxes import box_centers
+from uotod._blocks import MAX_BLOCK_ELEMENTS
+from uotod._boxes import aligned_overlap, box_centers
 from uotod._check import check_integer, check_number
 from uotod._cost import gather_classes
 from uotod._plan import Plan
+from uotod._tensors import reads_values
 from uotod.match._assigned import assigned_plan
 from uotod.match._checks import finite_predictions
 from uotod.match._overlap import OverlapMatcher
-from uotod.solvers.atss import atss_match, nearest_per_level
+from uotod.solvers.atss import atss_match, nearest_of_image, nearest_per_level
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from uotod.match._base import MatcherOptions
+
+MAX_GPU_BLOCK_ELEMENTS = 1 << 24  # of a (B, t, P) block: large enough to keep a GPU busy
 
 
 class ATSS(OverlapMatcher):
@@ -40,7 +44,8 @@ class ATSS(OverlapMatcher):
 
     `anchors` must be given: `Anchors` or `Points` with levels; a plain tensor counts as a single level. Without
     modules the cost is `1 - IoU`; with modules, or weights of targets, `1 - cost` takes the place of the IoU. Takes
-    O(B·T·P·L) time for L levels and a few (B, T, P) tensors. A prediction that is not finite is never positive.
+    O(B·T·P) time, on a GPU times the number of levels, and without modules no (B, T, P) tensor: targets are visited a
+    few at a time. A prediction that is not finite is never positive.
 
     Args:
         topk: number of candidates on each level.
@@ -86,20 +91,62 @@ class ATSS(OverlapMatcher):
     def _plan(self, batch: Batch) -> Plan:
         anchors, boxes = self._locations(batch), batch.targets.boxes
         places = anchors.centers
-        num_targets, preds = boxes.shape[1], places.shape[1]
-        similarity = 1 - self.cost(batch)[:, :num_targets] if self._reads_cost(batch) else self._similarity(batch)
-        forbidden = (similarity == -math.inf) | ~batch.targets.mask.unsqueeze(-1)
-        if self.nonfinite == "propagate":
-            forbidden = forbidden | ~finite_predictions(batch).unsqueeze(1)
-        centers = box_centers(boxes)
-        # the square has the order of the distance; cdist, by products of matrices, has not
-        x, y = (centers[..., k, None] - places[:, None, :, k] for k in (0, 1))  # (B, T, P)
-        distance = (x**2 + y**2).masked_fill(forbidden, math.inf)
-        index, valid = nearest_per_level(distance, anchors.level, anchors.num_levels, self.topk)
+        index, valid, similarity = self._candidates(batch)
         x, y = (places[..., k].gather(1, index.flatten(1)).view_as(index) for k in (0, 1))  # (B, T, K)
         x1, y1, x2, y2 = (side.unsqueeze(-1) for side in boxes.unbind(-1))
         inside = torch.stack((x - x1, y - y1, x2 - x, y2 - y)).amin(0) > self.margin
-        return self._assign(similarity.gather(2, index), index, valid, inside, preds)
+        return self._assign(similarity, index, valid, inside, places.shape[1])
+
+    def _candidates(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the candidates (B, T, K) of each target, which of these are some, and their similarity."""
+        anchors, mask = self._locations(batch), batch.targets.mask
+        centers, count = box_centers(batch.targets.boxes), min(self.topk, anchors.centers.shape[1])
+        images, num_targets, preds = len(mask), mask.shape[1], anchors.centers.shape[1]
+        finite = mask.new_ones(images, preds)
+        if self.nonfinite == "propagate":
+            finite = finite_predictions(batch)
+        table = 1 - self.cost(batch)[:, :num_targets] if self._reads_cost(batch) else None  # (B, T, P)
+        if table is None and reads_values(mask, validate=False) and mask.numel() and preds:
+            index = torch.zeros(images, num_targets, anchors.num_levels * count, dtype=torch.long)
+            valid = torch.zeros_like(index, dtype=torch.bool)
+            for i, real in enumerate(mask):
+                where = anchors.centers[i], finite[i], anchors.level[i], anchors.num_levels
+                index[i, real], valid[i, real] = nearest_of_image(centers[i, real], *where, count, MAX_BLOCK_ELEMENTS)
+            return index, valid, self._pair_similarity(batch, index)
+
+        size = max(MAX_GPU_BLOCK_ELEMENTS // max(images * preds, 1), 1)
+        found = []
+        for start in range(0, max(num_targets, 1), size):
+            some = slice(start, start + size)
+            allowed = mask[:, some, None] & finite.unsqueeze(1)
+            if table is not None:
+                allowed = allowed & (table[:, some] > -math.inf)
+            # the square has the order of the distance; cdist, by products of matrices, has not
+            x, y = (centers[:, some, k, None] - anchors.centers[:, None, :, k] for k in (0, 1))  # (B, t, P)
+            distance = (x**2 + y**2).masked_fill(~allowed, math.inf)
+            found.append(nearest_per_level(distance, anchors.level, anchors.num_levels, self.topk))
+        index, valid = (torch.cat(parts, dim=1) for parts in zip(*found, strict=True))
+        return index, valid, self._pair_similarity(batch, index) if table is None else table.gather(2, index)
+
+    def _pair_similarity(self, batch: Batch, index: Tensor) -> Tensor:
+        """Return the similarity of each target with (B, T, K) predictions, without modules."""
+        flat, targets, logits = index.flatten(1), batch.targets, batch.predictions.logits
+        boxes = self._located_boxes(batch).gather(1, flat.unsqueeze(-1).expand(-1, -1, 4)).view(*index.shape, 4)
+        iou = aligned_overlap(targets.boxes.unsqueeze(2), boxes, "iou", eps=0.0)
+        if self.alpha == 1:
+            return iou
+        classes = logits.shape[2]
+        rows = logits.gather(1, flat.unsqueeze(-1).expand(-1, -1, classes)).view(*index.shape, classes)
+        if targets.one_hot is None:
+            assert targets.labels is not None
+            label = targets.labels[:, :, None, None].expand(*index.shape, 1)
+            score = rows.gather(3, label).squeeze(3).sigmoid()
+        else:
+            score = (rows.sigmoid() * targets.one_hot.unsqueeze(2)).sum(3)
+        return self._aligned(iou, score)
+
+    def _aligned(self, iou: Tensor, score: Tensor) -> Tensor:
+        return score ** (1 - self.alpha) * iou**self.alpha
 
     def _match(self, cost: Tensor, mask: Tensor) -> Plan:
         cost = cost[:, : mask.shape[1]]
@@ -115,5 +162,4 @@ class ATSS(OverlapMatcher):
         iou = super()._similarity(batch)
         if self.alpha == 1:
             return iou
-        score = gather_classes(batch.predictions.logits.sigmoid(), batch.targets)
-        return score ** (1 - self.alpha) * iou**self.alpha
+        return self._aligned(iou, gather_classes(batch.predictions.logits.sigmoid(), batch.targets))

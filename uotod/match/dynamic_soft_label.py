@@ -38,7 +38,8 @@ class DynamicSoftLabel(DynamicMatcher):
 
     It needs points with strides (`Points`, or `Anchors` with a stride). An image without candidates is all background,
     and a target may end without a prediction. Without geometry, in `compute_matching`, each target takes its one
-    cheapest prediction. The background's cost is not read. Time and memory O(B·P·(T + C)): nothing of size B·P·T·C.
+    cheapest prediction. The background's cost is not read. O(B·P·(T + C)) time; without match modules a few targets at
+    a time, on the CPU with the candidates of one image, so that no (B, T, P) tensor is held.
 
     Args:
         topk: number of overlaps that are summed.

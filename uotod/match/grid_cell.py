@@ -18,7 +18,8 @@ from uotod.match._checks import replace_nonfinite
 from uotod.match._overlap import largest_iou, pairwise_iou
 from uotod.match._region import RegionMatcher
 from uotod.solvers.region import cells, in_cell
-from uotod.solvers.threshold import ThresholdRule, threshold_match
+from uotod.solvers.threshold import ThresholdRule
+from uotod.solvers.threshold_image import match_similarity
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -121,9 +122,7 @@ class GridCell(RegionMatcher):
     def _assign(self, similarity: Tensor, mask: Tensor) -> AssignedPlan:
         positive = math.inf if self.positive is None else self.positive
         rule = ThresholdRule(positive, (-math.inf, math.inf), "best", -math.inf)
-        num_targets, preds = similarity.shape[1:]
-        index = threshold_match(lambda some: similarity[:, some], mask, preds, rule, max(num_targets, 1))
-        return assigned_plan(index, similarity, num_targets, self.background)
+        return assigned_plan(match_similarity(similarity, mask, rule), similarity, mask.shape[1], self.background)
 
     def _candidates(self, batch: Batch) -> Tensor:
         places, stride = self._locations(batch), self._strides(batch, "its cells")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
 from uotod._batch import Batch
@@ -13,10 +12,12 @@ from uotod._blocks import MAX_BLOCK_ELEMENTS
 from uotod._boxes import pairwise_overlap
 from uotod._check import check_choice, check_number
 from uotod._plan import Plan
+from uotod._tensors import reads_values
 from uotod.match._assigned import assigned_plan
 from uotod.match._checks import finite_predictions
-from uotod.match._overlap import OverlapMatcher
+from uotod.match._overlap import NOT_FINITE, ImageIoU, OverlapMatcher, rows_of_images
 from uotod.solvers.threshold import ThresholdRule, threshold_match
+from uotod.solvers.threshold_image import Similarity, match_similarity, threshold_match_images
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -34,10 +35,9 @@ class IoUThreshold(OverlapMatcher):
     is `1 - IoU`; with modules it is theirs, and `1 - cost` takes the place of the IoU. The background cost is not read.
     In an image without targets all is background.
 
-    Without modules it takes O(B·P·T) time but no (B, T, P) tensor: targets are visited a few at a time. Besides, if
-    targets compete for a prediction with `force_match="best"`, (B, T, min(T, P)) candidates are kept, over which
-    pairs that are best for both sides are fixed in rounds. On the CPU these end with the last pair, after one or two
-    as a rule; on a GPU, where asking would synchronise, all min(T, P) are run, O(B·T·min(T, P)) each.
+    Without modules it takes O(B·P·T) time but no (B, T, P) tensor: targets are visited a few at a time, on the CPU
+    image by image without padding. With `force_match="best"` a GPU, where asking which targets compete would
+    synchronise, also keeps the (B, T, min(T, P)) best of each target and runs min(T, P) rounds over them.
 
     Args:
         positive: least IoU of a match; at most 1 without modules.
@@ -62,6 +62,7 @@ class IoUThreshold(OverlapMatcher):
         (positive 0.7, negative 0.3, low quality).
 
     Examples:
+        >>> import torch
         >>> iou = torch.tensor([[[0.9], [0.45], [0.1]]])
         >>> matcher = IoUThreshold(positive=0.5, negative=0.4, background=False)
         >>> matcher.compute_matching(1 - iou, torch.ones(1, 1, dtype=torch.bool)).flatten()
@@ -92,29 +93,27 @@ class IoUThreshold(OverlapMatcher):
             return super()._plan(batch)
         boxes, targets = self._located_boxes(batch), batch.targets
         finite = finite_predictions(batch) if self.nonfinite == "propagate" else None
-        images, num_targets, preds = len(boxes), targets.mask.shape[1], boxes.shape[1]
-        size, limit = images, MAX_GPU_BLOCK_ELEMENTS
-        if boxes.device.type == "cpu":  # blocks that stay in its cache
-            limit = MAX_BLOCK_ELEMENTS
-            size = max(limit // max(num_targets * preds, 1), 1)
-        chunk = max(limit // max(size * preds, 1), 1)
+        num_targets, preds = targets.mask.shape[1], boxes.shape[1]
+        if reads_values(boxes, validate=False):
+            rows = rows_of_images(boxes)
 
-        def match(part: slice) -> Tensor:
-            def similarity(some: slice) -> Tensor:
-                iou = pairwise_overlap(targets.boxes[part, some], boxes[part], kind="iou", eps=0.0)
-                return iou if finite is None else iou.where(finite[part].unsqueeze(1), -1.0)  # below any IoU
+            def of_image(image: int, real: Tensor) -> Similarity:
+                return ImageIoU(rows[image], targets.boxes[image, real], None if finite is None else finite[image])
 
-            return threshold_match(similarity, targets.mask[part], preds, self._rule(), chunk)
+            index = threshold_match_images(of_image, targets.mask, preds, self._rule(), MAX_BLOCK_ELEMENTS)
+            return assigned_plan(index, boxes, num_targets, self.background)
 
-        starts = range(0, max(images, 1), max(size, 1))  # one empty part if there are no images
-        index = torch.cat([match(slice(i, i + size)) for i in starts])
+        def similarity(some: slice) -> Tensor:
+            iou = pairwise_overlap(targets.boxes[:, some], boxes, kind="iou", eps=0.0)
+            return iou if finite is None else iou.where(finite.unsqueeze(1), NOT_FINITE)
+
+        chunk = max(MAX_GPU_BLOCK_ELEMENTS // max(len(boxes) * preds, 1), 1)
+        index = threshold_match(similarity, targets.mask, preds, self._rule(), chunk)
         return assigned_plan(index, boxes, num_targets, self.background)
 
     def _match(self, cost: Tensor, mask: Tensor) -> Plan:
-        num_targets, preds = mask.shape[1], cost.shape[2]
-        similarity = 1 - cost[:, :num_targets]
-        index = threshold_match(lambda some: similarity[:, some], mask, preds, self._rule(), max(num_targets, 1))
-        return assigned_plan(index, cost, num_targets, self.background)
+        similarity = 1 - cost[:, : mask.shape[1]]
+        return assigned_plan(match_similarity(similarity, mask, self._rule()), cost, mask.shape[1], self.background)
 
     def _rule(self) -> ThresholdRule:
         negative = self.negative if isinstance(self.negative, tuple) else (-math.inf, self.negative)

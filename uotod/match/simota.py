@@ -36,7 +36,8 @@ class SimOTA(DynamicMatcher):
 
     It needs points with strides (`Points`, or `Anchors` with a stride). An image without candidates is all background,
     and a target may end without a prediction. Without geometry, in `compute_matching`, each target takes its one
-    cheapest prediction. The background's cost is not read. Time and memory O(B·P·(T + C)): nothing of size B·P·T·C.
+    cheapest prediction. The background's cost is not read. O(B·P·(T + C)) time; without match modules a few targets at
+    a time, on the CPU with the candidates of one image, so that no (B, T, P) tensor is held.
 
     Args:
         radius: half the side of the square around a target's centre, in strides of the point.

@@ -7,22 +7,21 @@ from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from uotod._anchors import Locations
 from uotod._batch import Batch
 from uotod._blocks import by_blocks
 from uotod._boxes import box_centers
 from uotod._check import check_choice, check_integer, check_number
-from uotod._cost import gather_classes
-from uotod._overlap import OverlapKind, overlap
+from uotod._overlap import OverlapKind
 from uotod._plan import AssignedPlan, Plan
+from uotod._tensors import reads_values
+from uotod.match._aligned_pairs import AlignedValues, PairMeasure, align_images
 from uotod.match._assigned import assigned_plan
 from uotod.match._base import PlanMatcher
 from uotod.match._checks import check_cost_values, finite_predictions
-from uotod.solvers.aligned import align, best_of_target, pick, relative_scores
+from uotod.solvers.aligned import Block, align, best_of_target, keep_best, pick, relative_scores
 from uotod.solvers.region import contains
-from uotod.solvers.some_pairs import PairFunction, SomePairs
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -54,8 +53,8 @@ class TaskAligned(PlanMatcher):
     read. A target that no point lies inside, or without area, gets nothing. A non-finite prediction under
     `nonfinite="propagate"` has no metric and is background.
 
-    Time and memory O(B·P·T): on the CPU of bools, for with `candidates="inside"` only the pairs inside are evaluated,
-    elsewhere about five (B, T, P) floats; nothing of size B·T·P·C.
+    O(B·P·T) time, without match modules in bounded memory: targets are visited a few at a time, on the CPU image by
+    image without padding, where only the pairs that may have a metric (those inside, or that overlap) are evaluated.
 
     Args:
         topk: number of predictions that a target takes.
@@ -136,42 +135,60 @@ class TaskAligned(PlanMatcher):
         return super().compute_matching(cost_matrix, target_mask)
 
     def _plan(self, batch: Batch) -> Plan:
-        mask = batch.targets.mask
-        inside = self._inside(batch) & mask.unsqueeze(-1)  # (B, T, P)
-        images, num_targets, preds = inside.shape
-        valid = mask.unsqueeze(-1).expand_as(inside)
-        if self.nonfinite == "propagate":
-            finite = finite_predictions(batch).unsqueeze(1)
-            inside, valid = inside & finite, valid & finite
-        inside_first = self.candidates == "inside"
-        pairs = SomePairs.of(inside) if inside_first else SomePairs.dense(valid)
-        measure = self._measure(batch, valid)
-        metric, overlap = pairs.evaluate(measure, -math.inf, 0.0)  # (B, T, K)
+        targets, boxes = batch.targets, batch.predictions.boxes
+        num_targets, preds = targets.mask.shape[1], boxes.shape[1]
+        grown, measure = self._grown(batch), self._measure(batch)
+        if not targets.mask.numel() or not preds:
+            index = torch.full(boxes.shape[:2], num_targets, device=boxes.device)
+            return assigned_plan(index, boxes, num_targets, self.background)
         weight = self._target_weight(batch)
-        if weight is not None:
-            metric = metric * weight.unsqueeze(-1)
-        index = self._assign(metric, overlap, None if inside_first else inside, pairs)
-        if self.scores is None or not num_targets:
-            return assigned_plan(index, metric, num_targets, self.background)
-        own = (
-            torch.arange(images, device=mask.device).unsqueeze(1),
-            index.clamp(max=num_targets - 1),
-            torch.arange(preds, device=mask.device).unsqueeze(0),
+        finite = finite_predictions(batch) if self.nonfinite == "propagate" else None
+        values = AlignedValues(
+            measure, grown, self._locations(batch).centers, finite, weight, self.candidates == "inside"
         )
+        if reads_values(boxes, validate=False):
+            index = align_images(values, targets.mask, self.topk)
+        else:
+            blocks = values.blocks(targets.mask)
+            index = align(blocks, preds, self.topk, among_all=self.candidates == "inside")
+        if self.topk2 is None and self.scores is None:
+            return assigned_plan(index, boxes, num_targets, self.background)
+        return self._weigh(*self._scored(index, measure, weight), targets.mask)
+
+    def _scored(self, index: Tensor, measure: PairMeasure, weight: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return the (B, P) assignment without what a target does not keep, and its scores."""
+        (images, preds), num_targets = index.shape, measure.targets.shape[2]
+        target = torch.arange(images, device=index.device).unsqueeze(1) * num_targets + index.clamp(max=num_targets - 1)
+        pred = torch.arange(images * preds, device=index.device).view(images, preds)
+        group, count = index, num_targets
+        chosen = (index < num_targets).nonzero(as_tuple=True) if reads_values(index, validate=False) else None
+        if chosen is not None:  # the matched ones of all images in one row
+            target, pred = target[chosen].unsqueeze(0), pred[chosen].unsqueeze(0)
+            group, count = target, images * num_targets
+        metric, overlap = (x.view_as(target) for x in measure.pairs(target.flatten(), pred.flatten()))
+        power = None if weight is None else weight.flatten()[target]
+        if self.topk2 is not None:
+            group = keep_best(group, metric if power is None else metric * power, count, self.topk2)
         eps = 0.0 if self._has_modules() else self.eps
-        power = None if weight is None else weight[own[:2]]
-        metric, overlap = measure(*own)  # (B, P)
-        score = relative_scores(index, metric, num_targets, eps, power)
-        return self._weigh(index, (score * best_of_target(overlap, index, num_targets)).clamp(max=1), mask)
+        score = relative_scores(group, metric, count, eps, power)
+        score = (score * best_of_target(overlap, group, count)).clamp(max=1)
+        if chosen is None:
+            return group, score
+        index = index.index_put(chosen, torch.where(group[0] < count, index[chosen], num_targets))
+        return index, torch.zeros_like(index, dtype=score.dtype).index_put_(chosen, score[0])
 
     def _match(self, cost: Tensor, mask: Tensor) -> Plan:
-        log_metric = -cost[:, : mask.shape[1]]
-        index = self._assign(log_metric, log_metric, None, SomePairs.dense(mask.unsqueeze(-1).expand_as(log_metric)))
-        return self._weigh(index, relative_scores(index, pick(log_metric, index, -math.inf), mask.shape[1]), mask)
-
-    def _assign(self, metric: Tensor, overlap: Tensor, inside: Tensor | None, pairs: SomePairs) -> Tensor:
-        inside_first = self.candidates == "inside"
-        return align(metric, overlap, inside, pairs, self.topk, self.topk2, inside_first=inside_first)
+        num_targets, preds = mask.shape[1], cost.shape[2]
+        metric = -cost[:, :num_targets]
+        if not metric.numel():
+            index = torch.full((len(cost), preds), num_targets, device=cost.device)
+            return assigned_plan(index, cost, num_targets, self.background)
+        among_all = self.candidates == "inside"
+        index = align([Block(metric, metric)], preds, self.topk, among_all=among_all)
+        own = pick(metric, index, -math.inf)
+        if self.topk2 is not None:
+            index = keep_best(index, own, num_targets, self.topk2)
+        return self._weigh(index, relative_scores(index, own, num_targets), mask)
 
     def _weigh(self, index: Tensor, score: Tensor, mask: Tensor) -> AssignedPlan:
         """Return the plan of an assignment (B, P) and its scores."""
@@ -186,42 +203,26 @@ class TaskAligned(PlanMatcher):
         return super()._pair_cost(batch).masked_fill(~self._inside(batch), math.inf)
 
     def _own_pair_cost(self, batch: Batch) -> Tensor:
-        mask = batch.targets.mask.unsqueeze(-1).expand(-1, -1, batch.predictions.boxes.shape[1])
-        return -SomePairs.dense(mask).evaluate(self._measure(batch, mask), -math.inf, 0.0)[0]
+        return -self._measure(batch).block(slice(None))[0]
 
-    def _measure(self, batch: Batch, valid: Tensor) -> PairFunction:
-        """Return the function whose values are the logarithm of the metric, without weights, and the overlap."""
-        logits, targets = batch.predictions.logits, batch.targets
-        boxes, others = ([x.contiguous() for x in y.unbind(-1)] for y in (targets.boxes, self._located_boxes(batch)))
-        cost = soft = None
+    def _measure(self, batch: Batch) -> PairMeasure:
+        """Return the function of metric and overlap."""
+        cost = None
         if self._has_modules():
-            cost = super()._pair_cost(batch).masked_fill(~valid, math.inf)  # (B, T, P)
+            cost = super()._pair_cost(batch).masked_fill(~batch.targets.mask.unsqueeze(-1), math.inf)  # (B, T, P)
+            if self.nonfinite == "propagate":
+                cost = cost.masked_fill(~finite_predictions(batch).unsqueeze(1), math.inf)
             check_cost_values("the cost that the match modules return", cost, self.validate)
-        elif targets.one_hot is not None:
-            soft = gather_classes(logits.sigmoid(), targets).log()  # (B, T, P)
+        return PairMeasure(batch, self._located_boxes(batch), self.alpha, self.beta, self.overlap, cost)
 
-        def measure(image: Tensor, target: Tensor, pred: Tensor) -> tuple[Tensor, Tensor]:
-            x1, y1, x2, y2 = (x[image, target] for x in boxes)
-            a1, b1, a2, b2 = (x[image, pred] for x in others)
-            u = overlap((x1, y1, x2, y2), (a1, b1, a2, b2), self.overlap, eps=0.0).clamp(min=0)
-            if cost is not None:
-                return -cost[image, target, pred], u
-            metric = self.beta * u.log() if self.beta > 0 else torch.zeros_like(u)  # the power 0 of 0 is 1
-            if self.alpha > 0 and soft is not None:
-                metric = metric + self.alpha * soft[image, target, pred]
-            elif self.alpha > 0:
-                assert targets.labels is not None
-                metric = metric + self.alpha * F.logsigmoid(logits[image, pred, targets.labels[image, target]])
-            return metric, u
-
-        return measure
+    def _grown(self, batch: Batch) -> Tensor:
+        """Return the (B, T, 4) boxes that the points of their candidates lie strictly inside."""
+        boxes = batch.targets.boxes
+        return boxes if self.min_size is None else _grow(boxes, self._least_side(self._locations(batch)))
 
     def _inside(self, batch: Batch) -> Tensor:
         """Return where (B, T, P) the point of a prediction lies strictly inside a target."""
-        places, boxes = self._locations(batch), batch.targets.boxes
-        if self.min_size is not None:
-            boxes = _grow(boxes, self._least_side(places))
-        return by_blocks(contains, boxes, places.centers)
+        return by_blocks(contains, self._grown(batch), self._locations(batch).centers)
 
     def _least_side(self, anchors: Locations) -> Tensor:
         """Return the side (B, 1, 1) that targets are grown to."""

@@ -1,62 +1,76 @@
-"""Task-aligned assignment: how well each pair is aligned in, the target of each prediction and its score out."""
+"""Assignments in which a target takes its best predictions: how well pairs fit in, an assignment and scores out."""
 
 import math
+from collections.abc import Iterable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from uotod.solvers.candidates import largest
-from uotod.solvers.some_pairs import SomePairs
+from uotod.solvers.candidates import RunningMax, stable_topk, suitors
 
 
-def align(
-    metric: Tensor,
-    overlap: Tensor,
-    inside: Tensor | None,
-    pairs: SomePairs,
-    topk: int,
-    topk2: int | None,
-    *,
-    inside_first: bool,
-) -> Tensor:
+class Block(NamedTuple):
+    """Values of (B, t, P) pairs of a few targets.
+
+    Attributes:
+        metric: how much a target wants a prediction, `-inf` for a pair that is forbidden.
+        overlap: decides conflicts, the largest wins.
+        inside: where a target may take what is among its largest, bool; None for everywhere.
+        most: (B, t) number of predictions that a target takes, at least 1; None for the largest number.
+    """
+
+    metric: Tensor
+    overlap: Tensor
+    inside: Tensor | None = None
+    most: Tensor | None = None
+
+
+def align(blocks: Iterable[Block], preds: int, topk: int, *, among_all: bool) -> Tensor:
     """Assign to each target the predictions of its largest metric, and each prediction to one target at most.
 
-    With `inside_first` the largest are taken among the pairs inside, and a prediction that several targets take goes
-    to the target of largest overlap among all of those that it lies inside of. Otherwise the largest are taken among
-    all pairs, those outside are dropped afterwards, and the targets that still take the prediction share the conflict.
-    The lowest index wins ties.
+    A prediction that several targets take goes to the target of largest overlap: with `among_all` of all targets with
+    a metric for it, otherwise of those that took it. The lowest index wins ties. Memory: a few blocks and O(B·T·topk).
+    It reads no value on the host; where that costs nothing, `aligned_image` is faster.
 
     Args:
-        metric: (B, T, K) metric of the pairs; `-inf` forbids a pair.
-        overlap: (B, T, K), which decides conflicts.
-        inside: (B, T, K) bool, True if the prediction's point lies inside the target; None for everywhere.
-        pairs: what the K are.
-        topk: number of predictions that a target takes.
-        topk2: number of predictions that a target keeps of those that were left to it; None for all.
-        inside_first: see above.
+        blocks: the pairs of a few targets at a time, in their order; all together are T.
+        preds: P.
+        topk: number of predictions that a target takes, or the bound of each block's `most`.
+        among_all: see above.
 
     Returns:
         (B, P) index of the target, T for none.
     """
-    images, num_targets, _ = metric.shape
-    if not metric.numel():
-        return torch.full((images, pairs.preds), num_targets, device=metric.device)
-    allowed = metric > -math.inf
-    if inside is not None:
-        allowed = allowed & inside
-    if inside_first:
-        taken = largest(metric.masked_fill(~allowed, -math.inf), topk)
-        takers = pairs.count(taken)  # (B, P)
-        rivals = taken | (allowed & (pairs.at(takers) > 1))
-    else:
-        taken = rivals = largest(metric, topk) & allowed
-        takers = pairs.count(taken)
-    index = pairs.best_target(overlap.masked_fill(~rivals, -math.inf))  # (B, P)
-    if topk2 is None:
-        return index
-    own = torch.arange(num_targets, device=index.device).view(1, -1, 1) == pairs.at(index)
-    kept = largest(metric.masked_fill(~own, -math.inf), topk2)
-    return index.masked_fill(pairs.count(kept) == 0, num_targets)
+    nearest, lists, start = RunningMax(), [], 0
+    for metric, overlap, inside, most in blocks:
+        value, pred = stable_topk(metric, min(topk, preds))  # (B, t, k)
+        taken = value > -math.inf
+        if most is not None:
+            taken = taken & (torch.arange(value.shape[2], device=value.device) < most.unsqueeze(2))
+        if inside is not None:
+            taken = taken & inside.gather(2, pred)
+        lists.append((overlap.gather(2, pred).masked_fill(~taken, -math.inf), pred))
+        if among_all:
+            nearest.add(overlap.masked_fill(metric == -math.inf, -math.inf), start)
+        start += metric.shape[1]
+    overlap, pred = (torch.cat(parts, dim=1) for parts in zip(*lists, strict=True))  # (B, T, k)
+    owner = suitors(overlap, pred, preds)
+    if not among_all:
+        return owner
+    takers = torch.zeros_like(owner, dtype=torch.int32)
+    takers.scatter_add_(1, pred.flatten(1), (overlap > -math.inf).flatten(1).int())
+    return torch.where(takers > 1, nearest.index, owner)
+
+
+def keep_best(index: Tensor, metric: Tensor, num_targets: int, most: int) -> Tensor:
+    """Return the assignment (B, P) in which a target keeps the `most` predictions of its largest (B, P) metric."""
+    order = metric.argsort(dim=1, descending=True, stable=True)
+    order = order.gather(1, index.gather(1, order).argsort(dim=1, stable=True))  # by target, the best first
+    target = index.gather(1, order)
+    first = torch.searchsorted(target, torch.arange(num_targets + 1, device=index.device).repeat(len(index), 1))
+    rank = torch.arange(index.shape[1], device=index.device) - first.gather(1, target)
+    return torch.empty_like(index).scatter_(1, order, torch.where(rank < most, target, num_targets))
 
 
 def relative_scores(

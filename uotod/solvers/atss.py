@@ -2,10 +2,15 @@
 
 import math
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from uotod.solvers.candidates import stable_topk, suitors
+
+Array = NDArray[np.floating]
+Index = NDArray[np.int64]
 
 
 def nearest_per_level(distance: Tensor, level: Tensor, num_levels: int, k: int) -> tuple[Tensor, Tensor]:
@@ -26,6 +31,47 @@ def nearest_per_level(distance: Tensor, level: Tensor, num_levels: int, k: int) 
         found.append(stable_topk(nearness.masked_fill((level != i).unsqueeze(1), -math.inf), count))
     value, index = (torch.cat(parts, dim=2) for parts in zip(*found, strict=True))
     return index, value > -math.inf
+
+
+def nearest_of_image(
+    centers: Tensor, places: Tensor, finite: Tensor, level: Tensor, num_levels: int, k: int, block: int
+) -> tuple[Tensor, Tensor]:
+    """Return the `k` nearest predictions of each target of one image on each level, on the CPU.
+
+    Args:
+        centers: (T, 2) centres of the targets.
+        places: (P, 2) places of the predictions.
+        finite: (P,) bool, False for a prediction that is nowhere.
+        level: (P,) index of the level of each prediction.
+        num_levels: number of levels.
+        k: number of candidates on a level.
+        block: number of pairs at a time.
+
+    Returns:
+        (T, num_levels · k) indices, and bool, False where a level has not so many.
+    """
+    shape = len(centers), num_levels, k
+    index, valid = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=bool)
+    for i in range(num_levels):
+        preds = ((level == i) & finite).nonzero().squeeze(1)
+        x, y = places[preds].t().contiguous().numpy()
+        size = max(block // max(len(x), 1), 1)
+        for start in range(0, len(centers) if len(x) else 0, size):
+            cx, cy = centers[start : start + size].t().numpy()[:, :, None]
+            # the square has the order of the distance; by products of matrices it has not
+            row, rank, column = _smallest((cx - x) ** 2 + (cy - y) ** 2, k)
+            index[start + row, i, rank], valid[start + row, i, rank] = preds.numpy()[column], True
+    return torch.from_numpy(index).flatten(1), torch.from_numpy(valid).flatten(1)
+
+
+def _smallest(values: Array, k: int) -> tuple[Index, Index, Index]:
+    """Return row, rank and column of the `k` smallest finite values of each row, the lowest column first on ties."""
+    last = np.partition(values, k - 1, axis=1)[:, k - 1 : k] if k < values.shape[1] else np.inf
+    row, column = np.nonzero((values <= last) & (values < np.inf))
+    order = np.lexsort((values[row, column], row))
+    row, column = row[order], column[order]
+    rank = np.arange(len(row)) - np.searchsorted(row, row)
+    return row[rank < k], rank[rank < k], column[rank < k]
 
 
 def adaptive_threshold(similarity: Tensor, valid: Tensor) -> Tensor:

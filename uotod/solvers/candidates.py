@@ -5,6 +5,8 @@ import math
 import torch
 from torch import Tensor
 
+from uotod._tensors import reads_values
+
 
 def stable_topk(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Return the `k` largest values of the last dimension in descending order, and their indices.
@@ -25,47 +27,25 @@ def stable_topk(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """
     if not k or not values.numel():
         return values[..., :k], torch.zeros_like(values[..., :k], dtype=torch.long)
-    chosen = _chosen(values, k, None)
+    if reads_values(values, validate=False):
+        # what `topk` returns are the right ones unless the first one that is left out ties the last one that is not
+        value, index = values.topk(min(k + 1, values.shape[-1]), dim=-1)
+        if k == values.shape[-1] or not bool((value[..., -1] == value[..., -2]).any()):
+            return _in_order(values, index[..., :k].sort(dim=-1).values)
+    # topk promises its values but not which of equal ones it finds: the ties at the last one are counted off
+    last = values.topk(k, dim=-1).values[..., -1:]
+    above, tied = values > last, values == last
+    room = k - above.sum(-1, keepdim=True, dtype=torch.int32)
+    chosen = above | (tied & (tied.cumsum(-1, dtype=torch.int32) <= room))
     rank = torch.arange(1, k + 1, dtype=torch.int32, device=values.device).expand(*values.shape[:-1], k).contiguous()
     index = torch.searchsorted(chosen.cumsum(-1, dtype=torch.int32), rank)  # ascending
-    index = index.clamp(max=values.shape[-1] - 1)  # of a row with NaN nothing is chosen
+    return _in_order(values, index.clamp(max=values.shape[-1] - 1))  # of a row with NaN nothing is chosen
+
+
+def _in_order(values: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the values at ascending (..., k) indices in descending order, and their indices."""
     found, order = values.gather(-1, index).sort(dim=-1, descending=True, stable=True)
     return found, index.gather(-1, order)
-
-
-def largest(values: Tensor, most: int, count: Tensor | None = None) -> Tensor:
-    """Return the mask (..., P) of the largest values above `-inf` of each row, the lowest index on ties.
-
-    Args:
-        values: (..., P) without NaN.
-        most: how many of each row, or the bound of `count`.
-        count: (...) how many of each row, at least 1; None for `most`.
-    """
-    most = min(most, values.shape[-1])
-    if not most or not values.numel():
-        return torch.zeros_like(values, dtype=torch.bool)
-    if values.device.type == "cpu":
-        # what `topk` returns is the answer unless the first one that is left out ties the last one that is not
-        value, index = values.topk(min(most + 1, values.shape[-1]), dim=-1)
-        slot = torch.arange(value.shape[-1]).expand_as(value)
-        taken = (slot < (most if count is None else count.clamp(max=most).unsqueeze(-1))) & (value > -math.inf)
-        if not bool((taken[..., :-1] & ~taken[..., 1:] & (value[..., :-1] == value[..., 1:])).any()):
-            return torch.zeros_like(values, dtype=torch.bool).scatter_(-1, index, taken)
-    return _chosen(values, most, count) & (values > -math.inf)
-
-
-def _chosen(values: Tensor, most: int, count: Tensor | None) -> Tensor:
-    """Return the mask (..., P) of the `most`, or (...) `count`, largest values; see `largest`."""
-    # topk promises its values but not which of equal ones it finds: the ties at the last one are counted off
-    top = values.topk(most, dim=-1).values
-    taken: Tensor | int = most
-    if count is not None:
-        taken = count.clamp(max=most).unsqueeze(-1)
-        top = top.gather(-1, taken - 1)
-    last = top[..., -1:]
-    above, tied = values > last, values == last
-    room = taken - above.sum(-1, keepdim=True, dtype=torch.int32)
-    return above | (tied & (tied.cumsum(-1, dtype=torch.int32) <= room))
 
 
 def suitors(value: Tensor, index: Tensor, preds: int) -> Tensor:
@@ -86,3 +66,19 @@ def suitors(value: Tensor, index: Tensor, preds: int) -> Tensor:
     wins = (flat == top.gather(1, listed)) & (flat > -math.inf)
     nobody = torch.full((images, preds), num_targets, device=value.device)
     return nobody.scatter_reduce(1, listed, torch.where(wins, target, num_targets), "amin")
+
+
+class RunningMax:
+    """The running maximum over the targets, and its index; the lowest index wins ties."""
+
+    value: Tensor
+    index: Tensor
+
+    def add(self, values: Tensor, start: int) -> None:
+        """Take in (B, t, P) values of the targets from `start` on."""
+        value, index = values.max(1)  # (B, P)
+        if not start:
+            self.value, self.index = value, index
+            return
+        self.index = torch.where(value > self.value, index + start, self.index)
+        self.value = torch.maximum(value, self.value)

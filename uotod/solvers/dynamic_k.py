@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from uotod.solvers.candidates import largest
+from uotod.solvers.aligned import Block, align
 
 
 def dynamic_k_match(cost: Tensor, overlap: Tensor | None, topk: int, contested: str = "all") -> Tensor:
@@ -31,17 +31,18 @@ def dynamic_k_match(cost: Tensor, overlap: Tensor | None, topk: int, contested: 
         optimal transport assignment for object detection", CVPR 2021, sec. 3.3 (dynamic k).
     """
     images, num_targets, preds = cost.shape
-    if not num_targets or not preds:
+    if not cost.numel():
         return torch.full((images, preds), num_targets, device=cost.device)
-    most = min(topk, preds) if overlap is not None else 1
-    count = torch.ones_like(cost[..., 0], dtype=torch.long)
-    if overlap is not None:
-        count = dynamic_count(overlap.masked_fill(cost == math.inf, 0), most)
-    taken = largest(-cost, most, count)
-    value, index = cost.masked_fill(~taken, math.inf).min(1)  # (B, P)
-    if contested == "all":
-        index = torch.where(taken.sum(1) > 1, cost.min(1).indices, index)
-    return torch.where(value < math.inf, index, num_targets)
+    return align([dynamic_block(cost, overlap, topk)], preds, topk, among_all=contested == "all")
+
+
+def dynamic_block(cost: Tensor, overlap: Tensor | None, topk: int) -> Block:
+    """Return a block of `align` in which targets take their `k_j` cheapest predictions; see `dynamic_k_match`."""
+    if overlap is None:
+        count = torch.ones_like(cost[..., 0], dtype=torch.long)
+    else:
+        count = dynamic_count(overlap.masked_fill(cost == math.inf, 0), topk)
+    return Block(-cost, -cost, most=count)
 
 
 def dynamic_count(overlap: Tensor, topk: int) -> Tensor:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from uotod.solvers.candidates import stable_topk, suitors
+from uotod.solvers.candidates import RunningMax, stable_topk, suitors
 
 
 class ThresholdRule(NamedTuple):
@@ -35,11 +35,12 @@ def threshold_match(
 
     A prediction goes to its best target from `positive` on, to the background in the interval `negative`, and is
     ignored elsewhere; in an image without targets all is background. The lowest index wins ties. Memory: a few
-    (B, chunk, P) blocks and, if two targets share their best prediction, the (B, T, min(T, P)) best of each target.
+    (B, chunk, P) blocks and, with "best", the (B, T, min(T, P)) best of each target. It reads no value on the host;
+    where that costs nothing, `threshold_image` is faster.
 
     Args:
         similarity: function of a slice of the targets that returns their (B, t, P) values, in practice the IoU;
-            `-inf` forbids a pair. It is called once, or twice with "best", for each chunk.
+            `-inf` forbids a pair.
         mask: (B, T) bool, False for padding.
         preds: P.
         rule: thresholds and what is forced.
@@ -56,20 +57,18 @@ def threshold_match(
         return torch.full((images, preds), num_targets, device=mask.device)
     chunks = [slice(start, min(start + chunk, num_targets)) for start in range(0, num_targets, chunk)]
 
-    def block(targets: slice) -> Tensor:
-        return similarity(targets).masked_fill(~mask[:, targets].unsqueeze(-1), -math.inf)
-
-    nearest, forced, tops = _Largest(), _Largest(), []
+    nearest, forced, found = RunningMax(), RunningMax(), []
+    # of its `T` best predictions, at most `T - 1` can be taken from a target
+    count = min(num_targets, preds)
     is_tied = torch.zeros(images, preds, dtype=torch.bool, device=mask.device)
     for targets in chunks:
-        values = block(targets)  # (B, t, P)
+        values = similarity(targets).masked_fill(~mask[:, targets].unsqueeze(-1), -math.inf)  # (B, t, P)
         nearest.add(values, targets.start)
-        if rule.force_match is not None:
-            top = values.max(2)  # (B, t)
-            tops.append((top.values, top.indices))
+        if rule.force_match == "best":
+            found.append(stable_topk(values, count))
         if rule.force_match in ("low_quality", "all_best"):
-            counts = (top.values > 0) & (top.values >= rule.floor)
-            ties = values == top.values.where(counts, math.inf).unsqueeze(-1)
+            best = values.amax(2)  # (B, t)
+            ties = values == best.where((best > 0) & (best >= rule.floor), math.inf).unsqueeze(-1)
             if rule.force_match == "low_quality":
                 is_tied |= ties.any(1)
             else:
@@ -84,16 +83,8 @@ def threshold_match(
     if rule.force_match != "best":
         return assigned
 
-    best, wish = (torch.cat(parts, dim=1) for parts in zip(*tops, strict=True))  # (B, T)
-    wants = (best > -math.inf) & (best >= rule.floor)
-    if mask.device.type == "cpu" and _are_distinct(wish, wants, preds):
-        owner = _scatter_targets(torch.full_like(assigned, -1), wish, wants)
-    else:
-        # of its `T` best predictions, at most `T - 1` can be taken from a target
-        count = min(num_targets, preds)
-        found = [stable_topk(block(targets), count) for targets in chunks]
-        value, index = (torch.cat(parts, dim=1) for parts in zip(*found, strict=True))  # (B, T, K)
-        owner = greedy_pairs(value.masked_fill(value < rule.floor, -math.inf), index, preds)
+    value, index = (torch.cat(parts, dim=1) for parts in zip(*found, strict=True))  # (B, T, K)
+    owner = greedy_pairs(value.masked_fill(value < rule.floor, -math.inf), index, preds)
     return torch.where(owner >= 0, owner, assigned)
 
 
@@ -101,7 +92,7 @@ def greedy_pairs(value: Tensor, index: Tensor, preds: int) -> Tensor:
     """Pair targets and predictions in the order of decreasing value, each target and each prediction at most once.
 
     The lowest target, then the lowest prediction wins ties. All pairs that are best for both of their sides are fixed
-    at once, which gives the result of the sequential rule in typically one or two rounds.
+    at once, which gives the result of the sequential rule in `min(T, P)` rounds at most.
 
     Args:
         value: (B, T, K) values of the best candidates of each target, in descending order; `-inf` for none.
@@ -119,33 +110,9 @@ def greedy_pairs(value: Tensor, index: Tensor, preds: int) -> Tensor:
         wish = index.gather(2, slot.unsqueeze(2)).squeeze(2)
         wins = (best > -math.inf) & (suitors(value, index, preds).gather(1, wish) == targets)
         owner = _scatter_targets(owner, wish, wins)
-        if value.device.type == "cpu" and bool((wins | (best == -math.inf)).all()):
-            break
         taken = (owner >= 0).gather(1, index.flatten(1)).view_as(value)
         value = value.masked_fill(wins.unsqueeze(2) | taken, -math.inf)
     return owner
-
-
-class _Largest:
-    """The running maximum over the targets, and its index; the lowest index wins ties."""
-
-    value: Tensor
-    index: Tensor
-
-    def add(self, values: Tensor, start: int) -> None:
-        """Take in (B, t, P) values of the targets from `start` on."""
-        value, index = values.max(1)  # (B, P)
-        if not start:
-            self.value, self.index = value, index
-            return
-        self.index = torch.where(value > self.value, index + start, self.index)
-        self.value = torch.maximum(value, self.value)
-
-
-def _are_distinct(wish: Tensor, wants: Tensor, preds: int) -> bool:
-    """Tell whether no two targets that want a prediction wish for the same one."""
-    count = torch.zeros(len(wish), preds, dtype=torch.int32).scatter_add(1, wish, wants.int())
-    return bool((count <= 1).all())
 
 
 def _scatter_targets(owner: Tensor, wish: Tensor, wins: Tensor) -> Tensor:
