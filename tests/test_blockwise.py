@@ -153,7 +153,7 @@ def test_a_loss_that_learns_gets_its_gradient(module, monkeypatch) -> None:
     logits, labels, learned = logits_of(), labels_of(False, 0, False), module()
 
     def gradients() -> tuple[Tensor, Tensor, Tensor]:
-        total = sum(x.value.sum() for x in Classifier(learned, logits, 0).losses(labels))
+        total = Classifier(learned, logits, 0).losses(labels).sum()
         return (total, *torch.autograd.grad(total, (logits, learned.scale)))
 
     whole = gradients()
@@ -172,9 +172,9 @@ def test_an_unknown_module_sees_a_bounded_number_of_rows(monkeypatch) -> None:
             return nn.functional.cross_entropy(input, target, reduction=N)
 
     logits, labels = logits_of(), labels_of(True, 0, False)
-    expected = Classifier(nn.CrossEntropyLoss(reduction=N), logits, 0).losses(labels)[0].value
+    expected = Classifier(nn.CrossEntropyLoss(reduction=N), logits, 0).losses(labels)[0]
     monkeypatch.setattr(_blockwise, "MAX_MODULE_ELEMENTS", 5 * C)
-    actual = Classifier(Spy(), logits, 0).losses(labels)[0].value
+    actual = Classifier(Spy(), logits, 0).losses(labels)[0]
     assert max(seen) <= 5 * C  # a row may have every class
     torch.testing.assert_close(actual, expected)
     slopes = [torch.autograd.grad(x.sum(), logits)[0] for x in (actual, expected)]
@@ -184,6 +184,6 @@ def test_an_unknown_module_sees_a_bounded_number_of_rows(monkeypatch) -> None:
 def test_a_histogram_over_all_rows_is_not_cut_into_blocks(monkeypatch) -> None:
     logits, labels = logits_of(), labels_of(False, None, False)
     assert row_loss(GHMCLoss(reduction=N), logits) is None
-    whole = Classifier(GHMCLoss(reduction=N), logits, None).losses(labels)[0].value
+    whole = Classifier(GHMCLoss(reduction=N), logits, None).losses(labels)[0]
     monkeypatch.setattr(_blocks, "MAX_ROW_ELEMENTS", C)
-    torch.testing.assert_close(Classifier(GHMCLoss(reduction=N), logits, None).losses(labels)[0].value, whole)
+    torch.testing.assert_close(Classifier(GHMCLoss(reduction=N), logits, None).losses(labels)[0], whole)

@@ -218,14 +218,14 @@ class TestTerms:
         calls = []
 
         class Counting(Hungarian):
-            def _match(self, cost, mask):
-                calls.append(cost.shape)
-                return super()._match(cost, mask)
+            def plan(self, batch):
+                calls.append(batch.predictions.logits.shape)
+                return super().plan(batch)
 
         problem = random_problem(2, 8, 3)
         input = problem.input | {"aux_outputs": [problem.input] * 4}
         simple(Counting(loc_match_module=nn.L1Loss(reduction=N)))(input, problem.target)
-        assert calls == [(10, 4, 8)]
+        assert calls == [(10, 8, 5)]
 
     def test_anchors_serve_all_layers(self) -> None:
         problem = random_problem(2, 8, 3)

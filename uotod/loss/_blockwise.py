@@ -55,7 +55,9 @@ class _Blockwise(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         made, ctx.gradient = ctx.gradient, None
         if made is not None and not torch.is_grad_enabled():
-            return made.mul_(gradient.unsqueeze(1)), None, None
+            if not (reads_values(gradient, validate=False) and bool((gradient == 1).all())):
+                made.mul_(gradient.unsqueeze(1))
+            return made, None, None
         # a second derivative, or a second backward pass through the same graph
         (rows,) = ctx.saved_tensors
         with torch.enable_grad():

@@ -1,7 +1,6 @@
-"""Classification on a plan: logits, plan and labels in, the loss and the masses of each image out."""
+"""Classification on a plan: logits and labels in, the loss and the masses of each image out."""
 
 from functools import partial
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -10,14 +9,6 @@ from uotod._cost import SoftTarget, class_weight, parts_of, soft_loss, sum_rows,
 from uotod.loss._blockwise import module_losses, row_losses
 from uotod.loss._labels import ClassLabels
 from uotod.loss._row_losses import row_loss
-
-
-class ClassLoss(NamedTuple):
-    """Sums over the predictions of each image, all (B,): the loss, and the class-weighted masses."""
-
-    value: Tensor
-    positive: Tensor
-    background: Tensor
 
 
 class Classifier:
@@ -49,13 +40,27 @@ class Classifier:
             total = total + part.weight * self._values(k, labels)
         return total
 
-    def losses(self, labels: ClassLabels) -> list[ClassLoss]:
-        """Return the loss of each part, weighted, with the masses that its mean divides by."""
+    def masses(self, labels: ClassLabels) -> tuple[Tensor, Tensor]:
+        """Return the positive and the background mass (K, B) that each part sees, weighted by its class weights."""
+        num_classes = self.logits.shape[-1]
+        positive, background = zip(
+            *(_weighted_masses(class_weight(part.module, num_classes), labels) for part in self.parts), strict=True
+        )
+        return torch.stack(positive), torch.stack(background)
+
+    def losses(self, labels: ClassLabels, divisors: Tensor | None = None) -> Tensor:
+        """Return the loss (K, B) of each part, weighted, over its (K, B) divisors."""
         losses = []
         for k, part in enumerate(self.parts):
-            masses = _weighted_masses(class_weight(part.module, self.logits.shape[-1]), labels)
-            losses.append(ClassLoss(part.weight * self._values(k, labels).sum(1), *masses))
-        return losses
+            divisor = None if divisors is None else divisors[k].unsqueeze(1)
+            if divisor is not None and self.row_losses[k] is not None and labels.soft is None:
+                # at once: the gradient is made with the loss, and another pass over it would take as long
+                labels_over, divisor = labels.over(divisor), None
+            else:
+                labels_over = labels
+            values = self._values(k, labels_over)
+            losses.append(part.weight * (values if divisor is None else values / divisor).sum(1))
+        return torch.stack(losses)
 
     def _values(self, part: int, labels: ClassLabels) -> Tensor:
         """Return the loss (B, P) of a part, each times its mass."""

@@ -59,6 +59,12 @@ class ClassLabels:
             return replace(self, soft=self.soft * carries_mass(self.soft))
         return replace(self, positive=self.positive * carries_mass(self.positive))
 
+    def over(self, divisor: Tensor) -> "ClassLabels":
+        """Return the labels with all masses over a (B, 1) divisor, for labels of one class a prediction."""
+        assert self.soft is None
+        before = None if self.unscaled is None else self.unscaled.over(divisor)
+        return replace(self, positive=self.positive / divisor, background=self.background / divisor, unscaled=before)
+
     def flat(self) -> "ClassLabels":
         """Return the labels of all predictions as rows, (N,) and (N, C)."""
         return self._map(lambda x: x.flatten(0, 1))

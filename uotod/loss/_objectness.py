@@ -9,7 +9,6 @@ from uotod._batch import Batch
 from uotod._plan import Plan
 from uotod.loss._classify import Classifier
 from uotod.loss._labels import fold_quality
-from uotod.loss._layers import per_layer
 
 
 def objectness_losses(module: nn.Module | None, batch: Batch, plan: Plan, quality: Tensor | None) -> Tensor:
@@ -26,4 +25,4 @@ def objectness_losses(module: nn.Module | None, batch: Batch, plan: Plan, qualit
     one_class = replace(batch.targets, labels=torch.zeros_like(batch.targets.mask, dtype=torch.long), one_hot=None)
     labels = fold_quality(plan, quality, one_class, 1, None)
     losses = Classifier(module, objectness.unsqueeze(-1), None, layers).losses(labels)
-    return torch.stack([per_layer(x.value, layers) for x in losses])
+    return losses.view(len(losses), layers, losses.shape[1] // layers)

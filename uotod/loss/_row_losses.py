@@ -1,6 +1,7 @@
 """Classification losses of rows of logits and what their labels say: one value a row, and its gradient on request."""
 
 from abc import ABC, abstractmethod
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -49,36 +50,81 @@ class AffineRows(RowLoss):
 class CrossEntropyRows(AffineRows):
     """The cross-entropy, whose gradient is the probabilities less the label."""
 
+    def values(self, rows: Tensor, labels: ClassLabels) -> Tensor:
+        """Return the loss (N,) of each row, times its mass."""
+        target = self._target(labels, rows)
+        return target.dot(torch.log_softmax(rows, dim=-1)).neg()
+
     def write_gradient(self, rows: Tensor, labels: ClassLabels, out: Tensor) -> Tensor:
         """Return the values of `rows`, which need no gradient, and write their gradient into `out`, (N, C)."""
-        log_p = torch.log_softmax(rows, dim=-1, out=out)
-        weight = class_weight(self.module, rows.shape[-1])
-        background, bg_class = labels.background.unsqueeze(1), labels.bg_class
-        if bg_class is None:
-            background, bg_class = torch.zeros_like(background), 0
+        target = self._target(labels, rows)
+        values = target.dot(torch.log_softmax(rows, dim=-1, out=out)).neg_()
+        # powers of two are several times faster than `exp` on CPUs
+        target.take_from(out.mul_(LOG2_E).exp2_().mul_(target.mass()))
+        return values
+
+    def _target(self, labels: ClassLabels, rows: Tensor) -> "_DenseTarget | _SparseTarget":
+        """Return the mass on each class, the background's included, times its class weight."""
+        weight = class_weight(self.module, rows.shape[1])
+        weight = None if weight is None else weight.to(rows)
+        bg_class = labels.bg_class
+        background = torch.zeros_like(labels.background) if bg_class is None else labels.background
+        bg_class = bg_class or 0
         if weight is not None:
-            weight = weight.to(rows)
             background = background * weight[bg_class]
         if labels.index is None:
             assert labels.soft is not None
-            target = labels.soft.clone() if weight is None else labels.soft * weight
-            target[:, bg_class, None] += background
-            values = (target * log_p).sum(1)
-            _exp_(out).mul_(target.sum(1, keepdim=True)).sub_(target)
-            return -values
-        index = labels.index.clamp(max=rows.shape[1] - 1).unsqueeze(1)
-        mass = labels.positive.unsqueeze(1)
-        if weight is not None:
-            mass = mass * weight[index]
-        values = mass * log_p.gather(1, index) + background * log_p[:, bg_class, None]
-        _exp_(out).mul_(mass + background)
-        out[:, bg_class, None].sub_(background)
-        out.scatter_(1, index, out.gather(1, index) - mass)
-        return -values.squeeze(1)
+            mass = labels.soft.clone() if weight is None else labels.soft * weight
+            mass[:, bg_class] += background
+            return _DenseTarget(mass)
+        index = labels.index.clamp(max=rows.shape[1] - 1)
+        mass = labels.positive if weight is None else labels.positive * weight[index]
+        return _SparseTarget(index.unsqueeze(1), mass.unsqueeze(1), bg_class, background.unsqueeze(1))
 
     def trains_more(self, rows: Tensor, labels: ClassLabels) -> bool:
         """Tell whether the loss has a gradient with respect to more than its logits."""
         return False
+
+
+class _DenseTarget(NamedTuple):
+    """The mass (N, C) of rows on each class."""
+
+    masses: Tensor
+
+    def mass(self) -> Tensor:
+        """Return the mass (N, 1) of each row."""
+        return self.masses.sum(1, keepdim=True)
+
+    def dot(self, values: Tensor) -> Tensor:
+        """Return the sum (N,) of (N, C) values, each times its mass."""
+        return (self.masses * values).sum(1)
+
+    def take_from(self, values: Tensor) -> None:
+        """Subtract the masses from (N, C) values, in place."""
+        values.sub_(self.masses)
+
+
+class _SparseTarget(NamedTuple):
+    """The mass of rows on one class each, `label` and `positive` (N, 1), and on the background, (N, 1)."""
+
+    label: Tensor
+    positive: Tensor
+    bg_class: int
+    background: Tensor
+
+    def mass(self) -> Tensor:
+        """Return the mass (N, 1) of each row."""
+        return self.positive + self.background
+
+    def dot(self, values: Tensor) -> Tensor:
+        """Return the sum (N,) of (N, C) values, each times its mass."""
+        found = self.positive * values.gather(1, self.label) + self.background * values[:, self.bg_class, None]
+        return found.squeeze(1)
+
+    def take_from(self, values: Tensor) -> None:
+        """Subtract the masses from (N, C) values, in place."""
+        values[:, self.bg_class, None].sub_(self.background)
+        values.scatter_(1, self.label, values.gather(1, self.label) - self.positive)
 
 
 class SigmoidRows(AffineRows):
@@ -148,8 +194,3 @@ def _affine(terms: ClassTerms, labels: ClassLabels) -> Tensor:
         rows = rows + labels.background * terms.gain[..., labels.bg_class]
     # gain and base may be large and cancel: they are added row by row
     return rows if terms.base is None else rows + (labels.positive + labels.background) * terms.base
-
-
-def _exp_(x: Tensor) -> Tensor:
-    """Replace `x` by its exponential; powers of two are several times faster on CPUs."""
-    return x.mul_(LOG2_E).exp2_()

@@ -239,8 +239,6 @@ class DetectionLoss(_Loss):
         cls_plan = plan if self.cls_background else _without_background(plan)
         quality = quality_of("quality", self.quality, plan)
         labels = fold_quality(cls_plan, quality, batch.targets, logits.shape[-1], bg_class)
-        cls = classifier.losses(labels)
-        cls_losses = torch.stack([per_layer(x.value, layers) for x in cls])  # (K, L, B)
         obj_plan = plan if self.obj_background else _without_background(plan)
         obj_quality = quality_of("obj_quality", self.obj_quality, plan)
         obj_losses = objectness_losses(self.obj_loss_module, batch, obj_plan, obj_quality)  # (M, L, B)
@@ -250,23 +248,27 @@ class DetectionLoss(_Loss):
 
         num_pos = per_layer(plan.positive_mass().sum(1), layers)  # (L, B)
         num_neg = per_layer(plan.background_mass().sum(1), layers)
+        cls_divisor: Tensor | None = None
         loc_divisor: Tensor | None = None
         if self.reduction == "mean":
-            class_background = torch.stack([per_layer(x.background, layers) for x in cls])
+            class_positive, class_background = (x.view(len(x), *num_pos.shape) for x in classifier.masses(labels))
             if bg_class is None or self.use_hard_negative_mining:
                 class_background = torch.zeros_like(class_background)
             masses = Masses(
                 positive=num_pos,
                 background=num_neg,
-                scores=per_layer(labels.positive.sum(1), layers),
+                scores=num_pos if quality is None else per_layer(labels.positive.sum(1), layers),
                 targets=per_layer(batch.targets.mask.sum(1).to(num_pos.dtype), layers),
-                class_positive=torch.stack([per_layer(x.positive, layers) for x in cls]),
+                class_positive=class_positive,
                 class_background=class_background,
-                localization=per_layer(loc_plan.positive_mass().sum(1), layers),
+                localization=num_pos if loc_plan is plan else per_layer(loc_plan.positive_mass().sum(1), layers),
             )
             divisors = self.normalizer(masses)
-            cls_losses, obj_losses = cls_losses / divisors.classification, obj_losses / divisors.of_objectness
+            cls_divisor = divisors.classification.expand_as(class_positive).flatten(1)
             loc_divisor = divisors.localization.expand_as(num_pos).flatten()
+            obj_losses = obj_losses / divisors.of_objectness
+        cls_losses = classifier.losses(labels, cls_divisor)
+        cls_losses = cls_losses.view(len(cls_losses), *num_pos.shape)  # (K, L, B)
         loc_losses = torch.stack(localization_losses(self.loc_loss_module, batch, loc_plan, loc_divisor))  # (N, L)
         losses = [
             SubLosses("loss_cls", self.cls_loss_module, cls_losses.sum(-1)),
