@@ -16,7 +16,7 @@ from uotod.loss import (
     SigmoidFocalLoss,
 )
 from uotod.loss import MultipleObjectiveLoss as Sum
-from uotod.match import Hungarian, UnbalancedSinkhorn
+from uotod.match import Hungarian, Matcher, UnbalancedSinkhorn
 
 NONE = {"reduction": "none"}
 
@@ -47,7 +47,7 @@ def criteria(workload: Workload) -> dict[str, DetectionLoss]:
     if workload.kind == "uot":
         return {"unbalanced": _unbalanced_ssd()}
     task_aligned = recipes.yolov8(classes, cls_weight=1.0, loc_weight=1.0, dfl_weight=0.0)
-    return {"task-aligned": task_aligned, "Hungarian": _hungarian_on_points()}
+    return {"task-aligned": task_aligned, "Hungarian": on_points(Hungarian)}
 
 
 def contender(rule: str, loss: DetectionLoss, workload: Workload, problem: Problem) -> Contender:
@@ -93,9 +93,9 @@ def _unbalanced_ssd() -> DetectionLoss:
     )
 
 
-def _hungarian_on_points() -> DetectionLoss:
-    """Return what the original offers for points: assignment with the costs and the losses of Deformable DETR."""
+def on_points(kind: type[Matcher]) -> DetectionLoss:
+    """Return the losses of Deformable DETR, and a matcher of its costs; with `Hungarian` the original has it too."""
     focal = SigmoidFocalLoss(alpha=0.25, **NONE)
     boxes = Sum([nn.L1Loss(**NONE), GIoULoss(**NONE)], weights=[5.0, 2.0])
     cost = Sum([SigmoidFocalCost(alpha=0.25, **NONE)], weights=[2.0])
-    return DetectionLoss(focal, boxes, Hungarian(cls_match_module=cost, loc_match_module=boxes), "none")
+    return DetectionLoss(focal, boxes, kind(cls_match_module=cost, loc_match_module=boxes), "none")

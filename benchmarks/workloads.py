@@ -20,12 +20,12 @@ class Workload:
     Attributes:
         kind: "detr" (softmax, background last), "dino" (sigmoid), "ssd" (softmax, background first, anchors, matched by
             IoU), "uot" (the same, matched by unbalanced transport), "retina" (sigmoid, anchors), "yolo" (sigmoid,
-            points), "grid" (the same on one level, of any size) or "transport" (the predictions of "detr" or the
+            points), "grid" (sigmoid, an anchor in each cell) or "transport" (the predictions of "detr" or the
             anchors of "uot", of which only the plan is asked).
         images: B.
         classes: classes of objects, without background.
         targets: fewest and most targets in an image.
-        queries: P of a set predictor, or a square number of points on a grid; others have their own number.
+        queries: P of a set predictor, or a square number of cells; others have their own number.
         layers: decoder layers.
     """
 
@@ -127,7 +127,7 @@ def _anchors(workload: Workload) -> Anchors | Points | None:
         return Points(points.centers / 640, points.stride / 640, points.level, points.num_levels)
     if kind == "grid":
         cells = math.isqrt(workload.queries)
-        return Points.from_levels([(cells, cells)], [1 / cells])
+        return Anchors.from_levels([_grid_boxes(cells, [4 / cells])], [1 / cells])
     return None
 
 
