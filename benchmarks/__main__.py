@@ -35,7 +35,10 @@ def main() -> None:
         parser.error(f"unknown workloads {sorted(unknown)}, choose from {list(WORKLOADS)}")
     for name in missing():
         print(f"{name} is not installed: its rows are missing (`make peers` fetches what is optional)")
-    rows = [row for name in options.workloads for row in measure(name, options.budget)]
+    rows = []
+    for name in options.workloads:
+        print(f"{name} ...", file=sys.stderr, flush=True)
+        rows += measure(name, options.budget)
     print(markdown(bench_table(rows)))
     if options.json:
         found = {"environment": environment(), "missing": missing(), "rows": rows}
@@ -67,7 +70,8 @@ def check_equal(name: str, everyone: list[Contender]) -> dict[str, float]:
         losses[contender.label] = float(result.sum())
         label, other = first.setdefault(contender.rule, (contender.label, result))
         gap = float((result - other).abs().max())
-        if gap > (contender.tolerance * (1.0 if result.dim() else abs(float(other)))):
+        allowed = contender.tolerance * (1.0 if result.dim() else abs(float(other)))
+        if not gap <= allowed:  # NaN equals nothing
             raise RuntimeError(f"{name}: {contender.label} and {label} differ by {gap:g} (loss {losses[label]:g})")
     return losses
 

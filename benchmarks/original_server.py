@@ -4,6 +4,7 @@
 here imports our package. Requests and answers are pickled; the operations are those of `Session`.
 """
 
+import importlib
 import os
 import pickle
 import sys
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from benchmarks.measure import resident_growth, timed
 
-NONE = {"reduction": "none"}
+NONE: dict[str, Any] = {"reduction": "none"}
 
 
 class Session:
@@ -70,14 +71,19 @@ class CenterL1(nn.modules.loss._Loss):
         return nn.functional.l1_loss(centers(input), centers(target), reduction=self.reduction)
 
 
+def _library() -> tuple[Any, Any]:
+    """Return the losses and the matchers of the original; the types of ours do not hold for them."""
+    return importlib.import_module("uotod.loss"), importlib.import_module("uotod.match")
+
+
 def _boxes(l1: nn.Module) -> Any:
-    from uotod import loss
+    loss, _ = _library()
 
     return loss.MultipleObjectiveLoss(losses=[l1, loss.GIoULoss(**NONE)], weights=[5.0, 2.0])
 
 
 def _detr(classes: int) -> Any:
-    from uotod import loss, match
+    loss, match = _library()
 
     weight = torch.ones(classes + 1)
     weight[-1] = 0.1
@@ -87,7 +93,7 @@ def _detr(classes: int) -> Any:
 
 
 def _focal(l1: nn.Module, cls_weight: float) -> Any:
-    from uotod import loss, match
+    loss, match = _library()
 
     def weigh(module: nn.Module, weight: float) -> Any:
         return loss.MultipleObjectiveLoss(losses=[module], weights=[weight])
@@ -100,7 +106,7 @@ def _focal(l1: nn.Module, cls_weight: float) -> Any:
 
 
 def _ssd(rule: Any) -> Any:
-    from uotod import loss
+    loss, _ = _library()
 
     mining = {"use_hard_negative_mining": True, "neg_to_pos_ratio": 3.0}
     return loss.DetectionLoss(
@@ -109,14 +115,14 @@ def _ssd(rule: Any) -> Any:
 
 
 def _unbalanced(classes: int) -> Any:
-    from uotod import loss, match
+    loss, match = _library()
 
     cost = {"loc_match_module": loss.IoULoss(**NONE), "background_cost": 0.5, "is_anchor_based": True}
     return _ssd(match.UnbalancedSinkhorn(reg_pred=1e3, reg_target=1e-3, **cost))
 
 
 def _closest_target(classes: int) -> Any:
-    from uotod import loss, match
+    loss, match = _library()
 
     cost = {"loc_match_module": loss.IoULoss(**NONE), "background_cost": 0.5, "is_anchor_based": True}
     return _ssd(match.ClosestTarget(**cost))

@@ -1,5 +1,7 @@
 """Our criteria for the problems of `workloads`, set up as the peers are; others are compared with the first."""
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from benchmarks.contender import Contender, criterion, solver
@@ -17,8 +19,9 @@ from uotod.loss import (
 )
 from uotod.loss import MultipleObjectiveLoss as Sum
 from uotod.match import Hungarian, Matcher, UnbalancedSinkhorn
+from uotod.utils import Anchors, Points
 
-NONE = {"reduction": "none"}
+NONE: dict[str, Any] = {"reduction": "none"}
 
 
 def ours(workload: Workload, problem: Problem) -> list[Contender]:
@@ -56,7 +59,7 @@ def contender(rule: str, loss: DetectionLoss, workload: Workload, problem: Probl
     targets = [{"labels": t["labels"] + shift, "boxes": t["boxes"]} for t in problem.targets]
     pairs = list(zip(problem.logits, problem.boxes, strict=True))
 
-    def given() -> tuple[dict[str, object], list[dict[str, Tensor]], object]:
+    def given() -> tuple[dict[str, Any], list[dict[str, Tensor]], Anchors | Points | None]:
         layers = [{"pred_logits": logits, "pred_boxes": boxes} for logits, boxes in pairs]
         return {**layers[-1], "aux_outputs": layers[:-1]}, targets, problem.anchors
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -71,9 +72,13 @@ def measure(name: str, size: str, budget: float) -> list[Row]:
 
 def enlarged(size: str, value: int) -> Workload:
     """Return the workload of the study with one size replaced."""
-    if size == "T":
-        return replace(BASE, targets=(value, value))
-    return replace(BASE, **{{"B": "images", "P": "queries", "C": "classes"}[size]: value})
+    changes: dict[str, Any] = {
+        "B": {"images": value},
+        "P": {"queries": value},
+        "T": {"targets": (value, value)},
+        "C": {"classes": value},
+    }
+    return replace(BASE, **changes[size])
 
 
 def exponents(points: Sequence[Row]) -> list[Row]:

@@ -74,9 +74,11 @@ def original(workload: Workload, problem: Problem) -> Contender:
         target["labels"] = target["labels"] + target["mask"]
     elif workload.background == "none":  # then it wants one-hot labels
         target["labels"] = one_hot(target["labels"], workload.classes).float()
-    given = target | {"pred_logits": problem.logits.detach(), "pred_boxes": problem.boxes.detach()}
-    anchored = problem.anchors is not None and workload.background == "first"
-    given["anchors"] = problem.anchors.places.expand_as(given["pred_boxes"][0]) if anchored else None
+    given: dict[str, Any] = target | {"pred_logits": problem.logits.detach(), "pred_boxes": problem.boxes.detach()}
+    given["anchors"] = None
+    if workload.background == "first":  # SSD's: on points it is asked for what reads none
+        assert problem.anchors is not None
+        given["anchors"] = problem.anchors.places.expand_as(given["pred_boxes"][0])
     server.ask("load", workload.kind, workload.classes, given)
     stages: dict[str, Step] = {stage: functools.partial(server.time, stage) for stage in ("match", "forward", "full")}
     result = functools.partial(server.ask, "result")

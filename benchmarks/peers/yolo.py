@@ -33,7 +33,8 @@ def ultralytics(workload: Workload, problem: Problem) -> Contender:
         classification = F.binary_cross_entropy_with_logits(logits, scores, reduction="none").sum() / total
         weight = scores.sum(-1)[foreground]
         overlap = bbox_iou(predicted[foreground], matched[foreground] / 640, xywh=False, CIoU=True).squeeze(-1)
-        return classification + ((1 - overlap) * weight).sum() / total
+        value: Tensor = classification + ((1 - overlap) * weight).sum() / total
+        return value
 
     torch.set_num_threads(1)  # its import may have set another number
     return criterion("ultralytics", "task-aligned", match, loss, [problem.logits, problem.boxes])
