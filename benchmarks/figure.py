@@ -23,11 +23,15 @@ def draw_scaling(points: Sequence[Row], path: Path) -> None:
             mine = [point for point in points if point["size"] == size]
             for criterion, color in zip(dict.fromkeys(point["criterion"] for point in points), COLORS, strict=False):
                 line = [point for point in mine if point["criterion"] == criterion]
-                values = [point["value"] for point in line]
-                axes.loglog(values, [point[field] for point in line], "o-", color=color, ms=3, lw=1, label=criterion)
+                axes.loglog(
+                    [x["value"] for x in line], [x[field] for x in line], "o-", color=color, ms=3, lw=1, label=criterion
+                )
             low, high = min(x["value"] for x in mine), max(x["value"] for x in mine)
             top = max(point[field] for point in mine)
             axes.loglog([low, high], [top * low / high, top], ":", color="#888888", lw=1, label="slope 1")
+            values = list(dict.fromkeys(point["value"] for point in mine))
+            axes.set_xticks(values, [str(value) for value in values])
+            axes.minorticks_off()
             axes.set_xlabel(LABELS[size])
             if column == 0:
                 axes.set_ylabel(label)
