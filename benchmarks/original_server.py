@@ -71,6 +71,17 @@ class CenterL1(nn.modules.loss._Loss):
         return nn.functional.l1_loss(centers(input), centers(target), reduction=self.reduction)
 
 
+class FocalCost(nn.modules.loss._Loss):
+    """The focal cost of Deformable DETR, of one-hot labels; that of the original has other values."""
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        """Return the costs (N,)."""
+        prob = input.sigmoid()
+        positive = -0.25 * (1 - prob) ** 2 * (prob + 1e-8).log()
+        negative = -0.75 * prob**2 * (1 - prob + 1e-8).log()
+        return ((positive - negative) * target).sum(-1)
+
+
 def _library() -> tuple[Any, Any]:
     """Return the losses and the matchers of the original; the types of ours do not hold for them."""
     return importlib.import_module("uotod.loss"), importlib.import_module("uotod.match")
@@ -99,7 +110,7 @@ def _focal(l1: nn.Module, cls_weight: float) -> Any:
         return loss.MultipleObjectiveLoss(losses=[module], weights=[weight])
 
     focal = weigh(loss.SigmoidFocalLoss(alpha=0.25, gamma=2.0, **NONE), cls_weight)
-    cost = weigh(loss.SigmoidFocalCost(alpha=0.25, gamma=2.0, **NONE), 2.0)
+    cost = weigh(FocalCost(**NONE), 2.0)
     boxes = _boxes(l1)
     rule = match.Hungarian(cls_match_module=cost, loc_match_module=boxes)
     return loss.DetectionLoss(focal, boxes, rule, bg_class_position="none")

@@ -41,7 +41,7 @@ def bench_table(rows: Sequence[Row]) -> Table:
         "rule",
         "matching ms",
         "forward ms",
-        "+ backward ms",
+        "with backward ms",
         "CPU ms",
         "of ours",
         "peak MiB",
@@ -59,13 +59,13 @@ def bench_table(rows: Sequence[Row]) -> Table:
 
 def target_table(found: Sequence[Verdict]) -> Table:
     """Return the table of targets."""
-    head = ["workload", "measure", "peer ÷ ours", "wanted", "measured", "reached"]
+    head = ["workload", "measure", "peer", "ours", "peer ÷ ours wanted", "measured", "reached"]
     cells = []
     for target, ratio in found:
         verdict = "not measured" if ratio is None else ("yes" if ratio >= target.least else "**no**")
         peer = f"{target.peer[0]} ({target.peer[1]})"
         wanted = f"≥ {number(target.least)}"
-        cells.append([target.workload, FIELDS[target.field], peer, wanted, number(ratio), verdict])
+        cells.append([target.workload, FIELDS[target.field], peer, target.rule, wanted, number(ratio), verdict])
     return Table(head, cells)
 
 
