@@ -10,12 +10,18 @@ from torch import Tensor, nn
 
 from benchmarks.measure import Step, resident_growth
 from benchmarks.ours import contender
+from benchmarks.peers.loops import loop
 from benchmarks.workloads import Problem, Workload, make_problem
+from uotod import match, recipes
 from uotod.loss import DetectionLoss, SigmoidFocalLoss
 from uotod.match import Hungarian, Matcher
 
 NONE = {"reduction": "none"}
+SSD = Workload("ssd", 32, 20, (1, 40))
+RETINA = Workload("retina", 4, 80, (1, 40))
 CROWD = Workload("yolo", 1, 80, (1000, 1000))  # 8400 points
+CROWDED_ANCHORS = Workload("retina", 1, 8, (1000, 1000))  # 120087 anchors
+CUSTOM = Workload("yolo", 1, 80, (300, 300))
 
 
 class CrossEntropy(nn.Module):
@@ -81,15 +87,31 @@ def custom(classes: int) -> DetectionLoss:
 
 
 COST = {"loc_match_module": nn.L1Loss(**NONE)}
+COMPARED = {
+    "ssd": full(recipes.ssd300),
+    "ssd, by image": lambda workload, problem: loop(workload, problem).stages["full"],
+    "retinanet": full(recipes.retinanet),
+    "retinanet, by image": lambda workload, problem: loop(workload, problem).stages["full"],
+}
 BOUNDED = {
+    "TaskAligned": Case(CROWD, matched_by(match.TaskAligned), scores=8),
+    "SimOTA": Case(CROWD, matched_by(match.SimOTA), pairs=1, scores=8),
     "Hungarian": Case(CROWD, matched_by(lambda: Hungarian(**COST)), pairs=4, scores=8),
+    # its plan is dense, and reaches the loss as it is
+    "UnbalancedSinkhorn": Case(CROWD, matched_by(lambda: match.UnbalancedSinkhorn(**COST)), pairs=10, scores=8),
+    "IoUThreshold": Case(CROWDED_ANCHORS, matched_by(lambda: match.IoUThreshold(is_anchor_based=True)), scores=8),
+    "ATSS": Case(CROWDED_ANCHORS, matched_by(match.ATSS), scores=8),
+    "modules of one's own": Case(CUSTOM, full(custom), pairs=6, scores=8),
 }
 
 
 def main() -> None:
     """Print P and the growth of one case."""
     torch.set_num_threads(1)
-    workload, step = BOUNDED[sys.argv[1]][:2]
+    name = sys.argv[1]
+    workload, step = (
+        BOUNDED[name][:2] if name in BOUNDED else (SSD if name.startswith("ssd") else RETINA, COMPARED[name])
+    )
     small = replace(workload, images=1, targets=(1, 1))
     step(small, make_problem(small))()  # what is loaded when it is first used is not the step's
     problem = make_problem(workload)

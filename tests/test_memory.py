@@ -1,4 +1,4 @@
-"""The memory of a step is bounded: no tensor of predictions, targets and classes."""
+"""The memory of a step is bounded: no more than image by image, and no tensor of predictions, targets and classes."""
 
 import subprocess
 import sys
@@ -25,6 +25,12 @@ def growth(name: str) -> tuple[int, float]:
     run = subprocess.run(command, check=True, capture_output=True, text=True, cwd=Path(__file__).parents[1])
     preds, mib = run.stdout.split()[-2:]
     return int(preds), float(mib)
+
+
+@linux
+@pytest.mark.parametrize("name", ["ssd", "retinanet"])
+def test_a_batch_takes_no_more_memory_than_its_images_one_by_one(name: str) -> None:
+    assert growth(name)[1] <= growth(f"{name}, by image")[1]
 
 
 @linux
