@@ -4,7 +4,7 @@ VENV ?= .venv
 PYTHON ?= python3
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo bench test check clean
+.PHONY: help venv demo bench peers test check clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 10
@@ -14,8 +14,17 @@ venv: $(VENV)/.installed-dev ## install uotod and every tool into VENV (.venv)
 demo: $(VENV)/.installed-examples ## train with unbalanced transport and with Hungarian matching, a minute each
 	$(VENV)/bin/python examples/demo.py
 
-bench: $(VENV)/.installed-dev ## time the criterion side by side with the peers that are installed
-	$(VENV)/bin/python -m benchmarks
+bench: $(VENV)/.installed-dev ## time the criterion side by side with the peers that are installed, and how it scales
+	@mkdir -p runs
+	$(VENV)/bin/python -m benchmarks --json runs/bench.json
+	$(VENV)/bin/python -m benchmarks.scaling --json runs/scaling.json
+
+# Beside the environment, never in it: the original shares our name, and the others want packages that nobody else needs.
+peers: $(VENV)/bin/pip ## fetch the optional peers of the benchmark into .peers
+	rm -rf .peers
+	$(VENV)/bin/python -m pip install --no-deps --target .peers/uotod "uotod==0.3.*"
+	$(VENV)/bin/python -m pip install --no-deps --target .peers/packages \
+		"torchvision==0.28.*" "ultralytics==8.4.*" opencv-python-headless psutil
 
 test: $(VENV)/.installed-dev ## run the linters, the type checker and all tests
 	$(MAKE) check PYTHON=$(VENV)/bin/python
@@ -27,7 +36,7 @@ check: ## the same with the tools that PYTHON has, without installing anything
 	$(PYTHON) -m pytest
 
 clean: ## remove the default virtual environment, caches, builds and the demo's results
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info runs/demo
+	rm -rf .venv .peers .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info runs/demo
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # One stamp a set of extras: nothing is installed twice unless what to install has changed.

@@ -2,14 +2,19 @@
 
 import argparse
 import json
-import platform
+import subprocess
+import sys
 from pathlib import Path
 
 import torch
 
-from benchmarks import ours
-from benchmarks.measure import Step, Timing, interleave, peak_memory, resident_growth
+from benchmarks.contender import Contender
+from benchmarks.environment import environment
+from benchmarks.measure import Timing, interleave
+from benchmarks.ours import ours
 from benchmarks.peers import missing, peers
+from benchmarks.report import bench_table, markdown
+from benchmarks.targets import Row
 from benchmarks.workloads import WORKLOADS, Problem, Workload, make_problem
 
 
@@ -18,7 +23,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("workloads", nargs="*", default=list(WORKLOADS), help=f"of {', '.join(WORKLOADS)}")
     parser.add_argument("--json", type=Path, help="also write the measurements to this file")
-    parser.add_argument("--budget", type=float, default=15.0, help="seconds for a stage of a workload")
+    parser.add_argument("--budget", type=float, default=10.0, help="seconds for a stage of a workload")
     parser.add_argument("--peak", nargs=2, metavar=("WORKLOAD", "CONTENDER"), help="print the peak memory of one step")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -29,79 +34,83 @@ def main() -> None:
     if unknown:
         parser.error(f"unknown workloads {sorted(unknown)}, choose from {list(WORKLOADS)}")
     for name in missing():
-        print(f"{name} is not installed: its column is missing")
-    rows = [row for name in options.workloads for row in measure(name, options.budget)]
-    print(table(rows))
-    if options.json:
-        machine = {"machine": platform.processor() or platform.machine(), "torch": torch.__version__, "threads": 1}
-        options.json.write_text(json.dumps({"environment": machine, "rows": rows}, indent=2) + "\n")
+        print(f"{name} is not installed: its rows are missing (`make peers` fetches what is optional)")
+    rows: list[Row] = []
+    for name in options.workloads:
+        print(f"{name} ...", file=sys.stderr, flush=True)
+        rows += measure(name, options.budget)
+        if options.json:  # after each, so that a failure loses nothing
+            found = {"environment": environment(), "missing": missing(), "rows": rows}
+            options.json.write_text(json.dumps(found, indent=2) + "\n")
+    print(markdown(bench_table(rows)))
 
 
-def measure(name: str, budget: float) -> list[dict[str, float | str]]:
+def measure(name: str, budget: float) -> list[Row]:
     """Return one row for each contender of a workload."""
-    workload, problem = WORKLOADS[name], make_problem(WORKLOADS[name])
-    losses = contenders(workload, problem)
-    _check_equal(name, {who: loss().item() for who, loss in losses.items() if "," not in who})
-
-    def forward_backward(who: str) -> Step:
-        def step() -> None:
-            problem.logits.grad = problem.boxes.grad = None
-            losses[who]().backward()
-
-        return step
-
-    forward = interleave(losses, budget=budget)
-    full = interleave({who: forward_backward(who) for who in losses}, budget=budget)
-    slowest = max(timing.wall for who, timing in full.items() if not who.startswith("uotod")) if len(losses) > 1 else 0
-    return [_row(name, who, forward[who], full[who], slowest) for who in losses]
+    everyone = contenders(WORKLOADS[name], make_problem(WORKLOADS[name]))
+    losses = check_equal(name, everyone)
+    timings: dict[str, dict[str, Timing]] = {}
+    for stage in ("match", "forward", "full"):
+        steps = {x.label: x.stages[stage] for x in everyone if stage in x.stages}
+        timings[stage] = interleave(steps, budget=budget)
+    return [_row(name, x, timings, losses[x.label]) for x in everyone]
 
 
-def contenders(workload: Workload, problem: Problem) -> dict[str, ours.Criterion]:
-    """Return the losses of all contenders, ours first."""
-    mine = {who: ours.step(criterion, workload, problem) for who, criterion in ours.criteria(workload).items()}
-    return mine | peers(workload, problem)
+def contenders(workload: Workload, problem: Problem) -> list[Contender]:
+    """Return all contenders of a workload, ours first."""
+    return ours(workload, problem) + [make(workload, problem) for make in peers(workload).values()]
 
 
-def table(rows: list[dict[str, float | str]]) -> str:
-    """Return the rows as a Markdown table."""
-    head = ["workload", "contender", "forward ms", "+ backward ms", "CPU ms", "ratio", "peak MiB"]
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    for row in rows:
-        cells = [f"{value:.2f}" if isinstance(value, float) else value for value in row.values()]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+def check_equal(name: str, everyone: list[Contender]) -> dict[str, float]:
+    """Return the losses, or raise a RuntimeError unless contenders of the same rule compute the same."""
+    losses: dict[str, float] = {}
+    first: dict[str, tuple[str, torch.Tensor]] = {}
+    for contender in everyone:
+        result = contender.result().double()
+        losses[contender.label] = float(result.sum())
+        label, other = first.setdefault(contender.rule, (contender.label, result))
+        gap = float((result - other).abs().max())
+        allowed = contender.tolerance * (1.0 if result.dim() else abs(float(other)))
+        if not gap <= allowed:  # NaN equals nothing
+            raise RuntimeError(f"{name}: {contender.label} and {label} differ by {gap:g} (loss {losses[label]:g})")
+    return losses
 
 
-def _row(name: str, who: str, forward: Timing, full: Timing, slowest: float) -> dict[str, float | str]:
+def _row(name: str, contender: Contender, timings: dict[str, dict[str, Timing]], loss: float) -> Row:
+    spent = {stage: found[contender.label] for stage, found in timings.items() if contender.label in found}
+    whole = spent.get("full", spent["match"])
     return {
         "workload": name,
-        "contender": who,
-        "forward_ms": 1e3 * forward.wall,
-        "backward_ms": 1e3 * full.wall,
-        "cpu_ms": 1e3 * full.cpu,
-        "ratio": slowest / full.wall,
-        "peak_mib": peak_memory([name, who]),
+        "contender": contender.name,
+        "rule": contender.rule,
+        "loss": loss,
+        **{
+            f"{stage}_ms": 1e3 * spent[stage].wall if stage in spent else None for stage in ("match", "forward", "full")
+        },
+        "cpu_ms": 1e3 * whole.cpu,
+        "spread": whole.spread,
+        "peak_mib": _fresh_peak(name, contender.label),
     }
 
 
-def _peak(name: str, who: str) -> float:
+def _fresh_peak(name: str, label: str) -> float:
+    """Return the MiB by which a step raises the peak resident memory of a fresh process."""
+    command = [sys.executable, "-m", "benchmarks", "--peak", name, label]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+
+
+def _peak(name: str, label: str) -> float:
     workload = WORKLOADS[name]
     small = Workload(workload.kind, 1, workload.classes, (1, 1), min(workload.queries, 10), 1)
-    warm = make_problem(small)
-    contenders(small, warm)[who]().backward()  # imports and the allocator are not the step's
-    problem = make_problem(workload)
-    loss = contenders(workload, problem)[who]
-    return resident_growth(lambda: loss().backward())
+    _chosen(small, label).growth()  # imports are not the step's
+    return _chosen(workload, label).growth()
 
 
-def _check_equal(name: str, losses: dict[str, float]) -> None:
-    """Raise a RuntimeError unless all contenders compute the same loss.
-
-    The tolerance leaves room for two targets that share their best anchor, where the rules of SSD differ.
-    """
-    values = list(losses.values())
-    if max(values) - min(values) > 1e-3 * abs(values[0]):
-        raise RuntimeError(f"{name}: the contenders do not compute the same loss: {losses}")
+def _chosen(workload: Workload, label: str) -> Contender:
+    """Return a contender without making the others."""
+    problem, peer = make_problem(workload), peers(workload).get(label.split(", ")[0])
+    found = ours(workload, problem) if peer is None else [peer(workload, problem)]
+    return next(x for x in found if x.label == label)
 
 
 if __name__ == "__main__":

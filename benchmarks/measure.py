@@ -1,14 +1,20 @@
-"""Time functions side by side: contenders in, medians and ratios of interleaved repeats out."""
+"""Time functions side by side: contenders in, medians of interleaved repeats out, and the growth of memory of one."""
 
+import ctypes
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 Step = Callable[[], object]
+
+
+class Spent(NamedTuple):
+    """Seconds that a step took; a step that runs in another process returns its own."""
+
+    wall: float
+    cpu: float
 
 
 class Timing(NamedTuple):
@@ -35,43 +41,42 @@ def interleave(steps: Mapping[str, Step], *, repeats: int = 15, budget: float = 
     """
     for step in steps.values():
         step()
-    wall: dict[str, list[float]] = {name: [] for name in steps}
-    cpu: dict[str, list[float]] = {name: [] for name in steps}
+    spent: dict[str, list[Spent]] = {name: [] for name in steps}
     begin = time.perf_counter()
     for done in range(repeats):
         if done >= 3 and time.perf_counter() - begin > budget:
             break
         for name, step in steps.items():
-            start, start_cpu = time.perf_counter(), time.process_time()
-            step()
-            cpu[name].append(time.process_time() - start_cpu)
-            wall[name].append(time.perf_counter() - start)
-    return {
-        name: Timing(statistics.median(wall[name]), statistics.median(cpu[name]), _spread(wall[name])) for name in steps
-    }
+            spent[name].append(timed(step))
+    return {name: _summarise(rounds) for name, rounds in spent.items()}
 
 
-def peak_memory(arguments: list[str]) -> float:
-    """Return the MiB by which a step raises the peak resident memory of a fresh process.
-
-    The process runs `python -m benchmarks --peak ...`, which prints `resident_growth` of its step.
-    """
-    command = [sys.executable, "-m", "benchmarks", "--peak", *arguments]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+def timed(step: Step) -> Spent:
+    """Run a step and return what it took, by its own account if it has one."""
+    start, start_cpu = time.perf_counter(), time.process_time()
+    own = step()
+    cpu, wall = time.process_time() - start_cpu, time.perf_counter() - start
+    return own if isinstance(own, Spent) else Spent(wall, cpu)
 
 
 def resident_growth(step: Step) -> float:
     """Return the MiB by which `step` raises the peak resident memory of this process, where Linux tells."""
+    ctypes.CDLL(None).malloc_trim(0)  # memory freed earlier is the system's again, so that the step has to ask for it
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts again at what is resident now
     before = _status("VmRSS")
     step()
-    return (_status("VmHWM") - before) / 1024
+    return max(_status("VmHWM") - before, 0) / 1024
 
 
 def _status(field: str) -> int:
     """Return a field of the process's status, in KiB."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
+
+
+def _summarise(rounds: list[Spent]) -> Timing:
+    wall = [spent.wall for spent in rounds]
+    return Timing(statistics.median(wall), statistics.median(spent.cpu for spent in rounds), _spread(wall))
 
 
 def _spread(values: list[float]) -> float:

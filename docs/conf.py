@@ -18,7 +18,7 @@ html_theme = "furo"
 autodoc_typehints = "none"
 autodoc_member_order = "bysource"
 templates_path = ["_templates"]
-exclude_patterns = ["_build", "_templates", "recipe_runs.rst"]
+exclude_patterns = ["_build", "_templates", "measured", "recipe_runs.rst"]
 
 
 def setup(app: Sphinx) -> None:
