@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.problems import random_problem
-from uotod import _cost
+from uotod import _cost, _cost_rows
 from uotod._batch import parse_batch
 from uotod.loss import (
     CIoULoss,
@@ -103,7 +103,7 @@ def test_box_cost_equals_the_module_on_every_pair(name: str) -> None:
 
 @pytest.mark.parametrize("limit", [1, 50, 1 << 20])
 def test_an_unknown_module_costs_the_same_and_sees_bounded_rows(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_cost, "MAX_ROW_ELEMENTS", limit)
+    monkeypatch.setattr(_cost_rows, "MAX_MODULE_ELEMENTS", limit)
     batch = parsed()
     for name in ("ce-smooth", "bce-weight", "focal"):
         opaque = Opaque(CLASS_LOSSES[name])

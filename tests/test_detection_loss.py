@@ -176,7 +176,7 @@ class TestEdges:
             with monkeypatch.context() as patch:
                 for plan in (_plan.DensePlan, _plan.AssignedPlan):
                     pairs = plan.pairs
-                    patch.setattr(plan, "pairs", lambda self, static, pairs=pairs: pairs(self, True))
+                    patch.setattr(plan, "pairs", lambda self, static, *block, pairs=pairs: pairs(self, True, *block))
                 loss = criterion(problem.input, problem.target, problem.anchors)
                 torch.testing.assert_close(loss, expected)
                 for a, e in zip(gradients(loss, problem), expected_gradients, strict=True):

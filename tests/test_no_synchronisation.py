@@ -31,7 +31,7 @@ def on_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     take_gpu_path(monkeypatch)
     for plan in (_plan.DensePlan, _plan.AssignedPlan):
         pairs = plan.pairs
-        monkeypatch.setattr(plan, "pairs", lambda self, static, pairs=pairs: pairs(self, True))
+        monkeypatch.setattr(plan, "pairs", lambda self, static, *block, pairs=pairs: pairs(self, True, *block))
 
 
 def output(preds: int) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ A module takes part in one of three ways:
 * any other module is called on aligned rows, a bounded number at a time.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from operator import itemgetter
 from typing import Any, NamedTuple
@@ -21,10 +21,9 @@ from torch.nn import functional as F
 
 from uotod._blocks import by_blocks, rows_per_block
 from uotod._boxes import pairwise_coordinates
+from uotod._cost_rows import cost_by_rows
 from uotod._focal import zero_terms as focal_zero_terms
 from uotod._targets import Targets
-
-MAX_ROW_ELEMENTS = 1 << 20  # of the rows handed at once to a module without a fast path
 
 
 class ClassTerms(NamedTuple):
@@ -110,17 +109,6 @@ def takes_one_hot(module: nn.Module) -> bool:
     return isinstance(module, (nn.BCEWithLogitsLoss, nn.BCELoss)) or bool(getattr(module, "takes_one_hot", False))
 
 
-def sum_rows(loss: Tensor, rows: int, name: str) -> Tensor:
-    """Return one value a row from a loss of shape (rows,) or (rows, ...).
-
-    Raises:
-        ValueError: the loss has another number of rows.
-    """
-    if loss.dim() == 0 or loss.shape[0] != rows:
-        raise ValueError(f"{name} must return one loss a row, ({rows},) or ({rows}, K), got {tuple(loss.shape)}")
-    return loss.flatten(1).sum(1) if loss.dim() > 1 else loss
-
-
 def class_cost(module: nn.Module, logits: Tensor, targets: Targets) -> Tensor:
     """Return the classification cost (B, T, P) of (B, P, C) logits against the targets of the same images."""
     cost: Tensor | None = None
@@ -171,7 +159,7 @@ def _part_box_cost(module: nn.Module, target_boxes: Tensor, boxes: Tensor) -> Te
         return _KNOWN_BOX_COSTS[type(module)](module, boxes, target_boxes)
     if getattr(module, "needs", ()):
         raise ValueError(f"{type(module).__name__} cannot be a matching cost: each row of it needs {module.needs}")
-    return _box_cost_by_rows(module, boxes, target_boxes)
+    return cost_by_rows(module, boxes, target_boxes, "loc_match_module")
 
 
 def _fast_method(module: nn.Module, name: str) -> Callable[..., Any] | None:
@@ -194,36 +182,11 @@ def gather_classes(gain: Tensor, targets: Targets) -> Tensor:
     return gain.transpose(1, 2)[image, targets.labels]
 
 
-def _row_blocks(
-    images: int, num_targets: int, preds: int, width: int, device: torch.device
-) -> Iterator[tuple[Tensor, ...]]:
-    """Yield (image, target, prediction) indices of all pairs in order, in blocks of bounded size."""
-    total, size = images * num_targets * preds, max(MAX_ROW_ELEMENTS // max(width, 1), 1)
-    for start in range(0, total, size):
-        flat = torch.arange(start, min(start + size, total), device=device)
-        yield flat // (num_targets * preds), flat // preds % num_targets, flat % preds
-
-
 def _class_cost_by_rows(module: nn.Module, logits: Tensor, targets: Targets) -> Tensor:
-    images, preds, num_classes = logits.shape
     labels = targets.labels
     if labels is None or takes_one_hot(module):
-        labels = targets.class_matrix(num_classes, logits.dtype)
-    num_targets = labels.shape[1]
-    blocks = [
-        sum_rows(module(logits[b, p], labels[b, t]), len(b), "cls_match_module")
-        for b, t, p in _row_blocks(images, num_targets, preds, num_classes, logits.device)
-    ]
-    return torch.cat(blocks or [logits.new_zeros(0)]).view(images, num_targets, preds)
-
-
-def _box_cost_by_rows(module: nn.Module, boxes: Tensor, target_boxes: Tensor) -> Tensor:
-    images, preds, num_targets = boxes.shape[0], boxes.shape[1], target_boxes.shape[1]
-    blocks = [
-        sum_rows(module(boxes[b, p], target_boxes[b, t]), len(b), "loc_match_module")
-        for b, t, p in _row_blocks(images, num_targets, preds, 4, boxes.device)
-    ]
-    return torch.cat(blocks or [boxes.new_zeros(0)]).view(images, num_targets, preds)
+        labels = targets.class_matrix(logits.shape[-1], logits.dtype)
+    return cost_by_rows(module, logits, labels, "cls_match_module")
 
 
 def _cross_entropy_terms(module: nn.CrossEntropyLoss, logits: Tensor) -> ClassTerms:

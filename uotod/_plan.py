@@ -20,6 +20,16 @@ class Pairs(NamedTuple):
     mass: Tensor
 
 
+class Block(NamedTuple):
+    """Some of the images and some of their targets, as an index of (B, T, ...) tensors."""
+
+    images: slice
+    targets: slice
+
+
+EVERYTHING = Block(slice(None), slice(None))
+
+
 @dataclass(frozen=True)
 class DensePlan:
     """A plan that may split a prediction among targets.
@@ -64,18 +74,37 @@ class DensePlan:
         background = None if self.background is None else self.background.repeat(layers, 1)
         return DensePlan(self.positive.repeat(layers, 1, 1), background)
 
-    def pairs(self, static: bool) -> Pairs:
-        """Return the pairs that carry mass; with `static` all B·T·P pairs, which avoids a synchronisation.
-
-        Mass below the rounding of the plan's largest is left out.
-        """
+    def blocks(self, limit: int) -> list[Block]:
+        """Return blocks of the plan of `limit` entries at most, or of the entries of one target."""
         images, targets, preds = self.positive.shape
+        if self.positive.numel() <= limit:
+            return [EVERYTHING]
+        rows = max(limit // preds, 1)
+        some, few = max(rows // targets, 1), min(rows, targets)
+        return [
+            Block(slice(i, i + some), slice(j, j + few)) for i in range(0, images, some) for j in range(0, targets, few)
+        ]
+
+    def pairs(self, static: bool, block: Block = EVERYTHING) -> Pairs:
+        """Return the pairs of a block that carry mass; with `static` all of them, which avoids a synchronisation.
+
+        Mass below the rounding of the largest of its image is left out.
+        """
+        positive = self.positive[block]
+        images, targets, preds = positive.shape
         if static:
-            index = torch.arange(images * targets * preds, device=self.positive.device)
+            index = torch.arange(images * targets * preds, device=positive.device)
             image, rest = index // max(targets * preds, 1), index % max(targets * preds, 1)
-            return Pairs(image, rest % max(preds, 1), rest // max(preds, 1), self.positive.flatten())
-        image, target, pred = carries_mass(self.positive).nonzero(as_tuple=True)
-        return Pairs(image, pred, target, self.positive[image, target, pred])
+            pred, target, mass = rest % max(preds, 1), rest // max(preds, 1), positive.flatten()
+        else:
+            image, target, pred = (positive > self._rounding[block.images]).nonzero(as_tuple=True)
+            mass = positive[image, target, pred]
+        return Pairs(image + (block.images.start or 0), pred, target + (block.targets.start or 0), mass)
+
+    @cached_property
+    def _rounding(self) -> Tensor:
+        """The rounding (B, 1, 1) of the largest mass of each image."""
+        return rounding(self.positive)
 
 
 @dataclass(frozen=True)
@@ -140,7 +169,11 @@ class AssignedPlan:
             self, index=self.index.repeat(layers, 1), mass=self.mass.repeat(layers, 1), background=background
         )
 
-    def pairs(self, static: bool) -> Pairs:
+    def blocks(self, limit: int) -> list[Block]:
+        """Return the whole plan as one block: it has no more pairs than predictions."""
+        return [EVERYTHING]
+
+    def pairs(self, static: bool, block: Block = EVERYTHING) -> Pairs:
         """Return the pairs that carry mass; with `static` all B·P predictions, which avoids a synchronisation."""
         if static:
             positive = self.is_positive.flatten()
@@ -157,7 +190,11 @@ Plan = DensePlan | AssignedPlan
 
 def carries_mass(mass: Tensor) -> Tensor:
     """Return where (B, ...) masses exceed the rounding of the largest one of their image."""
+    return mass > rounding(mass)
+
+
+def rounding(mass: Tensor) -> Tensor:
+    """Return the rounding (B, 1, ...) of the largest of the (B, ...) masses of each image."""
     if not mass.numel():
-        return mass > 0
-    largest = mass.flatten(1).amax(1).view(-1, *[1] * (mass.dim() - 1))
-    return mass > torch.finfo(mass.dtype).eps * largest
+        return mass.new_zeros(len(mass), *[1] * (mass.dim() - 1))
+    return torch.finfo(mass.dtype).eps * mass.amax(tuple(range(1, mass.dim())), keepdim=True)

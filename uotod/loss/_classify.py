@@ -5,7 +5,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from uotod._cost import SoftTarget, class_weight, parts_of, soft_loss, sum_rows, takes_one_hot
+from uotod._cost import SoftTarget, class_weight, parts_of, soft_loss, takes_one_hot
+from uotod._cost_rows import sum_rows
 from uotod.loss._blockwise import module_losses, row_losses
 from uotod.loss._labels import ClassLabels
 from uotod.loss._row_losses import row_loss

@@ -2,11 +2,16 @@
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from uotod._batch import Batch
-from uotod._cost import parts_of, sum_rows
-from uotod._plan import Plan
-from uotod.loss._fields import fields_of, unit_box
+from uotod._cost import Part, parts_of
+from uotod._cost_rows import sum_rows
+from uotod._plan import Block, Plan
+from uotod.loss._fields import Field, fields_of, unit_box
+
+MAX_PAIR_ELEMENTS = 1 << 19  # of the plan's entries that are looked at together on the CPU
+MAX_GPU_PAIR_ELEMENTS = 1 << 24
 
 
 def localization_losses(module: nn.Module, batch: Batch, plan: Plan, divisor: Tensor | None = None) -> list[Tensor]:
@@ -14,17 +19,41 @@ def localization_losses(module: nn.Module, batch: Batch, plan: Plan, divisor: Te
 
     A part gets predicted and target boxes, and by keyword what it declares in `needs`. The mass of an image is divided
     by its (L * B,) `divisor`, if there is one. A part that needs distributions is 0 in a layer without.
+
+    A plan of many pairs is evaluated block by block, and again in the backward pass instead of remembered.
     """
+    boxes = batch.predictions.boxes
+    parts = [(part, fields_of(part.module, batch)) for part in parts_of(module)]
+    static = _has_static_shapes(boxes)
+
+    def block_losses(boxes: Tensor, block: Block) -> list[Tensor]:
+        return _block_losses(parts, boxes, batch, plan, block, divisor, static)
+
+    if not batch.targets.boxes.shape[1]:  # a prediction may stand for no pair without targets
+        return [_nothing(boxes, fields, batch.predictions.layers) for _, fields in parts]
+    blocks = plan.blocks(MAX_GPU_PAIR_ELEMENTS if static else MAX_PAIR_ELEMENTS)
+    if len(blocks) == 1:
+        return block_losses(boxes, blocks[0])
+    found = [checkpoint(block_losses, boxes, block, use_reentrant=False) for block in blocks]
+    return [torch.stack(values).sum(0) for values in zip(*found, strict=True)]
+
+
+def _block_losses(
+    parts: list[tuple[Part, dict[str, Field]]],
+    boxes: Tensor,
+    batch: Batch,
+    plan: Plan,
+    block: Block,
+    divisor: Tensor | None,
+    static: bool,
+) -> list[Tensor]:
+    """Return the loss (L,) of each part on a block of the plan."""
     predictions = batch.predictions
     layers = predictions.layers
-    per_layer = max(len(predictions.boxes) // layers, 1)
-    parts = [(part, fields_of(part.module, batch)) for part in parts_of(module)]
-    static = _has_static_shapes(predictions.boxes)
-    pairs = plan.pairs(static)
-    if not len(pairs.mass) or not batch.targets.boxes.shape[1]:  # a prediction may stand for no pair without targets
-        zero = predictions.boxes.new_zeros(layers) + predictions.boxes[..., :0].sum()
-        return [zero + sum(field.values[..., :0].sum() for field in fields.values()) for _, fields in parts]
-    boxes, target_boxes = predictions.boxes[pairs.image, pairs.pred], batch.targets.boxes[pairs.image, pairs.target]
+    pairs = plan.pairs(static, block)
+    if not len(pairs.mass):
+        return [_nothing(boxes, fields, layers) for _, fields in parts]
+    boxes, target_boxes = boxes[pairs.image, pairs.pred], batch.targets.boxes[pairs.image, pairs.target]
     matched = pairs.mass > 0 if static else None
     if matched is not None:
         # rows without mass get a harmless box before the loss: a masked NaN would still reach the gradient
@@ -32,16 +61,23 @@ def localization_losses(module: nn.Module, batch: Batch, plan: Plan, divisor: Te
         boxes = torch.where(matched.unsqueeze(-1), boxes, unit)
         target_boxes = torch.where(matched.unsqueeze(-1), target_boxes, unit)
     mass = pairs.mass if divisor is None else pairs.mass / divisor[pairs.image]
+    layer = pairs.image // (len(predictions.boxes) // layers)
     losses = []
     for part, fields in parts:
         rows_of = {name: field.rows(pairs.image, pairs.pred, matched) for name, field in fields.items()}
         rows = sum_rows(part.module(boxes, target_boxes, **rows_of), len(boxes), "loc_loss_module")
         value = part.weight * mass.to(rows.dtype) * rows
-        value = value.new_zeros(layers).index_add(0, pairs.image // per_layer, value)
+        value = value.new_zeros(layers).index_add(0, layer, value)
         if "pred_dist" in fields and predictions.dist_layers is not None:
             value = torch.stack([x if predictions.has_dist(i) else torch.zeros_like(x) for i, x in enumerate(value)])
         losses.append(value)
     return losses
+
+
+def _nothing(boxes: Tensor, fields: dict[str, Field], layers: int) -> Tensor:
+    """Return zeros (L,) that depend on the boxes and the fields."""
+    zero = boxes.new_zeros(layers) + boxes[..., :0].sum()
+    return zero + sum(field.values[..., :0].sum() for field in fields.values())
 
 
 def _has_static_shapes(boxes: Tensor) -> bool:
