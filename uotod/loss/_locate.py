@@ -7,11 +7,12 @@ from torch.utils.checkpoint import checkpoint
 from uotod._batch import Batch
 from uotod._cost import Part, parts_of
 from uotod._cost_rows import sum_rows
-from uotod._plan import Block, Plan
+from uotod._plan import Block, Pairs, Plan
 from uotod.loss._fields import Field, fields_of, unit_box
 
 MAX_PAIR_ELEMENTS = 1 << 19  # of the plan's entries that are looked at together on the CPU
 MAX_GPU_PAIR_ELEMENTS = 1 << 24
+MAX_PAIRS = 1 << 18  # that are evaluated together, and remembered for the backward pass
 
 
 def localization_losses(module: nn.Module, batch: Batch, plan: Plan, divisor: Tensor | None = None) -> list[Tensor]:
@@ -26,31 +27,46 @@ def localization_losses(module: nn.Module, batch: Batch, plan: Plan, divisor: Te
     parts = [(part, fields_of(part.module, batch)) for part in parts_of(module)]
     static = _has_static_shapes(boxes)
 
-    def block_losses(boxes: Tensor, block: Block) -> list[Tensor]:
-        return _block_losses(parts, boxes, batch, plan, block, divisor, static)
-
     if not batch.targets.boxes.shape[1]:  # a prediction may stand for no pair without targets
         return [_nothing(boxes, fields, batch.predictions.layers) for _, fields in parts]
+
+    def block_losses(boxes: Tensor, pairs: Pairs) -> list[Tensor]:
+        return _pair_losses(parts, boxes, batch, pairs, divisor, static)
+
     blocks = plan.blocks(MAX_GPU_PAIR_ELEMENTS if static else MAX_PAIR_ELEMENTS)
-    if len(blocks) == 1:
-        return block_losses(boxes, blocks[0])
-    found = [checkpoint(block_losses, boxes, block, use_reentrant=False) for block in blocks]
+    pairs = _few_pairs(plan, blocks, static)
+    if pairs is not None:
+        return block_losses(boxes, pairs)
+    found = [
+        checkpoint(lambda x, block: block_losses(x, plan.pairs(static, block)), boxes, block, use_reentrant=False)
+        for block in blocks
+    ]
     return [torch.stack(values).sum(0) for values in zip(*found, strict=True)]
 
 
-def _block_losses(
+def _few_pairs(plan: Plan, blocks: list[Block], static: bool) -> Pairs | None:
+    """Return the pairs of all blocks, or None if they are too many to be held at once."""
+    if len(blocks) == 1:
+        return plan.pairs(static, blocks[0])
+    found: list[Pairs] = []
+    for block in blocks:
+        found.append(plan.pairs(static, block))
+        if sum(len(pairs.mass) for pairs in found) > MAX_PAIRS:
+            return None
+    return Pairs(*(torch.cat(column) for column in zip(*found, strict=True)))
+
+
+def _pair_losses(
     parts: list[tuple[Part, dict[str, Field]]],
     boxes: Tensor,
     batch: Batch,
-    plan: Plan,
-    block: Block,
+    pairs: Pairs,
     divisor: Tensor | None,
     static: bool,
 ) -> list[Tensor]:
-    """Return the loss (L,) of each part on a block of the plan."""
+    """Return the loss (L,) of each part on some pairs."""
     predictions = batch.predictions
     layers = predictions.layers
-    pairs = plan.pairs(static, block)
     if not len(pairs.mass):
         return [_nothing(boxes, fields, layers) for _, fields in parts]
     boxes, target_boxes = boxes[pairs.image, pairs.pred], batch.targets.boxes[pairs.image, pairs.target]
