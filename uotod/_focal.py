@@ -25,14 +25,13 @@ def zero_terms(logits: Tensor, alpha: float, gamma: float, slope: Tensor) -> Ten
     # ln(1 + e^x) without overflow; powers of two are several times faster than `exp` on CPUs
     loss = logits.clamp(min=0).add_(size.mul_(-LOG2_E).exp2_().log1p_())
     torch.sigmoid(logits, out=slope)
-    weight = 1.0 if alpha < 0 else 1 - alpha
-    if gamma == 0:
-        slope.mul_(weight)
-        return loss.mul_(weight)
-    p = slope
-    focus = p * p if gamma == 2 else (logits - loss).mul_(gamma * LOG2_E).exp2_()
-    focus.mul_(weight)
-    # (p^γ l)' = p^γ (γ (1 - p) l + p), as p' = p (1 - p) and l' = p
-    torch.mul(1 - p, loss, out=size).mul_(gamma).add_(p)
-    torch.mul(focus, size, out=slope)
-    return loss.mul_(focus)
+    if gamma > 0:
+        focus = slope * slope if gamma == 2 else (logits - loss).mul_(gamma * LOG2_E).exp2_()
+        # (p^γ l)' = p^γ (γ (1 - p) l + p), as p' = p (1 - p) and l' = p
+        torch.mul(1 - slope, loss, out=size).mul_(gamma).add_(slope)
+        torch.mul(focus, size, out=slope)
+        loss.mul_(focus)
+    if alpha >= 0:
+        slope.mul_(1 - alpha)
+        loss.mul_(1 - alpha)
+    return loss
