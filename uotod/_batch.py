@@ -15,6 +15,9 @@ from uotod._tensors import check_device, check_finite, entry, is_finite, reads_v
 
 PredictionDict = Mapping[str, Any]
 AnchorInput = Tensor | Anchors | Points
+Index = slice | Tensor  # of (N,) positions
+
+ALL = slice(None)
 
 
 @dataclass(frozen=True)
@@ -80,8 +83,20 @@ class Batch:
             logits = torch.empty_like(self.predictions.logits, device="meta")
             batch = replace(self, predictions=replace(self.predictions, logits=logits))
         found = batch._map(lambda x: x.view(layers, len(x) // layers, *x.shape[1:])[:, some].flatten(0, 1))
-        class_cost = None if found.class_cost is None else found.class_cost[:, :num_targets]
-        return replace(found, targets=found.targets.map(lambda x: x[:, :num_targets]), class_cost=class_cost)
+        return found.part(targets=slice(num_targets))
+
+    def part(self, rows: slice = ALL, targets: Index = ALL, preds: Index = ALL) -> "Batch":
+        """Return some of the stacked images with some of their targets and predictions; one row is of one layer."""
+        found = self._map(lambda x: x[rows])
+        predictions, anchors, class_cost = found.predictions, found.anchors, found.class_cost
+        if len(predictions.boxes) == 1:
+            predictions = replace(predictions, layers=1, dist_layers=None)
+        return Batch(
+            replace(predictions, **_apply(lambda x: _take(x, preds), vars(predictions))),
+            found.targets.map(lambda x: _take(x, targets)),
+            None if anchors is None else anchors._replace(**_apply(lambda x: _take(x, preds), anchors._asdict())),
+            None if class_cost is None else _take(_take(class_cost, targets), preds, dim=2),
+        )
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> "Batch":
         """Return the batch with a function applied to every tensor, whose first dimension is layers * images."""
@@ -135,6 +150,13 @@ def parse_batch(
 def _apply(function: Callable[[Tensor], Tensor], fields: Mapping[str, Any]) -> dict[str, Any]:
     """Return those fields that are tensors, with a function applied to them."""
     return {name: function(value) for name, value in fields.items() if isinstance(value, Tensor)}
+
+
+def _take(tensor: Tensor, index: Index, dim: int = 1) -> Tensor:
+    """Return the entries of a slice or of (N,) positions along a dimension."""
+    if isinstance(index, Tensor):
+        return tensor.index_select(dim, index)
+    return tensor[(slice(None),) * dim + (index,)]
 
 
 def _stack(layers: list[Predictions]) -> Predictions:

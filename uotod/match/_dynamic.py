@@ -19,7 +19,6 @@ from uotod.match._assigned import assigned_plan
 from uotod.match._base import PlanMatcher
 from uotod.match._checks import finite_predictions
 from uotod.match._overlap import pairwise_iou
-from uotod.match._part import part_of
 from uotod.solvers.aligned import Block, align
 from uotod.solvers.dynamic_k import dynamic_block, dynamic_k_match
 
@@ -83,7 +82,9 @@ class DynamicMatcher(PlanMatcher):
             for image, real in enumerate(mask):
                 targets = real.nonzero().squeeze(1)
                 if len(targets):
-                    index[image] = self._match_image(part_of(batch, image, targets), targets, mask.shape[1])
+                    index[image] = self._match_image(
+                        batch.part(slice(image, image + 1), targets), targets, mask.shape[1]
+                    )
         else:
             candidates = self._any_candidates(batch, MAX_GPU_BLOCK_ELEMENTS)
             index = self._match_part(batch, candidates, MAX_GPU_BLOCK_ELEMENTS)
@@ -101,7 +102,7 @@ class DynamicMatcher(PlanMatcher):
         chosen = candidates[0].nonzero().squeeze(1)
         index = torch.full_like(candidates[0], background, dtype=torch.long)
         if len(chosen):
-            part = part_of(image, 0, slice(None), chosen)
+            part = image.part(preds=chosen)
             found = self._match_part(part, candidates[:, chosen], MAX_IMAGE_BLOCK_ELEMENTS)
             index[chosen] = torch.cat((targets, targets.new_full((1,), background)))[found[0]]
         return index
@@ -110,7 +111,7 @@ class DynamicMatcher(PlanMatcher):
         """Return the candidates (B, P), by blocks of targets of at most `limit` pairs."""
         found = torch.zeros(batch.predictions.boxes.shape[:2], dtype=torch.bool, device=batch.targets.mask.device)
         for some in _blocks(batch, limit):
-            found = found | self._candidates(part_of(batch, slice(None), some)).squeeze(1)
+            found = found | self._candidates(batch.part(targets=some)).squeeze(1)
         return found
 
     def _match_part(self, batch: Batch, candidates: Tensor, limit: int) -> Tensor:
@@ -118,7 +119,7 @@ class DynamicMatcher(PlanMatcher):
         finite = finite_predictions(batch).unsqueeze(1) if self.nonfinite == "propagate" else None
 
         def block(some: slice) -> Block:
-            part = part_of(batch, slice(None), some)
+            part = batch.part(targets=some)
             overlap = pairwise_iou(part.targets.boxes, self._located_boxes(part))
             cost, weight = self._candidate_cost(part, overlap), self._target_weight(part)
             if weight is not None:
