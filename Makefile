@@ -18,6 +18,7 @@ bench: $(VENV)/.installed-dev ## time the criterion side by side with the peers 
 	@mkdir -p runs
 	$(VENV)/bin/python -m benchmarks --json runs/bench.json
 	$(VENV)/bin/python -m benchmarks.scaling --json runs/scaling.json
+	$(VENV)/bin/python -m benchmarks.profile --json runs/profile.json
 
 # Beside the environment, never in it: the original shares our name, and the others want packages that nobody else needs.
 peers: $(VENV)/bin/pip ## fetch the optional peers of the benchmark into .peers

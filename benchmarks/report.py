@@ -1,7 +1,7 @@
 """Tables of measurements: rows of the benchmark and of the scaling study in, Markdown or the documentation's part out.
 
-`python -m benchmarks.report bench.json scaling.json` keeps both files beside the documentation and writes the tables
-and the figure that `docs/performance.rst` shows.
+`python -m benchmarks.report bench.json scaling.json profile.json` keeps the files beside the documentation and writes
+the tables and the figure that `docs/performance.rst` shows.
 """
 
 import argparse
@@ -87,6 +87,19 @@ def exponent_table(exponents: Sequence[Row]) -> Table:
     return Table(head, cells)
 
 
+def profile_table(profiles: dict[str, dict[str, float]]) -> Table:
+    """Return the table of profiles: milliseconds of each stage, their sum, and the number of operations."""
+    stages = [name for name in next(iter(profiles.values())) if name != "operations"]
+    rows = []
+    for stage in stages:
+        times = [1e3 * found[stage] for found in profiles.values()]
+        if any(times):
+            rows.append([stage, *(number(x) if x else "" for x in times)])
+    rows.append(["sum", *(number(1e3 * sum(found[x] for x in stages)) for found in profiles.values())])
+    rows.append(["operations", *(f"{found['operations']:.0f}" for found in profiles.values())])
+    return Table(["ms", *profiles], rows)
+
+
 def markdown(table: Table) -> str:
     """Return a table in Markdown."""
     lines = ["| " + " | ".join(cells) + " |" for cells in (table.head, *table.rows)]
@@ -101,7 +114,7 @@ def restructured(table: Table) -> str:
     return "\n".join(lines)
 
 
-def documentation(bench: dict[str, Any], scaling: dict[str, Any]) -> str:
+def documentation(bench: dict[str, Any], scaling: dict[str, Any], profile: dict[str, dict[str, float]]) -> str:
     """Return the part of the page on performance that is made from measurements."""
     facts = bench["environment"]
     packages = [f"{name} {version}" for name, version in facts.items() if name not in ("machine", "cores", "threads")]
@@ -110,6 +123,11 @@ def documentation(bench: dict[str, Any], scaling: dict[str, Any]) -> str:
     parts: list[tuple[str, Callable[[], Table], str]] = [
         ("Side by side", lambda: bench_table(bench["rows"]), f"{machine} {absent}".strip()),
         ("Targets", lambda: target_table(verdicts(bench["rows"])), "Ratios of the peer's measurement to ours."),
+        (
+            "Profile",
+            lambda: profile_table(profile),
+            "Our first criterion alone, forward and backward: milliseconds of each stage without those inside it.",
+        ),
         (
             "Scaling",
             lambda: exponent_table(scaling["exponents"]),
@@ -123,19 +141,22 @@ def documentation(bench: dict[str, Any], scaling: dict[str, Any]) -> str:
 def main() -> None:
     """Write the documentation's part of two measurements."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__)
-    parser.add_argument("bench", type=Path, help="JSON file of `python -m benchmarks`")
-    parser.add_argument("scaling", type=Path, help="JSON file of `python -m benchmarks.scaling`")
+    names = ("bench", "scaling", "profile")
+    for name in names:
+        program = "benchmarks" if name == "bench" else f"benchmarks.{name}"
+        parser.add_argument(name, type=Path, help=f"JSON file of `python -m {program}`")
     options = parser.parse_args()
     from benchmarks.figure import draw_scaling
 
-    bench, scaling = (json.loads(path.read_text()) for path in (options.bench, options.scaling))
+    paths = {name: getattr(options, name) for name in names}
+    found = {name: json.loads(path.read_text()) for name, path in paths.items()}
     folder = DOCS / "measured"
     folder.mkdir(exist_ok=True)
-    for path, name in ((options.bench, "bench.json"), (options.scaling, "scaling.json")):
-        if path.resolve() != (folder / name).resolve():
-            shutil.copyfile(path, folder / name)
-    (folder / "tables.rst").write_text(documentation(bench, scaling))
-    draw_scaling(scaling["points"], folder / "scaling.svg")
+    for name, path in paths.items():
+        if path.resolve() != (folder / f"{name}.json").resolve():
+            shutil.copyfile(path, folder / f"{name}.json")
+    (folder / "tables.rst").write_text(documentation(**found))
+    draw_scaling(found["scaling"]["points"], folder / "scaling.svg")
 
 
 if __name__ == "__main__":

@@ -101,7 +101,7 @@ def test_a_target_is_the_ratio_of_the_peer_to_ours() -> None:
 def test_the_documentation_names_the_machine_and_who_is_missing() -> None:
     facts = {"machine": "abacus", "cores": "2", "threads": "1", "torch": "2.13"}
     bench = {"environment": facts, "missing": ["ultralytics"], "rows": [row("uotod")]}
-    text = documentation(bench, {"exponents": []})
+    text = documentation(bench, {"exponents": []}, {"D2": {"matching": 1e-3, "operations": 5}})
     assert "abacus, 2 cores, 1 thread; torch 2.13." in text
     assert "Not installed, so not measured: ultralytics." in text
     assert "not measured" in text
