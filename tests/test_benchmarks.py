@@ -18,10 +18,16 @@ def row(contender: str, rule: str = "IoU", **values) -> dict:
     return {"workload": "S8", "contender": contender, "rule": rule, **fields, **values}
 
 
-def test_rounds_go_through_all_steps_in_turn() -> None:
+def test_each_round_goes_through_all_steps_in_an_order_of_its_own() -> None:
     order: list[str] = []
-    interleave({name: lambda name=name: order.append(name) for name in "abc"}, repeats=4)
-    assert "".join(order) == 5 * "abc"  # the first round does not count
+    interleave({name: lambda name=name: order.append(name) for name in "abc"}, repeats=12)
+    rounds = ["".join(order[start : start + 3]) for start in range(0, len(order), 3)]
+    assert len(rounds) == 13  # the first round does not count
+    assert {"".join(sorted(each)) for each in rounds} == {"abc"}
+    assert len(set(rounds)) > 3
+    again: list[str] = []
+    interleave({name: lambda name=name: again.append(name) for name in "abc"}, repeats=12)
+    assert again == order
 
 
 def test_three_rounds_are_run_however_small_the_budget() -> None:
