@@ -34,20 +34,23 @@ def overlap_terms(
     """
     (aw, ah), (bw, bh) = sizes(box), sizes(other)
     shared = intersection(box, other)
-    union = (aw * ah + bw * bh).sub_(shared)
-    iou = quotient(shared, union, eps)
+    box_area, other_area = aw * ah, bw * bh
+    union = (box_area + other_area).sub_(shared)
+    # the union and the hull are at least as large as either box, of which there are fewer than pairs
+    positive = eps == 0 and (_is_positive(box_area) or _is_positive(other_area))
+    iou = quotient(shared, union, eps, positive)
     if kind == "iou":
         return (iou,)
 
     hull_w, hull_h = hull(box, other)
     if kind == "giou":
         area = hull_w.mul_(hull_h)
-        return iou, quotient(area - union, area, eps)
+        return iou, quotient(area - union, area, eps, positive)
 
     dx, dy = center_offsets(box, other)
     if kind == "siou":
         return (iou, *_angular_penalties((dx, dy), (hull_w, hull_h), (aw, ah), (bw, bh), eps, theta))
-    distance = quotient(dx**2 + dy**2, hull_w**2 + hull_h**2, eps)
+    distance = quotient(dx**2 + dy**2, hull_w**2 + hull_h**2, eps, positive)
     if kind == "diou":
         return iou, distance
     if kind == "eiou":
@@ -93,19 +96,19 @@ def scaled(box: Coordinates, ratio: float) -> Coordinates:
     return cx - half_w, cy - half_h, cx + half_w, cy + half_h
 
 
-def quotient(numerator: Tensor, denominator: Tensor, eps: float) -> Tensor:
+def quotient(numerator: Tensor, denominator: Tensor, eps: float, positive: bool = False) -> Tensor:
     """Return a quotient whose denominator of at least 0 is padded with `eps`, or 0 where that is 0 and `eps` too.
 
-    It takes the place of the numerator, which must have its shape.
+    It takes the place of the numerator, which must have its shape. `positive` tells that no denominator is 0.
     """
     if eps > 0:
         return numerator.div_(denominator + eps)
-    if _is_positive(denominator):
+    if positive or _is_positive(denominator):
         return numerator.div_(denominator)
     # before the division: the gradient of a masked 0/0 would still be NaN; and not by `where`, which takes ten times
     # as long as products on CPUs
-    positive = denominator.detach().sign().clamp_(min=0)
-    return numerator.div_((denominator * positive).add_(1 - positive))
+    some = denominator.detach().sign().clamp_(min=0)
+    return numerator.div_((denominator * some).add_(1 - some))
 
 
 def _is_positive(tensor: Tensor) -> bool:
