@@ -61,6 +61,6 @@ def criterion(
     return Contender(name, rule, result, stages, lambda: resident_growth(full), tolerance)
 
 
-def solver(name: str, rule: str, solve: Callable[[], Tensor]) -> Contender:
+def solver(name: str, rule: str, solve: Callable[[], Tensor], *, tolerance: float = 2e-6) -> Contender:
     """Return a solver of this process, whose only stage is the plan."""
-    return Contender(name, rule, solve, {"match": solve}, lambda: resident_growth(solve), 2e-6)
+    return Contender(name, rule, solve, {"match": solve}, lambda: resident_growth(solve), tolerance)

@@ -1,7 +1,7 @@
 """Runs in a process whose `uotod` is the original: problems come in over a pipe, losses, times and memory go out.
 
 `peers.original` starts it as `python -m benchmarks.original_server` with the original first on the path, so nothing
-here imports our package. Requests and answers are pickled; the operations are those of `Session`.
+here imports our package. Requests and answers are pickled; the operations are those of `Loaded`.
 """
 
 import importlib
@@ -19,7 +19,7 @@ from benchmarks.measure import resident_growth, timed
 NONE: dict[str, Any] = {"reduction": "none"}
 
 
-class Session:
+class Loaded:
     """The criteria of one problem."""
 
     def __init__(self, rule: str, classes: int, problem: dict[str, Any]) -> None:
@@ -159,14 +159,14 @@ def main() -> None:
     if not uotod.__version__.startswith("0.3"):
         raise RuntimeError(f"the original uotod must come first on the path, found {uotod.__file__}")
     torch.set_num_threads(1)
-    session: Session | None = None
+    session: Loaded | None = None
     while True:
         try:
             operation, given = pickle.load(sys.stdin.buffer)
         except EOFError:
             return
         if operation == "load":
-            session, answer = Session(*given), None
+            session, answer = Loaded(*given), None
         elif operation in ("result", "growth"):
             answer = getattr(session, operation)()
         else:

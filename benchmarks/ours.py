@@ -31,7 +31,7 @@ def ours(workload: Workload, problem: Problem) -> list[Contender]:
         solve, single = matcher(given).compute_matching, given.cost.float()
         return [
             solver("uotod", "unbalanced", lambda: solve(given.cost, given.mask)),
-            solver("uotod", "unbalanced, float32", lambda: solve(single, given.mask)),
+            solver("uotod float32", "unbalanced", lambda: solve(single, given.mask), tolerance=1e-5),
         ]
     return [contender(rule, loss, workload, problem) for rule, loss in criteria(workload).items()]
 

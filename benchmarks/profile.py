@@ -110,6 +110,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("workloads", nargs="*", default=DEFAULT, help=f"of {', '.join(WORKLOADS)}")
     parser.add_argument("--json", type=Path, help="also write the profiles to this file")
     options = parser.parse_args(arguments)
+    known = [name for name, workload in WORKLOADS.items() if workload.kind != "transport"]
+    if unknown := set(options.workloads) - set(known):
+        parser.error(f"unknown workloads {sorted(unknown)}, choose from {known}")
     torch.set_num_threads(1)
     profiles = {}
     for name in options.workloads:

@@ -37,10 +37,10 @@ TARGETS = [
     Target("S8", ("torchvision", "IoU"), "unbalanced", "full_ms", 1 / 1.9),
     Target("S8h", ("torchvision", "IoU"), "IoU", "full_ms", 1.3),
     Target("S8h", ("torchvision", "IoU"), "IoU", "peak_mib", 1.0),
-    Target("Y1", ("original uotod", "Hungarian"), "task-aligned", "full_ms", 250.0),
+    Target("Y1", ("original uotod", "Hungarian"), "Hungarian", "full_ms", 250.0),
     Target("Y1", ("ultralytics", "task-aligned"), "task-aligned", "full_ms", 1.2),
-    *(Target("P300", POT, rule, "match_ms", 20.0) for rule in (POT[1], "unbalanced, float32")),
-    *(Target("P8732", POT, rule, "match_ms", 3.0) for rule in (POT[1], "unbalanced, float32")),
+    Target("P300", POT, POT[1], "match_ms", 20.0),
+    Target("P8732", POT, POT[1], "match_ms", 3.0),
 ]
 
 

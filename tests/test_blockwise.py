@@ -187,3 +187,29 @@ def test_a_histogram_over_all_rows_is_not_cut_into_blocks(monkeypatch) -> None:
     whole = Classifier(GHMCLoss(reduction=N), logits, None).losses(labels)[0]
     monkeypatch.setattr(_blocks, "MAX_ROW_ELEMENTS", C)
     torch.testing.assert_close(Classifier(GHMCLoss(reduction=N), logits, None).losses(labels)[0], whole)
+
+
+class Doubled(SigmoidFocalLoss):
+    """A subclass that replaces the affine form alone, not `forward`."""
+
+    def class_terms(self, logits: Tensor):
+        terms = super().class_terms(logits)
+        return terms._replace(gain=2 * terms.gain, base=2 * terms.base)
+
+
+def test_a_replaced_affine_form_is_used_with_and_without_a_gradient() -> None:
+    logits, labels = logits_of(), labels_of(False, None, False)
+    expected = 2 * Classifier(SigmoidFocalLoss(reduction=N), logits, None).losses(labels)
+    torch.testing.assert_close(Classifier(Doubled(reduction=N), logits, None).losses(labels), expected)
+    with torch.no_grad():
+        torch.testing.assert_close(Classifier(Doubled(reduction=N), logits, None).losses(labels), expected)
+
+
+def test_gradients_of_several_outputs_may_be_taken_at_once() -> None:
+    logits, labels = logits_of(), labels_of(False, 0, False)
+    loss = row_loss(nn.CrossEntropyLoss(reduction=N), logits)
+    terms = _blockwise.row_losses(loss, logits, labels).sum(1)
+    one_by_one = [torch.autograd.grad(x, logits, retain_graph=True)[0] for x in terms]
+    terms = _blockwise.row_losses(loss, logits, labels).sum(1)
+    (batched,) = torch.autograd.grad(terms, logits, torch.eye(B).double(), is_grads_batched=True)
+    torch.testing.assert_close(batched, torch.stack(one_by_one))

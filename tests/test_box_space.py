@@ -131,7 +131,7 @@ def test_all_pairs_equal_the_rows(space, size, inner, sizes) -> None:
 
 
 def test_the_cost_of_detr_never_makes_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_cost, "_box_cost_by_rows", None)
+    monkeypatch.setattr(_cost, "cost_by_rows", None)
     problem = random_problem()
     module = BoxSpace(nn.L1Loss(reduction=N), "cxcywh")
     cost = Hungarian(loc_match_module=module).compute_cost_matrix(problem.input, problem.target)[..., :-1]

@@ -1,5 +1,7 @@
 """A compiled criterion computes what it computed before."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -61,6 +63,13 @@ def test_modules_of_a_user_stay_as_they_are() -> None:
     assert "_of_pair" not in vars(compiled.loc_loss_module)
     assert "_of_pair" in vars(compiled.matching_method.loc_match_module)
     assert "_of_pair" not in vars(criterion.matching_method.loc_match_module)  # a copy was compiled
+
+
+def test_a_copy_of_what_is_compiled_is_refused() -> None:
+    compiled = uotod.compile(recipes.detr(C), backend="eager")
+    with pytest.raises(TypeError, match="cannot be copied: copy it before it is compiled"):
+        copy.deepcopy(compiled)
+    assert list(copy.copy(compiled).state_dict()) == list(compiled.state_dict())
 
 
 def test_what_is_no_module_is_named() -> None:

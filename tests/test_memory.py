@@ -45,7 +45,7 @@ def in_blocks_of(size: int, patch: pytest.MonkeyPatch) -> None:
     for name, module in list(sys.modules.items()):
         if name.startswith("uotod"):
             for limit in [
-                x for x in vars(module) if x.startswith(("MAX_", "CHUNK_")) and x.endswith(("ELEMENTS", "BYTES"))
+                x for x in vars(module) if x.startswith("MAX_") and x.endswith(("ELEMENTS", "BYTES", "PAIRS"))
             ]:
                 patch.setattr(module, limit, size)
 

@@ -66,7 +66,7 @@ class Batch:
             return self
         images = len(self.predictions.boxes) // layers
         start = index % layers * images
-        found = self._map(lambda x: x[start : start + images])
+        found = self.part(slice(start, start + images))
         predictions = replace(found.predictions, layers=1, dist_layers=None)
         if not self.predictions.has_dist(index % layers):
             predictions = replace(predictions, dist=None)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 MAX_BLOCK_ELEMENTS = 1 << 17  # of a (B, T, P) block on the CPU: the dozen temporaries of an overlap stay in its cache
+MAX_GPU_BLOCK_ELEMENTS = 1 << 24  # of a (B, t, P) block on a GPU: large enough to keep it busy
 MAX_ROW_ELEMENTS = 1 << 18  # of a block of rows on the CPU
 MAX_GPU_ROW_ELEMENTS = 1 << 24  # of a block of rows on a GPU: enough to keep it busy
 

@@ -20,7 +20,8 @@ def compile(module: M, **options: Any) -> M:
     results are the same but for rounding. Each formula is compiled at its first call, which takes seconds, for all
     shapes; on a CPU this needs a C++ compiler.
 
-    The copy cannot be pickled or copied again: save its `state_dict`.
+    The copy cannot be pickled or copied again, which raises an error: save its `state_dict`, and copy what it was made
+    from.
 
     Args:
         module: a `DetectionLoss`, `Branches` or matcher, or any module that holds one.
@@ -41,4 +42,10 @@ def compile(module: M, **options: Any) -> M:
         for name in PURE_METHODS:
             if type(part).__module__.startswith("uotod.") and callable(getattr(part, name, None)):
                 setattr(part, name, torch.compile(getattr(part, name), **{"dynamic": True, **options}))
+                part.__dict__["__deepcopy__"] = _refuse_copy
     return module
+
+
+def _refuse_copy(memo: dict[int, Any]) -> None:
+    """Raise a TypeError: the compiled methods of a copy would be those of the module that it was copied from."""
+    raise TypeError("a module of uotod.compile cannot be copied: copy it before it is compiled")

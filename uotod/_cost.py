@@ -75,6 +75,11 @@ def class_terms(module: nn.Module, logits: Tensor) -> ClassTerms | None:
     return None if known is None else known(module, logits)
 
 
+def has_class_terms(module: nn.Module) -> bool:
+    """Tell whether a classification loss has an affine form."""
+    return type(module) in _KNOWN_CLASS_TERMS or _fast_method(module, "class_terms") is not None
+
+
 def soft_loss(module: nn.Module) -> Callable[[Tensor, SoftTarget], Tensor] | None:
     """Return the method that evaluates (..., C) logits on a `SoftTarget`, or None if the module has none."""
     return _fast_method(module, "soft_loss")
@@ -91,16 +96,16 @@ def zero_terms(module: nn.Module, logits: Tensor, slope: Tensor) -> Tensor | Non
     return None if declared is None else declared(logits, slope)
 
 
-def class_weight(module: nn.Module, num_classes: int) -> Tensor | None:
-    """Return the (C,) class weights by which the loss and its mean are weighted, as in `CrossEntropyLoss`."""
+def class_weight(module: nn.Module, logits: Tensor) -> Tensor | None:
+    """Return the class weights (C,) by which the loss of (..., C) logits and its mean are weighted, None for 1."""
     if not isinstance(module, (nn.CrossEntropyLoss, nn.NLLLoss)):
         declared: Tensor | None = getattr(module, "class_weight", None)
         return declared
     ignored = module.ignore_index
     weight: Tensor | None = module.weight
-    if 0 <= ignored < num_classes:
-        weight = torch.ones(num_classes) if weight is None else weight.clone()
-        weight[ignored] = 0.0
+    if 0 <= ignored < logits.shape[-1]:
+        weight = logits.new_ones(logits.shape[-1]) if weight is None else weight.clone()
+        weight[ignored].zero_()
     return weight
 
 
@@ -163,12 +168,13 @@ def _part_box_cost(module: nn.Module, target_boxes: Tensor, boxes: Tensor) -> Te
 
 
 def _fast_method(module: nn.Module, name: str) -> Callable[..., Any] | None:
-    """Return a module's fast method, unless a subclass has replaced the `forward` that it stands for."""
+    """Return a module's fast method, unless a subclass has replaced what it stands for."""
+    stands_for = ("forward", "class_terms") if name in ("label_cost", "zero_terms") else ("forward",)
     for cls in type(module).__mro__:
         if name in vars(cls):
             method: Callable[..., Any] = getattr(module, name)
             return method
-        if "forward" in vars(cls):
+        if any(x in vars(cls) for x in stands_for):
             return None
     return None
 

@@ -22,7 +22,8 @@ def peers(workload: Workload) -> dict[str, Callable[[Workload, Problem], Contend
         found["ultralytics"] = yolo.ultralytics
     if kind == "transport":
         found["POT"] = pot.pot
-    if kind in original.RULES and original.installed():
+    fits = kind != "yolo" or workload.images == 1  # see `original.RULES`
+    if kind in original.RULES and fits and original.installed():
         found["original uotod"] = original.original
     return found
 

@@ -16,8 +16,8 @@ from benchmarks.measure import Spent, Step
 from benchmarks.peers.packages import PEERS
 from benchmarks.workloads import Problem, Workload
 
-# What it is asked for, by the kind of the workload. RetinaNet is left out: its tensors of predictions times targets
-# times classes would need several times 1.5 GiB an image.
+# What it is asked for, by the kind of the workload. RetinaNet is left out, and Y8 with it: its tensors of predictions
+# times targets times classes would need several times 1.5 GiB an image.
 RULES = {
     "detr": "Hungarian",
     "dino": "Hungarian",

@@ -18,6 +18,8 @@ MAX_MODULE_ELEMENTS = 1 << 20  # of the logits that an unknown module sees at on
 def row_losses(loss: RowLoss, logits: Tensor, labels: ClassLabels) -> Tensor:
     """Return the loss (B, P) of (B, P, C) logits, each times its mass."""
     rows, flat = logits.flatten(0, 1), labels.flat()
+    if not torch.is_grad_enabled():
+        rows = rows.detach()  # for a function of its own autograd asks for a gradient even then
     if not logits.numel() or torch.compiler.is_compiling() or loss.trains_more(rows, flat):
         values = loss.values(rows, flat)
     else:
@@ -55,9 +57,7 @@ class _Blockwise(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         made, ctx.gradient = ctx.gradient, None
         if made is not None and not torch.is_grad_enabled():
-            if not (reads_values(gradient, validate=False) and bool((gradient == 1).all())):
-                made.mul_(gradient.unsqueeze(1))
-            return made, None, None
+            return _scale_(made, gradient.unsqueeze(1)), None, None
         # a second derivative, or a second backward pass through the same graph
         (rows,) = ctx.saved_tensors
         with torch.enable_grad():
@@ -65,6 +65,15 @@ class _Blockwise(torch.autograd.Function):
             values = ctx.loss.values(leaf, ctx.labels)
         (again,) = torch.autograd.grad(values, leaf, gradient, create_graph=torch.is_grad_enabled())
         return again, None, None
+
+
+def _scale_(made: Tensor, factor: Tensor) -> Tensor:
+    """Return `made`, (N, C), times a factor (N, 1), in its place if that can be."""
+    try:
+        is_one = reads_values(factor, validate=False) and bool((factor == 1).all())
+        return made if is_one else made.mul_(factor)
+    except RuntimeError:  # a batch of gradients (`is_grads_batched`) has no truth value, and no place in `made`
+        return made * factor
 
 
 def _evaluate(rows: Tensor, labels: ClassLabels, loss: RowLoss, differentiate: bool) -> tuple[Tensor, Tensor | None]:

@@ -43,9 +43,8 @@ class Classifier:
 
     def masses(self, labels: ClassLabels) -> tuple[Tensor, Tensor]:
         """Return the positive and the background mass (K, B) that each part sees, weighted by its class weights."""
-        num_classes = self.logits.shape[-1]
         positive, background = zip(
-            *(_weighted_masses(class_weight(part.module, num_classes), labels) for part in self.parts), strict=True
+            *(_weighted_masses(class_weight(part.module, self.logits), labels) for part in self.parts), strict=True
         )
         return torch.stack(positive), torch.stack(background)
 

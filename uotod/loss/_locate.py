@@ -12,7 +12,7 @@ from uotod.loss._fields import Field, fields_of, unit_box
 
 MAX_PAIR_ELEMENTS = 1 << 19  # of the plan's entries that are looked at together on the CPU
 MAX_GPU_PAIR_ELEMENTS = 1 << 24
-MAX_PAIRS = 1 << 18  # that are evaluated together, and remembered for the backward pass
+MAX_PAIRS = 1 << 18  # of several blocks, if they are evaluated together and remembered for the backward pass
 
 
 def localization_losses(module: nn.Module, batch: Batch, plan: Plan, divisor: Tensor | None = None) -> list[Tensor]:
@@ -48,6 +48,8 @@ def _few_pairs(plan: Plan, blocks: list[Block], static: bool) -> Pairs | None:
     """Return the pairs of all blocks, or None if they are too many to be held at once."""
     if len(blocks) == 1:
         return plan.pairs(static, blocks[0])
+    if static:
+        return None
     found: list[Pairs] = []
     for block in blocks:
         found.append(plan.pairs(static, block))
@@ -83,7 +85,9 @@ def _pair_losses(
         rows_of = {name: field.rows(pairs.image, pairs.pred, matched) for name, field in fields.items()}
         rows = sum_rows(part.module(boxes, target_boxes, **rows_of), len(boxes), "loc_loss_module")
         value = part.weight * mass.to(rows.dtype) * rows
-        value = value.new_zeros(layers).index_add(0, layer, value)
+        # in float64, for a float32 sum of many pairs one by one would lose digits
+        total = torch.zeros(layers, dtype=torch.float64, device=value.device).index_add(0, layer, value.double())
+        value = total.to(value.dtype)
         if "pred_dist" in fields and predictions.dist_layers is not None:
             value = torch.stack([x if predictions.has_dist(i) else torch.zeros_like(x) for i, x in enumerate(value)])
         losses.append(value)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from uotod._cost import ClassTerms, SoftTarget, class_terms, class_weight, soft_loss, zero_terms
+from uotod._cost import ClassTerms, SoftTarget, class_terms, class_weight, has_class_terms, soft_loss, zero_terms
 from uotod._focal import LOG2_E
 from uotod._tensors import reads_values
 from uotod.loss._labels import ClassLabels
@@ -65,7 +65,7 @@ class CrossEntropyRows(AffineRows):
 
     def _target(self, labels: ClassLabels, rows: Tensor) -> "_DenseTarget | _SparseTarget":
         """Return the mass on each class, the background's included, times its class weight."""
-        weight = class_weight(self.module, rows.shape[1])
+        weight = class_weight(self.module, rows)
         weight = None if weight is None else weight.to(rows)
         bg_class = labels.bg_class
         background = torch.zeros_like(labels.background) if bg_class is None else labels.background
@@ -174,11 +174,12 @@ def row_loss(module: nn.Module, logits: Tensor) -> RowLoss | None:
     """
     if soft_loss(module) is not None:
         return SoftRows(module) if getattr(module, "is_rowwise", False) else None
-    probe = logits.new_zeros(0, logits.shape[-1])
-    if class_terms(module, probe) is None:
+    if not has_class_terms(module):
         return None
-    if type(module) is nn.CrossEntropyLoss and module.label_smoothing == 0:
-        return CrossEntropyRows(module)
+    probe = logits.new_zeros(0, logits.shape[-1])
+    if type(module) is nn.CrossEntropyLoss:
+        class_terms(module, probe)  # checks its weights
+        return AffineRows(module) if module.label_smoothing else CrossEntropyRows(module)
     return AffineRows(module) if zero_terms(module, probe, probe) is None else SigmoidRows(module)
 
 

@@ -11,13 +11,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from uotod._batch import Batch
-from uotod._blocks import MAX_BLOCK_ELEMENTS
+from uotod._blocks import MAX_BLOCK_ELEMENTS, MAX_GPU_BLOCK_ELEMENTS
 from uotod._overlap import Coordinates, OverlapKind, overlap
 from uotod.solvers.aligned import Block
 from uotod.solvers.aligned_image import PairList, align_image
 from uotod.solvers.region import contains
 
-MAX_GPU_BLOCK_ELEMENTS = 1 << 24  # of a (B, t, P) block: large enough to keep a GPU busy
 MAX_MASK_ELEMENTS = 1 << 20  # of a (t, P) mask of pairs, a byte each, of which few are listed
 
 Array = NDArray[np.floating]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from uotod._batch import Batch
-from uotod._blocks import MAX_BLOCK_ELEMENTS
+from uotod._blocks import MAX_BLOCK_ELEMENTS, MAX_GPU_BLOCK_ELEMENTS
 from uotod._check import check_choice, check_integer, check_number
 from uotod._cost import box_cost, class_cost
 from uotod._plan import Plan
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 
 MAX_IMAGE_BLOCK_ELEMENTS = 1 << 20  # of a (t, P) block on the CPU: what is computed for each prediction is repeated
-MAX_GPU_BLOCK_ELEMENTS = 1 << 24  # of a (B, t, P) block on a GPU: large enough to keep it busy
 
 
 class DynamicMatcher(PlanMatcher):

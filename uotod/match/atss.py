@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from uotod._batch import Batch
-from uotod._blocks import MAX_BLOCK_ELEMENTS
+from uotod._blocks import MAX_BLOCK_ELEMENTS, MAX_GPU_BLOCK_ELEMENTS
 from uotod._boxes import aligned_overlap, box_centers
 from uotod._check import check_integer, check_number
 from uotod._cost import gather_classes
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from uotod.match._base import MatcherOptions
-
-MAX_GPU_BLOCK_ELEMENTS = 1 << 24  # of a (B, t, P) block: large enough to keep a GPU busy
 
 
 class ATSS(OverlapMatcher):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from uotod._batch import Batch
-from uotod._blocks import MAX_BLOCK_ELEMENTS
+from uotod._blocks import MAX_BLOCK_ELEMENTS, MAX_GPU_BLOCK_ELEMENTS
 from uotod._boxes import pairwise_overlap
 from uotod._check import check_choice, check_number
 from uotod._plan import Plan
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from uotod.match._base import MatcherOptions
-
-MAX_GPU_BLOCK_ELEMENTS = 1 << 24  # of a (B, t, P) block: large enough to keep a GPU busy
 
 
 class IoUThreshold(OverlapMatcher):
