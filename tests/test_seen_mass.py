@@ -220,7 +220,7 @@ def test_the_static_path_of_a_gpu_gives_the_same(monkeypatch: pytest.MonkeyPatch
         with monkeypatch.context() as patch:
             for plan in (_plan.DensePlan, _plan.AssignedPlan):
                 pairs = plan.pairs
-                patch.setattr(plan, "pairs", lambda self, static, pairs=pairs: pairs(self, True))
+                patch.setattr(plan, "pairs", lambda self, static, *block, pairs=pairs: pairs(self, True, *block))
             loss = criterion(problem.input, problem.target, problem.anchors)
         torch.testing.assert_close(loss, expected)
 

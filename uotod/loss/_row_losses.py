@@ -177,8 +177,9 @@ def row_loss(module: nn.Module, logits: Tensor) -> RowLoss | None:
     if not has_class_terms(module):
         return None
     probe = logits.new_zeros(0, logits.shape[-1])
+    if class_weight(module, logits) is not None:
+        class_terms(module, probe)  # checks that the weights fit
     if type(module) is nn.CrossEntropyLoss:
-        class_terms(module, probe)  # checks its weights
         return AffineRows(module) if module.label_smoothing else CrossEntropyRows(module)
     return AffineRows(module) if zero_terms(module, probe, probe) is None else SigmoidRows(module)
 
