@@ -177,14 +177,20 @@ def blank(cost: Tensor) -> Transport:
     )
 
 
+def sweep_contraction(penalties: Penalties, reg: float | None) -> float:
+    """Return the factor by which a sweep contracts; its bound where `reg` is None, because it must not be read."""
+    contraction = 1.0
+    for penalty in penalties:
+        contraction *= 0.0 if penalty == 0 else 1.0 if reg is None or math.isinf(penalty) else penalty / (penalty + reg)
+    return contraction
+
+
 def _budget(
     penalties: Penalties, reg: float | None, num_iter: int, tol: float, dtype: torch.dtype, sync_free: bool
 ) -> _Budget:
     """Choose the method by the contraction of a sweep; `reg` is None where reading it would synchronise."""
     attainable = max(tol, 8 * torch.finfo(dtype).eps)
-    contraction = 1.0
-    for penalty in penalties:
-        contraction *= 0.0 if penalty == 0 else 1.0 if reg is None or math.isinf(penalty) else penalty / (penalty + reg)
+    contraction = sweep_contraction(penalties, reg)
     newton = contraction > SLOW
     if sync_free and newton and reg is not None:
         levels = math.ceil(max(0.0, math.log(ANNEAL_FROM / reg) / -math.log(ANNEAL_RATIO)))

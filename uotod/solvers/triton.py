@@ -1,14 +1,13 @@
 """Costs and marginals in, entropic transport plans by one launch of a Triton kernel out."""
 
 import importlib.util
-import math
 import os
 
 import torch
 from torch import Tensor
 
-from uotod.solvers._scaling import log_range
-from uotod.solvers.sinkhorn import NUM_ITER, SLOW, TOL, Transport, blank, solve_sinkhorn
+from uotod.solvers._scaling import Penalties, log_range
+from uotod.solvers.sinkhorn import NUM_ITER, SLOW, TOL, Transport, blank, solve_sinkhorn, sweep_contraction
 
 MOST_COLUMNS = 512
 MOST_NEWTON_COLUMNS = 128  # the linear system of a step is solved in registers
@@ -62,7 +61,8 @@ def solve_triton(
     if not cost.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
         raise ValueError(f"solver='triton' needs tensors on a CUDA device, got {cost.device}: use solver='torch'")
     columns = cost.shape[1]
-    newton = _is_slow(reg, reg_pred, reg_target)
+    known = None if isinstance(reg, Tensor) else reg
+    newton = sweep_contraction(Penalties(reg_pred, reg_target), known) > SLOW
     if columns > (MOST_NEWTON_COLUMNS if newton else MOST_COLUMNS):
         return solve_sinkhorn(cost, column_mass, active, reg, reg_pred, reg_target, num_iter=num_iter, tol=tol)
     cost = cost.contiguous()
@@ -71,17 +71,6 @@ def solve_triton(
         regs = reg if isinstance(reg, Tensor) else torch.full_like(out.residual, reg, dtype=torch.float64)
         _launch(cost, column_mass, active, regs.double(), reg_pred, reg_target, num_iter, tol, newton, out)
     return out
-
-
-def _is_slow(reg: float | Tensor, reg_pred: float, reg_target: float) -> bool:
-    """Tell whether sweeps contract slowly, or may: the values of a tensor are not read."""
-    contraction = 1.0
-    for penalty in (reg_pred, reg_target):
-        if penalty == 0:
-            contraction = 0.0
-        elif not isinstance(reg, Tensor) and not math.isinf(penalty):
-            contraction *= penalty / (penalty + reg)
-    return contraction > SLOW
 
 
 def _launch(
