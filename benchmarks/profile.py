@@ -21,10 +21,12 @@ from benchmarks.contender import Contender
 from benchmarks.ours import ours
 from benchmarks.report import markdown, profile_table
 from benchmarks.workloads import WORKLOADS, make_problem
-from uotod.loss import detection
-from uotod.loss._classify import Classifier
-from uotod.match import _base, _sinkhorn, hungarian
-from uotod.match._base import Matcher
+from uotod.criterion import detection
+from uotod.criterion.classify import Classifier
+from uotod.match import base as _base
+from uotod.match import hungarian
+from uotod.match import sinkhorn as _sinkhorn
+from uotod.match.base import Matcher
 
 # a stage that another one calls counts on its own account only
 STAGES: dict[str, tuple[Any, str]] = {

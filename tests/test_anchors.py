@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from tests.problems import random_boxes, random_problem
-from uotod._batch import parse_batch
 from uotod.match import IoUThreshold
+from uotod.scene.predictions import parse_batch
 from uotod.utils import Anchors, Points
 
 

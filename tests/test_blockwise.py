@@ -6,7 +6,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from uotod import _blocks
+from uotod.cost import blocks as _blocks
+from uotod.cost import blockwise as _blockwise
+from uotod.cost.labels import ClassLabels
+from uotod.cost.row_losses import row_loss
+from uotod.criterion.classify import Classifier
 from uotod.loss import (
     ConfidenceLoss,
     GHMCLoss,
@@ -16,11 +20,7 @@ from uotod.loss import (
     SigmoidPolyLoss,
     SoftmaxFocalLoss,
     VarifocalLoss,
-    _blockwise,
 )
-from uotod.loss._classify import Classifier
-from uotod.loss._labels import ClassLabels
-from uotod.loss._row_losses import row_loss
 
 N = "none"
 B, P, C = 3, 14, 6

@@ -12,9 +12,9 @@ from tests.mmdet_losses import mmdet_losses
 from tests.oracles import box_loss as oracle
 from tests.problems import random_boxes
 from tests.test_boxes import EDGE_CASES
-from uotod import _cost
-from uotod._boxes import aligned_overlap
-from uotod._overlap import OVERLAP_KINDS
+from uotod.cost import adapters as _cost
+from uotod.geometry.boxes import aligned_overlap
+from uotod.geometry.overlap import OVERLAP_KINDS
 from uotod.loss import (
     AlphaIoULoss,
     BalancedL1Loss,

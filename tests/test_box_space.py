@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from tests.oracles import box_loss as oracle
 from tests.problems import random_boxes, random_problem
 from tests.test_boxes import EDGE_CASES
-from uotod import _cost
+from uotod.cost import adapters as _cost
+from uotod.criterion import locate as _locate
 from uotod.loss import (
     BalancedL1Loss,
     BoxSpace,
@@ -17,7 +18,6 @@ from uotod.loss import (
     DistributionFocalLoss,
     GIoULoss,
     MultipleObjectiveLoss,
-    _locate,
 )
 from uotod.match import BalancedSinkhorn, Hungarian, IoUThreshold
 from uotod.utils import Anchors, DeltaCoder, DistanceCoder, Points, box_xyxy_to_cxcywh

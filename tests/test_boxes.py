@@ -7,7 +7,7 @@ import torch
 
 from tests.problems import random_boxes
 from uotod import utils
-from uotod._boxes import aligned_overlap, pairwise_overlap
+from uotod.geometry.boxes import aligned_overlap, pairwise_overlap
 
 KINDS = ["iou", "giou", "diou", "ciou"]
 EDGE_CASES = {

@@ -6,9 +6,9 @@ from torch import Tensor, nn
 
 from tests.matcher_cases import CASES
 from tests.problems import Problem, jittered, matched, random_problem
-from uotod._batch import parse_batch
 from uotod.loss import DetectionLoss
 from uotod.match import Matcher
+from uotod.scene.predictions import parse_batch
 from uotod.utils import Anchors, Points
 
 JOINT = ("SharedLayers", "UnionVote")  # match all layers together

@@ -5,8 +5,8 @@ import torch
 from torch import Tensor, nn
 
 from tests.problems import random_problem
-from uotod import _cost, _cost_rows
-from uotod._batch import parse_batch
+from uotod.cost import adapters as _cost
+from uotod.cost import by_rows as _cost_rows
 from uotod.loss import (
     CIoULoss,
     DIoULoss,
@@ -17,6 +17,7 @@ from uotod.loss import (
     SigmoidFocalCost,
     SigmoidFocalLoss,
 )
+from uotod.scene.predictions import parse_batch
 
 WEIGHT = torch.tensor([0.1, 1.0, 2.0, 0.5, 3.0], dtype=torch.float64)
 N = "none"

@@ -26,8 +26,8 @@ RULES: dict[str, Callable[..., Matcher]] = {
 }
 LIMITS = {
     "uotod.match.iou_threshold": ("MAX_BLOCK_ELEMENTS", "MAX_GPU_BLOCK_ELEMENTS"),
-    "uotod.match._aligned_pairs": ("MAX_BLOCK_ELEMENTS", "MAX_MASK_ELEMENTS", "MAX_GPU_BLOCK_ELEMENTS"),
-    "uotod.match._dynamic": ("MAX_BLOCK_ELEMENTS", "MAX_IMAGE_BLOCK_ELEMENTS", "MAX_GPU_BLOCK_ELEMENTS"),
+    "uotod.match.aligned_pairs": ("MAX_BLOCK_ELEMENTS", "MAX_MASK_ELEMENTS", "MAX_GPU_BLOCK_ELEMENTS"),
+    "uotod.match.dynamic": ("MAX_BLOCK_ELEMENTS", "MAX_IMAGE_BLOCK_ELEMENTS", "MAX_GPU_BLOCK_ELEMENTS"),
     "uotod.match.atss": ("MAX_BLOCK_ELEMENTS", "MAX_GPU_BLOCK_ELEMENTS"),
 }
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from tests.guards import take_gpu_path
 from tests.matcher_cases import CASES
 from tests.problems import Problem, random_boxes, random_problem
+from uotod.criterion.mining import mine_hard_negatives
 from uotod.loss import (
     DetectionLoss,
     GIoULoss,
@@ -21,7 +22,6 @@ from uotod.loss import (
     SigmoidFocalLoss,
     TargetNormalizer,
 )
-from uotod.loss.mining import mine_hard_negatives
 from uotod.match import ClosestTarget, Hungarian, IoUThreshold, SoftMin, UnbalancedSinkhorn
 
 N = "none"
@@ -122,7 +122,7 @@ class TestEdges:
 
         class Fixed(type(criterion.matching_method)):
             def _match(self, cost, mask):
-                from uotod._plan import DensePlan
+                from uotod.plan import DensePlan
 
                 return DensePlan.from_columns(plan.transpose(1, 2), mask.shape[1])
 
@@ -166,7 +166,7 @@ class TestEdges:
         assert boxes.grad.abs().sum() > 0
 
     def test_the_static_path_of_a_gpu_gives_the_same(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        from uotod import _plan
+        from uotod import plan as _plan
 
         problem = random_problem(3, 9, 4)
         for name in ("Hungarian", "SoftMin", "IoUThreshold-band"):

@@ -5,9 +5,9 @@ import torch
 
 from tests.guards import take_gpu_path
 from tests.problems import random_boxes
-from uotod._iou_rows import IoURows
-from uotod._targets import Targets
-from uotod.match._overlap import largest_iou, pairwise_iou
+from uotod.geometry.image_iou import IoURows
+from uotod.match.similarity import largest_iou, pairwise_iou
+from uotod.scene.targets import Targets
 from uotod.utils import box_iou
 
 

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from tests.matcher_cases import CASES, COSTS
 from tests.oracles import sets as oracle
 from tests.problems import random_boxes, random_problem
-from uotod._batch import parse_batch
 from uotod.loss import DetectionLoss, GIoULoss, PositiveNormalizer
 from uotod.match import BalancedSinkhorn, Hungarian, IoUThreshold, SharedLayers, SoftMin, UnionVote, WeightedSum
+from uotod.scene.predictions import parse_batch
 from uotod.solvers.vote import union_vote
 from uotod.utils import Anchors
 

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from tests.problems import random_boxes
 from uotod import loss as losses
-from uotod._cost import class_terms
+from uotod.cost.adapters import class_terms
 from uotod.loss import (
     CIoULoss,
     DIoULoss,

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from tests.guards import NoSynchronisation, take_gpu_path
 from tests.problems import random_boxes, random_problem
-from uotod import _plan
+from uotod import plan as _plan
 from uotod.loss import (
     Branch,
     Branches,

@@ -12,8 +12,7 @@ from torch.nn import functional as F
 from tests.matcher_cases import CASES
 from tests.oracles import classify as oracle
 from tests.problems import Problem, random_problem
-from uotod._batch import parse_batch
-from uotod._plan import AssignedPlan, DensePlan, Plan
+from uotod.criterion.mining import mine_hard_negatives
 from uotod.loss import (
     DetectionLoss,
     GHMCLoss,
@@ -28,8 +27,9 @@ from uotod.loss import (
     TotalMassNormalizer,
     VarifocalLoss,
 )
-from uotod.loss.mining import mine_hard_negatives
 from uotod.match import Hungarian, SoftMin
+from uotod.plan import AssignedPlan, DensePlan, Plan
+from uotod.scene.predictions import parse_batch
 
 N = "none"
 L1 = nn.L1Loss(reduction=N)

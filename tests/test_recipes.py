@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from tests.problems import Problem, random_problem
 from uotod import recipes
-from uotod._cost import parts_of
+from uotod.cost.adapters import parts_of
 from uotod.loss import DetectionLoss, MultipleObjectiveLoss
 from uotod.recipes import ALL_RECIPES
 

@@ -12,6 +12,7 @@ from tests.matcher_cases import CASES
 from tests.oracles import criterion as oracle
 from tests.oracles.loss import binary_cross_entropy, l1
 from tests.problems import Problem, random_problem
+from uotod.criterion.quality import centerness
 from uotod.loss import (
     DetectionLoss,
     MassNormalizer,
@@ -23,7 +24,6 @@ from uotod.loss import (
     TargetNormalizer,
     TotalMassNormalizer,
 )
-from uotod.loss._quality import centerness
 from uotod.match import Hungarian
 from uotod.utils import Points
 
@@ -204,7 +204,7 @@ def test_no_gradient_flows_through_the_quality_of_localisation() -> None:
 
 
 def test_the_static_path_of_a_gpu_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    from uotod import _plan
+    from uotod import plan as _plan
 
     for name in ("Hungarian", "SoftMin", "IoUThreshold-band"):
         problem = problem_of(3, 9, 4)

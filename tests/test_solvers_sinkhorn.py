@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tests.oracles import transport as oracle
-from uotod.solvers import _chunks
+from uotod.solvers import chunks as _chunks
 from uotod.solvers.assignment import assign_predictions
 from uotod.solvers.pot import solve_pot
 from uotod.solvers.sinkhorn import Transport, solve_sinkhorn

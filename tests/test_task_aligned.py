@@ -10,9 +10,9 @@ from tests.aligned_scenes import assignment, scene
 from tests.guards import take_gpu_path
 from tests.oracles import task_aligned as slow
 from tests.problems import random_problem
-from uotod._plan import AssignedPlan, DensePlan
 from uotod.loss import CIoULoss, DetectionLoss, NegativeProbLoss
 from uotod.match import Hungarian, TaskAligned, WeightedSum
+from uotod.plan import AssignedPlan, DensePlan
 from uotod.utils import Points
 
 

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from tests.test_solvers_sinkhorn import PENALTIES, assert_plans_close, no_synchronisation, problem, violation
 from uotod.match import BalancedSinkhorn, UnbalancedSinkhorn
-from uotod.solvers import triton as host
 from uotod.solvers.sinkhorn import Transport, solve_sinkhorn
-from uotod.solvers.triton import solve_triton
+from uotod.solvers.triton import launch as host
+from uotod.solvers.triton.launch import solve_triton
 
 INF = math.inf
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -28,7 +28,7 @@ COMPILE = """
 import warnings
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
-from uotod.solvers._triton_sinkhorn import solve_images
+from uotod.solvers.triton.sinkhorn_kernel import solve_images
 pointers = dict(cost="X", column_mass="X", active="*u8", regs="*fp64", plan="X", pred_potential="X",
                 target_potential="X", iterations="*i64", residuals="X")
 numbers = dict(columns="i32", preds="i32", num_iter="i32")

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from uotod._check import check_integer
+from uotod.check import check_integer
 
 # COCO's limits on a target's area, in pixels², and the index of its IoU thresholds 0.5, 0.55, ..., 0.95.
 AREAS = {"": (0.0, 1e10), "_small": (0.0, 32.0**2), "_medium": (32.0**2, 96.0**2), "_large": (96.0**2, 1e10)}

@@ -1,7 +1,7 @@
 """Tools around matching and losses: box conversions, overlaps, non-maximum suppression and padding."""
 
-from uotod._anchors import Anchors, Points
-from uotod._boxes import (
+from uotod.geometry.anchors import Anchors, Points
+from uotod.geometry.boxes import (
     box_area,
     box_ciou,
     box_cxcywh_to_xyxy,
@@ -12,11 +12,11 @@ from uotod._boxes import (
     box_xyxy_to_cxcywh,
     box_xyxy_to_xywh,
 )
-from uotod._cell_coder import CellCoder
-from uotod._coders import BoxCoder, DeltaCoder, DistanceCoder
-from uotod._distribution import distribution_to_box
-from uotod._nms import batched_nms, nms
-from uotod._targets import pad_targets
+from uotod.geometry.cell_coder import CellCoder
+from uotod.geometry.coders import BoxCoder, DeltaCoder, DistanceCoder
+from uotod.geometry.nms import batched_nms, nms
+from uotod.geometry.sides import distribution_to_box
+from uotod.scene.targets import pad_targets
 
 __all__ = [
     "Anchors",

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.problems import Problem, random_boxes, random_problem
-from uotod._boxes import aligned_overlap
+from uotod.geometry.boxes import aligned_overlap
 from uotod.loss import (
     DetectionLoss,
     DistillationLoss,

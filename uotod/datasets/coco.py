@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from uotod._check import check_choice, check_flag, check_integer
+from uotod.check import check_choice, check_flag, check_integer
 from uotod.datasets._target import (
     Pixels,
     Sample,

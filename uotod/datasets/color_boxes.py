@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from uotod._check import check_integer, check_number
+from uotod.check import check_integer, check_number
 from uotod.datasets._target import Pixels, Sample, TargetDict, check_index, check_size, to_image
 
 MAX_CLASSES = 20

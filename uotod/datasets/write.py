@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from uotod._check import check_flag
+from uotod.check import check_flag
 from uotod.datasets._target import Sample, TargetDict, annotation_file, import_pillow, to_pixels
 
 

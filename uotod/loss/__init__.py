@@ -2,26 +2,10 @@
 
 from torch import nn
 
-from uotod.loss.alpha_iou import AlphaIoULoss
-from uotod.loss.balanced_l1 import BalancedL1Loss
-from uotod.loss.box_space import BoxSpace
-from uotod.loss.branches import Branch, Branches
-from uotod.loss.confidence import ConfidenceLoss
-from uotod.loss.detection import DetectionLoss
-from uotod.loss.distribution import DistributionFocalLoss
-from uotod.loss.eiou import EIoULoss, ExtendedIoULoss
-from uotod.loss.errors import detection_errors
-from uotod.loss.fine_grained import DistillationLoss, FineGrainedLoss
-from uotod.loss.focal import SigmoidFocalCost, SigmoidFocalLoss
-from uotod.loss.ghm import GHMCLoss
-from uotod.loss.inner_iou import InnerIoULoss
-from uotod.loss.iou import CIoULoss, DIoULoss, GIoULoss, IoULoss
-from uotod.loss.iou_aware import IoUAwareBCELoss
-from uotod.loss.matchability import MatchabilityAwareLoss
-from uotod.loss.mpdiou import MPDIoULoss
-from uotod.loss.multiple import MultipleObjectiveLoss
-from uotod.loss.negative_prob import NegativeProbLoss
-from uotod.loss.normalize import (
+from uotod.criterion.branches import Branch, Branches
+from uotod.criterion.detection import DetectionLoss
+from uotod.criterion.errors import detection_errors
+from uotod.criterion.normalize import (
     Divisors,
     Masses,
     MassNormalizer,
@@ -33,6 +17,22 @@ from uotod.loss.normalize import (
     TargetNormalizer,
     TotalMassNormalizer,
 )
+from uotod.loss.alpha_iou import AlphaIoULoss
+from uotod.loss.balanced_l1 import BalancedL1Loss
+from uotod.loss.box_space import BoxSpace
+from uotod.loss.confidence import ConfidenceLoss
+from uotod.loss.distribution import DistributionFocalLoss
+from uotod.loss.eiou import EIoULoss, ExtendedIoULoss
+from uotod.loss.fine_grained import DistillationLoss, FineGrainedLoss
+from uotod.loss.focal import SigmoidFocalCost, SigmoidFocalLoss
+from uotod.loss.ghm import GHMCLoss
+from uotod.loss.inner_iou import InnerIoULoss
+from uotod.loss.iou import CIoULoss, DIoULoss, GIoULoss, IoULoss
+from uotod.loss.iou_aware import IoUAwareBCELoss
+from uotod.loss.matchability import MatchabilityAwareLoss
+from uotod.loss.mpdiou import MPDIoULoss
+from uotod.loss.multiple import MultipleObjectiveLoss
+from uotod.loss.negative_prob import NegativeProbLoss
 from uotod.loss.objectness import ObjectnessLoss
 from uotod.loss.poly import PolyLoss, SigmoidPolyLoss
 from uotod.loss.quality_focal import QualityFocalLoss

@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from uotod._check import check_choice, check_number
-from uotod._overlap import OVERLAP_KINDS, Coordinates, OverlapKind, overlap_terms
-from uotod.loss._pairs import BoxPairLoss
+from uotod.check import check_choice, check_number
+from uotod.geometry.overlap import OVERLAP_KINDS, Coordinates, OverlapKind, overlap_terms
+from uotod.loss.box_pair import BoxPairLoss
 
 FLOOR = 1e-6  # below, a power less than 1 continues as a straight line
 

@@ -5,9 +5,9 @@ import math
 import torch
 from torch import Tensor, nn
 
-from uotod._boxes import full_precision, pairwise_coordinates
-from uotod._check import check_number
-from uotod.loss._reduce import check_reduction, reduce_loss
+from uotod.check import check_number
+from uotod.geometry.boxes import full_precision, pairwise_coordinates
+from uotod.loss.reduce import check_reduction, reduce_loss
 
 
 class BalancedL1Loss(nn.Module):

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from uotod._boxes import box_xyxy_to_cxcywh, full_precision
-from uotod._check import check_choice, check_number
-from uotod._coders import BoxCoder
-from uotod._cost import box_cost, parts_of
-from uotod.loss._pairs import BoxPairLoss, check_rows
+from uotod.check import check_choice, check_number
+from uotod.cost.adapters import box_cost, parts_of
+from uotod.geometry.boxes import box_xyxy_to_cxcywh, full_precision
+from uotod.geometry.coders import BoxCoder
+from uotod.loss.box_pair import BoxPairLoss, check_rows
 
 
 class BoxSpace(nn.Module):

@@ -6,11 +6,11 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from uotod._boxes import full_precision
-from uotod._check import check_number
-from uotod._coders import DistanceCoder
-from uotod._distribution import bins_of, check_sides, interpolated_loss
-from uotod.loss._reduce import check_reduction, reduce_loss
+from uotod.check import check_number
+from uotod.geometry.boxes import full_precision
+from uotod.geometry.coders import DistanceCoder
+from uotod.geometry.sides import bins_of, check_sides, interpolated_loss
+from uotod.loss.reduce import check_reduction, reduce_loss
 
 
 class DistributionFocalLoss(nn.Module):

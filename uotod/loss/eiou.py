@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from uotod._check import check_number
-from uotod._overlap import Coordinates, overlap_terms, quotient, sizes
-from uotod.loss._pairs import BoxPairLoss
+from uotod.check import check_number
+from uotod.geometry.overlap import Coordinates, overlap_terms, quotient, sizes
+from uotod.loss.box_pair import BoxPairLoss
 
 
 class EIoULoss(BoxPairLoss):

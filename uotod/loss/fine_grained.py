@@ -4,10 +4,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from uotod._boxes import aligned_overlap, box_xyxy_to_cxcywh, full_precision
-from uotod._check import check_integer, check_number
-from uotod._distribution import bins_of, check_sides, interpolated_loss
-from uotod.loss._reduce import check_reduction, reduce_loss
+from uotod.check import check_integer, check_number
+from uotod.geometry.boxes import aligned_overlap, box_xyxy_to_cxcywh, full_precision
+from uotod.geometry.sides import bins_of, check_sides, interpolated_loss
+from uotod.loss.reduce import check_reduction, reduce_loss
 
 
 def fine_grained_bins(max_bin: int = 32, *, bound: float = 0.5, scale: float = 4.0) -> Tensor:

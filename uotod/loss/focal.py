@@ -4,12 +4,12 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from uotod._boxes import full_precision
-from uotod._check import check_number
-from uotod._cost import ClassTerms
-from uotod._focal import focal_terms, zero_terms
-from uotod.loss._reduce import check_reduction, reduce_loss
-from uotod.loss._rows import one_hot_rows, smooth_gain, smooth_rows
+from uotod.check import check_number
+from uotod.cost.adapters import ClassTerms
+from uotod.cost.focal import focal_terms, zero_terms
+from uotod.geometry.boxes import full_precision
+from uotod.loss.one_hot import one_hot_rows, smooth_gain, smooth_rows
+from uotod.loss.reduce import check_reduction, reduce_loss
 
 
 class SigmoidFocalLoss(nn.Module):

@@ -4,9 +4,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from uotod._check import check_integer
-from uotod._cost import SoftTarget
-from uotod.loss._soft import SoftTargetLoss
+from uotod.check import check_integer
+from uotod.cost.adapters import SoftTarget
+from uotod.loss.soft_target import SoftTargetLoss
 
 
 class GHMCLoss(SoftTargetLoss):

@@ -2,9 +2,9 @@
 
 from torch import Tensor
 
-from uotod._check import check_choice, check_number
-from uotod._overlap import OVERLAP_KINDS, Coordinates, OverlapKind, overlap, overlap_terms, scaled
-from uotod.loss._pairs import BoxPairLoss
+from uotod.check import check_choice, check_number
+from uotod.geometry.overlap import OVERLAP_KINDS, Coordinates, OverlapKind, overlap, overlap_terms, scaled
+from uotod.loss.box_pair import BoxPairLoss
 
 
 class InnerIoULoss(BoxPairLoss):

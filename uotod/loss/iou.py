@@ -4,9 +4,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from uotod._check import check_choice
-from uotod._overlap import Coordinates, OverlapKind, overlap
-from uotod.loss._pairs import BoxPairLoss
+from uotod.check import check_choice
+from uotod.geometry.overlap import Coordinates, OverlapKind, overlap
+from uotod.loss.box_pair import BoxPairLoss
 
 
 class _OverlapLoss(BoxPairLoss):

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from uotod._check import check_number
-from uotod._overlap import Coordinates, overlap
-from uotod.loss._pairs import BoxPairLoss
+from uotod.check import check_number
+from uotod.geometry.overlap import Coordinates, overlap
+from uotod.loss.box_pair import BoxPairLoss
 
 
 class MPDIoULoss(BoxPairLoss):

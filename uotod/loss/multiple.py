@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
-from uotod._check import check_number
-from uotod._cost import Part
+from uotod.check import check_number
+from uotod.cost.adapters import Part
 from uotod.loss.box_space import BoxSpace
 
 

@@ -4,10 +4,10 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from uotod._boxes import full_precision
-from uotod._cost import ClassTerms
-from uotod.loss._reduce import check_reduction, reduce_loss
-from uotod.loss._rows import one_hot_rows
+from uotod.cost.adapters import ClassTerms
+from uotod.geometry.boxes import full_precision
+from uotod.loss.one_hot import one_hot_rows
+from uotod.loss.reduce import check_reduction, reduce_loss
 
 
 class NegativeProbLoss(nn.Module):

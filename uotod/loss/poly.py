@@ -4,12 +4,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from uotod._boxes import full_precision
-from uotod._check import check_number
-from uotod._cost import ClassTerms
-from uotod.loss._reduce import check_reduction, reduce_loss
-from uotod.loss._rows import one_hot_rows, smooth_gain, smooth_rows
-from uotod.loss._softmax import SoftmaxLoss
+from uotod.check import check_number
+from uotod.cost.adapters import ClassTerms
+from uotod.geometry.boxes import full_precision
+from uotod.loss.one_hot import one_hot_rows, smooth_gain, smooth_rows
+from uotod.loss.reduce import check_reduction, reduce_loss
+from uotod.loss.softmax import SoftmaxLoss
 
 
 class PolyLoss(SoftmaxLoss):

@@ -2,9 +2,9 @@
 
 from torch import Tensor
 
-from uotod._check import check_number
-from uotod._overlap import Coordinates, overlap_terms
-from uotod.loss._pairs import BoxPairLoss
+from uotod.check import check_number
+from uotod.geometry.overlap import Coordinates, overlap_terms
+from uotod.loss.box_pair import BoxPairLoss
 
 
 class SIoULoss(BoxPairLoss):

@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from uotod._check import check_number
-from uotod.loss._soft import power
-from uotod.loss._softmax import SoftmaxLoss
+from uotod.check import check_number
+from uotod.loss.soft_target import power
+from uotod.loss.softmax import SoftmaxLoss
 
 
 class SoftmaxFocalLoss(SoftmaxLoss):

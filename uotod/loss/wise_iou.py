@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor
 
-from uotod._boxes import aligned_coordinates, full_precision
-from uotod._check import check_integer, check_number
-from uotod._overlap import Coordinates, center_offsets, overlap, quotient
-from uotod.loss._pairs import BoxPairLoss
+from uotod.check import check_integer, check_number
+from uotod.geometry.boxes import aligned_coordinates, full_precision
+from uotod.geometry.overlap import Coordinates, center_offsets, overlap, quotient
+from uotod.loss.box_pair import BoxPairLoss
 
 
 class WiseIoULoss(BoxPairLoss):

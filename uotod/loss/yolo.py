@@ -3,10 +3,9 @@
 import torch
 from torch import Tensor, nn
 
-from uotod._boxes import aligned_overlap, box_cxcywh_to_xyxy, full_precision
-from uotod._cell_coder import SIZES, compress_size
-from uotod._check import check_choice, check_number
-from uotod._tensors import check_device, reads_values
+from uotod.check import check_choice, check_device, check_number, reads_values
+from uotod.geometry.boxes import aligned_overlap, box_cxcywh_to_xyxy, full_precision
+from uotod.geometry.cell_coder import SIZES, compress_size
 from uotod.loss.confidence import error
 from uotod.loss.iou import CIoULoss, GIoULoss, IoULoss
 

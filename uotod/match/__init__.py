@@ -1,9 +1,8 @@
 """Matchers: each turns the cost of predictions and targets into a transport plan."""
 
-from uotod.match._base import Matcher
-from uotod.match._sinkhorn import SinkhornResult
 from uotod.match.atss import ATSS
 from uotod.match.balanced_sinkhorn import BalancedSinkhorn
+from uotod.match.base import Matcher
 from uotod.match.center_region import CenterRegion
 from uotod.match.closest import ClosestPrediction, ClosestTarget, Min
 from uotod.match.dynamic_soft_label import DynamicSoftLabel
@@ -17,6 +16,7 @@ from uotod.match.partial_ot import PartialOT
 from uotod.match.pot import BalancedPOT, UnbalancedPOT
 from uotod.match.shared_layers import SharedLayers
 from uotod.match.simota import SimOTA
+from uotod.match.sinkhorn import SinkhornResult
 from uotod.match.soft_min import SoftMin
 from uotod.match.task_aligned import TaskAligned
 from uotod.match.unbalanced_sinkhorn import UnbalancedSinkhorn

@@ -8,22 +8,21 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from uotod._batch import Batch
-from uotod._blocks import MAX_BLOCK_ELEMENTS, MAX_GPU_BLOCK_ELEMENTS
-from uotod._boxes import aligned_overlap, box_centers
-from uotod._check import check_integer, check_number
-from uotod._cost import gather_classes
-from uotod._plan import Plan
-from uotod._tensors import reads_values
-from uotod.match._assigned import assigned_plan
-from uotod.match._checks import finite_predictions
-from uotod.match._overlap import OverlapMatcher
+from uotod.check import check_integer, check_number, reads_values
+from uotod.cost.adapters import gather_classes
+from uotod.cost.blocks import MAX_BLOCK_ELEMENTS, MAX_GPU_BLOCK_ELEMENTS
+from uotod.cost.checks import finite_predictions
+from uotod.geometry.boxes import aligned_overlap, box_centers
+from uotod.match.assigned import assigned_plan
+from uotod.match.similarity import OverlapMatcher
+from uotod.plan import Plan
+from uotod.scene.predictions import Batch
 from uotod.solvers.atss import atss_match, nearest_of_image, nearest_per_level
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from uotod.match._base import MatcherOptions
+    from uotod.match.base import MatcherOptions
 
 
 class ATSS(OverlapMatcher):

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from uotod.match._sinkhorn import SinkhornMatcher
+from uotod.match.sinkhorn import SinkhornMatcher
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from uotod.match._sinkhorn import SinkhornOptions
+    from uotod.match.sinkhorn import SinkhornOptions
 
 
 class BalancedSinkhorn(SinkhornMatcher):

@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from uotod._batch import Batch
-from uotod._blocks import by_blocks
-from uotod._boxes import box_scaled
-from uotod._check import check_number
-from uotod._plan import AssignedPlan, Plan
-from uotod.match._region import RegionMatcher
-from uotod.solvers.region import contains, overlaps
+from uotod.check import check_number
+from uotod.cost.blocks import by_blocks
+from uotod.geometry.boxes import box_scaled
+from uotod.geometry.region import contains, overlaps
+from uotod.match.point_region import RegionMatcher
+from uotod.plan import AssignedPlan, Plan
+from uotod.scene.predictions import Batch
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from uotod.match._base import MatcherOptions
+    from uotod.match.base import MatcherOptions
 
 
 class CenterRegion(RegionMatcher):

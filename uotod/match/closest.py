@@ -6,16 +6,16 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from uotod._check import check_choice, check_flag, check_number
-from uotod._plan import AssignedPlan, DensePlan, Plan
-from uotod.match._assigned import assigned_plan
-from uotod.match._base import PlanMatcher
+from uotod.check import check_choice, check_flag, check_number
+from uotod.match.assigned import assigned_plan
+from uotod.match.base import PlanMatcher
+from uotod.plan import AssignedPlan, DensePlan, Plan
 from uotod.solvers.nearest import left_over, nearest_prediction, nearest_target
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from uotod.match._base import MatcherOptions
+    from uotod.match.base import MatcherOptions
 
 
 class ClosestTarget(PlanMatcher):

@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 from torch.nn import functional as F
 
-from uotod._batch import Batch
-from uotod._check import check_number
-from uotod._cost import gather_classes
-from uotod._targets import Targets
-from uotod.match._dynamic import DynamicMatcher, of_any_target
-from uotod.solvers.region import center_distance, contains
+from uotod.check import check_number
+from uotod.cost.adapters import gather_classes
+from uotod.geometry.region import center_distance, contains
+from uotod.match.dynamic import DynamicMatcher, of_any_target
+from uotod.scene.predictions import Batch
+from uotod.scene.targets import Targets
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from uotod.match._base import MatcherOptions
+    from uotod.match.base import MatcherOptions
 
 LARGEST_EXPONENT = 30.0  # 10^38 is the end of float32; `inf` would forbid the pair
 

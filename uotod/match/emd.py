@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from uotod._plan import DensePlan, Plan
-from uotod.match._base import PlanMatcher
-from uotod.match._sinkhorn import column_masses
+from uotod.match.base import PlanMatcher
+from uotod.match.sinkhorn import column_masses
+from uotod.plan import DensePlan, Plan
 from uotod.solvers.emd import solve_emd
 
 

@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from uotod._anchors import Locations
-from uotod._batch import Batch
-from uotod._blocks import by_blocks
-from uotod._check import check_number
-from uotod.match._region import RegionMatcher
-from uotod.solvers.region import reaches
+from uotod.check import check_number
+from uotod.cost.blocks import by_blocks
+from uotod.geometry.anchors import Locations
+from uotod.geometry.region import reaches
+from uotod.match.point_region import RegionMatcher
+from uotod.scene.predictions import Batch
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from uotod.match._base import MatcherOptions
+    from uotod.match.base import MatcherOptions
 
 
 class FCOS(RegionMatcher):

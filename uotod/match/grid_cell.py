@@ -9,22 +9,22 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from uotod._batch import Batch
-from uotod._blocks import by_blocks
-from uotod._check import check_choice, check_number
-from uotod._plan import AssignedPlan, Plan
-from uotod.match._assigned import assigned_plan
-from uotod.match._checks import replace_nonfinite
-from uotod.match._overlap import largest_iou, pairwise_iou
-from uotod.match._region import RegionMatcher
-from uotod.solvers.region import cells, in_cell
+from uotod.check import check_choice, check_number
+from uotod.cost.blocks import by_blocks
+from uotod.cost.checks import replace_nonfinite
+from uotod.geometry.region import cells, in_cell
+from uotod.match.assigned import assigned_plan
+from uotod.match.point_region import RegionMatcher
+from uotod.match.similarity import largest_iou, pairwise_iou
+from uotod.plan import AssignedPlan, Plan
+from uotod.scene.predictions import Batch
 from uotod.solvers.threshold import ThresholdRule
 from uotod.solvers.threshold_image import match_similarity
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from uotod.match._base import MatcherOptions
+    from uotod.match.base import MatcherOptions
 
 
 class GridCell(RegionMatcher):

@@ -7,19 +7,18 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from uotod._batch import Batch
-from uotod._check import check_integer
-from uotod._plan import Plan
-from uotod._tensors import reads_values
-from uotod.match._assigned import assigned_plan
-from uotod.match._base import PlanMatcher
-from uotod.match._blocks import cost_blocks
+from uotod.check import check_integer, reads_values
+from uotod.cost.images import cost_blocks
+from uotod.match.assigned import assigned_plan
+from uotod.match.base import PlanMatcher
+from uotod.plan import Plan
+from uotod.scene.predictions import Batch
 from uotod.solvers.assignment import assign_predictions
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from uotod.match._base import MatcherOptions
+    from uotod.match.base import MatcherOptions
 
 
 class Hungarian(PlanMatcher):

@@ -7,22 +7,21 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from uotod._batch import Batch
-from uotod._blocks import MAX_BLOCK_ELEMENTS, MAX_GPU_BLOCK_ELEMENTS
-from uotod._boxes import pairwise_overlap
-from uotod._check import check_choice, check_number
-from uotod._plan import Plan
-from uotod._tensors import reads_values
-from uotod.match._assigned import assigned_plan
-from uotod.match._checks import finite_predictions
-from uotod.match._overlap import NOT_FINITE, ImageIoU, OverlapMatcher, rows_of_images
+from uotod.check import check_choice, check_number, reads_values
+from uotod.cost.blocks import MAX_BLOCK_ELEMENTS, MAX_GPU_BLOCK_ELEMENTS
+from uotod.cost.checks import finite_predictions
+from uotod.geometry.boxes import pairwise_overlap
+from uotod.match.assigned import assigned_plan
+from uotod.match.similarity import NOT_FINITE, ImageIoU, OverlapMatcher, rows_of_images
+from uotod.plan import Plan
+from uotod.scene.predictions import Batch
 from uotod.solvers.threshold import ThresholdRule, threshold_match
 from uotod.solvers.threshold_image import Similarity, match_similarity, threshold_match_images
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from uotod.match._base import MatcherOptions
+    from uotod.match.base import MatcherOptions
 
 
 class IoUThreshold(OverlapMatcher):

@@ -7,24 +7,24 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from uotod._batch import Batch
-from uotod._check import check_integer, check_number
-from uotod._cost import gather_classes
-from uotod._focal import focal_terms
-from uotod._plan import Plan
-from uotod.match._assigned import assigned_plan
-from uotod.match._base import PlanMatcher
-from uotod.match._checks import finite_predictions
-from uotod.match._dynamic import weighted_cost
-from uotod.match._overlap import pairwise_iou
+from uotod.check import check_integer, check_number
+from uotod.cost.adapters import gather_classes
+from uotod.cost.checks import finite_predictions
+from uotod.cost.focal import focal_terms
+from uotod.geometry.region import contains, near_center
+from uotod.match.assigned import assigned_plan
+from uotod.match.base import PlanMatcher
+from uotod.match.dynamic import weighted_cost
+from uotod.match.similarity import pairwise_iou
+from uotod.plan import Plan
+from uotod.scene.predictions import Batch
 from uotod.solvers.dynamic_k import dynamic_count
 from uotod.solvers.ota import ota_match
-from uotod.solvers.region import contains, near_center
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from uotod.match._base import MatcherOptions
+    from uotod.match.base import MatcherOptions
 
 
 class OTA(PlanMatcher):

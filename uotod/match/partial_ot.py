@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from uotod._check import check_choice, check_number
-from uotod.match._sinkhorn import EntropicMatcher, normalized
-from uotod.solvers.partial import solve_partial, solve_partial_exact
+from uotod.check import check_choice, check_number
+from uotod.match.sinkhorn import EntropicMatcher, normalized
+from uotod.solvers.partial_ot import solve_partial, solve_partial_exact
 from uotod.solvers.sinkhorn import Transport, blank
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from uotod.match._sinkhorn import EntropicOptions
+    from uotod.match.sinkhorn import EntropicOptions
 
 
 class PartialOT(EntropicMatcher):

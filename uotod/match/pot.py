@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from uotod.match._sinkhorn import PotOptions
 from uotod.match.balanced_sinkhorn import BalancedSinkhorn
+from uotod.match.sinkhorn import PotOptions
 from uotod.match.unbalanced_sinkhorn import UnbalancedSinkhorn
 
 if TYPE_CHECKING:

@@ -1,10 +1,10 @@
 """Share a matching among decoder layers: a matcher in, one that reads a single layer out."""
 
-from uotod._batch import Batch
-from uotod._check import check_integer
-from uotod._plan import Plan
-from uotod.match._base import Matcher
-from uotod.match._layers import LayerMatcher
+from uotod.check import check_integer
+from uotod.match.base import Matcher
+from uotod.match.layers import LayerMatcher
+from uotod.plan import Plan
+from uotod.scene.predictions import Batch
 
 
 class SharedLayers(LayerMatcher):

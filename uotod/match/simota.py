@@ -9,16 +9,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from uotod._batch import Batch
-from uotod._check import check_choice, check_number
-from uotod._cost import ClassTerms, gather_classes
-from uotod.match._dynamic import DynamicMatcher, of_any_target
-from uotod.solvers.region import contains, near_center
+from uotod.check import check_choice, check_number
+from uotod.cost.adapters import ClassTerms, gather_classes
+from uotod.geometry.region import contains, near_center
+from uotod.match.dynamic import DynamicMatcher, of_any_target
+from uotod.scene.predictions import Batch
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from uotod.match._base import MatcherOptions
+    from uotod.match.base import MatcherOptions
 
 
 class SimOTA(DynamicMatcher):

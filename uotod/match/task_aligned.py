@@ -8,25 +8,24 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import Tensor
 
-from uotod._anchors import Locations
-from uotod._batch import Batch
-from uotod._blocks import by_blocks
-from uotod._boxes import box_centers
-from uotod._check import check_choice, check_integer, check_number
-from uotod._overlap import OverlapKind
-from uotod._plan import AssignedPlan, Plan
-from uotod._tensors import reads_values
-from uotod.match._aligned_pairs import AlignedValues, PairMeasure, align_images
-from uotod.match._assigned import assigned_plan
-from uotod.match._base import PlanMatcher
-from uotod.match._checks import check_cost_values, finite_predictions
+from uotod.check import check_choice, check_integer, check_number, reads_values
+from uotod.cost.blocks import by_blocks
+from uotod.cost.checks import check_cost_values, finite_predictions
+from uotod.geometry.anchors import Locations
+from uotod.geometry.boxes import box_centers
+from uotod.geometry.overlap import OverlapKind
+from uotod.geometry.region import contains
+from uotod.match.aligned_pairs import AlignedValues, PairMeasure, align_images
+from uotod.match.assigned import assigned_plan
+from uotod.match.base import PlanMatcher
+from uotod.plan import AssignedPlan, Plan
+from uotod.scene.predictions import Batch
 from uotod.solvers.aligned import Block, align, best_of_target, keep_best, pick, relative_scores
-from uotod.solvers.region import contains
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from uotod.match._base import MatcherOptions
+    from uotod.match.base import MatcherOptions
 
 
 class TaskAligned(PlanMatcher):

@@ -9,20 +9,20 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from uotod._batch import Batch
-from uotod._boxes import aligned_overlap, box_xyxy_to_cxcywh
-from uotod._check import check_integer, check_number
-from uotod._plan import Plan
-from uotod.match._assigned import assigned_plan
-from uotod.match._base import PlanMatcher
-from uotod.match._checks import finite_predictions
-from uotod.match._overlap import largest_iou, present_boxes
+from uotod.check import check_integer, check_number
+from uotod.cost.checks import finite_predictions
+from uotod.geometry.boxes import aligned_overlap, box_xyxy_to_cxcywh
+from uotod.match.assigned import assigned_plan
+from uotod.match.base import PlanMatcher
+from uotod.match.similarity import largest_iou, present_boxes
+from uotod.plan import Plan
+from uotod.scene.predictions import Batch
 from uotod.solvers.candidates import stable_topk, suitors
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from uotod.match._base import MatcherOptions
+    from uotod.match.base import MatcherOptions
 
 
 class Uniform(PlanMatcher):

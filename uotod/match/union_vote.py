@@ -1,9 +1,9 @@
 """Unite the matchings of decoder layers: a matcher in, one that lets the layers vote out."""
 
-from uotod._batch import Batch
-from uotod._plan import AssignedPlan, Plan
-from uotod.match._base import Matcher
-from uotod.match._layers import LayerMatcher
+from uotod.match.base import Matcher
+from uotod.match.layers import LayerMatcher
+from uotod.plan import AssignedPlan, Plan
+from uotod.scene.predictions import Batch
 from uotod.solvers.vote import union_vote
 
 

@@ -7,11 +7,11 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
-from uotod._batch import Batch
-from uotod._check import check_number
-from uotod._plan import DensePlan, Plan
-from uotod.match._base import Matcher
-from uotod.match._composite import CompositeMatcher
+from uotod.check import check_number
+from uotod.match.base import Matcher
+from uotod.match.composite import CompositeMatcher
+from uotod.plan import DensePlan, Plan
+from uotod.scene.predictions import Batch
 
 
 class WeightedSum(CompositeMatcher):

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from uotod._check import check_integer, check_number
+from uotod.check import check_integer, check_number
 from uotod.match.unbalanced_sinkhorn import UnbalancedSinkhorn
 from uotod.plot._draw import (
     best_rows,

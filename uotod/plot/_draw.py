@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from uotod._check import check_flag
+from uotod.check import check_flag
 from uotod.plot._scene import GREY, PALETTE, Array, Columns, Scene
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from uotod._check import check_integer, check_number
+from uotod.check import check_integer, check_number
 
 Array = NDArray[np.float64]
 # six colours of Okabe and Ito's palette, which colour-blind readers can tell apart

@@ -2,11 +2,11 @@
 
 from torch import nn
 
-from uotod._check import check_integer
+from uotod.check import check_integer
 from uotod.loss import DetectionLoss, GIoULoss, Normalizer, SigmoidFocalLoss
 from uotod.match import ATSS, Matcher
-from uotod.recipes._normalize import AnchorNormalizer
-from uotod.recipes._weigh import weigh
+from uotod.recipes.dialect import weigh
+from uotod.recipes.normalizers import AnchorNormalizer
 
 
 def atss(

@@ -3,10 +3,10 @@
 import torch
 from torch import nn
 
-from uotod._check import check_integer, check_number
+from uotod.check import check_integer, check_number
 from uotod.loss import DetectionLoss, Divisors, Masses, MassNormalizer, NegativeProbLoss, Normalizer, TargetNormalizer
 from uotod.match import Hungarian, Matcher
-from uotod.recipes._sets import Weights, box_loss, class_loss, set_costs
+from uotod.recipes.sets import Weights, box_loss, class_loss, set_costs
 
 
 def detr(

@@ -2,11 +2,11 @@
 
 from torch import nn
 
-from uotod._check import check_choice, check_integer
+from uotod.check import check_choice, check_integer
 from uotod.loss import DetectionLoss, GIoULoss, IoULoss, Normalizer, PositiveNormalizer, SigmoidFocalLoss
 from uotod.match import FCOS, Matcher
-from uotod.recipes._normalize import CenternessNormalizer
-from uotod.recipes._weigh import weigh
+from uotod.recipes.dialect import weigh
+from uotod.recipes.normalizers import CenternessNormalizer
 
 
 def fcos(

@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from uotod._check import check_integer
+from uotod.check import check_integer
 from uotod.loss import (
     DetectionLoss,
     DistributionFocalLoss,
@@ -11,8 +11,8 @@ from uotod.loss import (
     QualityFocalLoss,
 )
 from uotod.match import ATSS, Matcher
-from uotod.recipes._normalize import AnchorNormalizer
-from uotod.recipes._weigh import weigh, weighted_sum
+from uotod.recipes.dialect import weigh, weighted_sum
+from uotod.recipes.normalizers import AnchorNormalizer
 
 
 def gfl(

@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from uotod._check import check_flag, check_integer
+from uotod.check import check_flag, check_integer
 from uotod.loss import (
     Branch,
     Branches,
@@ -14,7 +14,7 @@ from uotod.loss import (
     TargetNormalizer,
 )
 from uotod.match import Matcher
-from uotod.recipes._sets import Weights, box_loss, class_loss, focal_hungarian
+from uotod.recipes.sets import Weights, box_loss, class_loss, focal_hungarian
 
 
 def group_detr(

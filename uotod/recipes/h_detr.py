@@ -4,8 +4,8 @@ from torch import nn
 
 from uotod.loss import Branch, Branches, DetectionLoss, Normalizer, PositiveNormalizer
 from uotod.match import Matcher
-from uotod.recipes._sets import Weights, focal_hungarian
 from uotod.recipes.deformable_detr import deformable_detr
+from uotod.recipes.sets import Weights, focal_hungarian
 
 
 def h_detr(

@@ -2,10 +2,10 @@
 
 from torch import nn
 
-from uotod._check import check_integer
+from uotod.check import check_integer
 from uotod.loss import DetectionLoss, GIoULoss, Normalizer, PositiveNormalizer, SigmoidFocalLoss
 from uotod.match import OTA, Matcher
-from uotod.recipes._weigh import weigh
+from uotod.recipes.dialect import weigh
 
 
 def ota(

@@ -2,8 +2,8 @@
 
 from torch import nn
 
-from uotod._check import check_choice, check_integer, check_number
-from uotod._coders import DeltaCoder
+from uotod.check import check_choice, check_integer, check_number
+from uotod.geometry.coders import DeltaCoder
 from uotod.loss import (
     BoxSpace,
     DetectionLoss,

@@ -2,10 +2,10 @@
 
 from torch import nn
 
-from uotod._check import check_integer
+from uotod.check import check_integer
 from uotod.loss import DetectionLoss, GIoULoss, Normalizer, QualityFocalLoss, ScoreNormalizer
 from uotod.match import DynamicSoftLabel, Matcher
-from uotod.recipes._weigh import weigh
+from uotod.recipes.dialect import weigh
 
 
 def rtmdet(

@@ -5,14 +5,14 @@ import math
 import torch
 from torch import Tensor, nn
 
-from uotod._boxes import full_precision
-from uotod._check import check_choice
-from uotod._cost import ClassTerms
+from uotod.check import check_choice
+from uotod.cost.adapters import ClassTerms
+from uotod.geometry.boxes import full_precision
 from uotod.loss import Branches, DetectionLoss, MassNormalizer, Normalizer, PositiveNormalizer
 from uotod.match import Matcher, UnbalancedSinkhorn
-from uotod.recipes._sets import Weights, set_costs
 from uotod.recipes.deformable_detr import deformable_detr
 from uotod.recipes.detr import detr
+from uotod.recipes.sets import Weights, set_costs
 
 
 def uot_detr(

@@ -2,8 +2,8 @@
 
 from torch import nn
 
-from uotod._cell_coder import CellCoder
-from uotod._check import check_choice, check_integer, check_number
+from uotod.check import check_choice, check_integer, check_number
+from uotod.geometry.cell_coder import CellCoder
 from uotod.loss import BoxSpace, ConfidenceLoss, DetectionLoss, MultipleObjectiveLoss, Normalizer, PositiveNormalizer
 from uotod.match import GridCell, Matcher
 

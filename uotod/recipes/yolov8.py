@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from uotod._check import check_integer
+from uotod.check import check_integer
 from uotod.loss import (
     CIoULoss,
     DetectionLoss,
@@ -11,7 +11,7 @@ from uotod.loss import (
     ScoreNormalizer,
 )
 from uotod.match import Matcher, TaskAligned
-from uotod.recipes._weigh import weigh, weighted_sum
+from uotod.recipes.dialect import weigh, weighted_sum
 
 
 def yolov8(

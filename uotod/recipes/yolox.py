@@ -2,11 +2,11 @@
 
 from torch import nn
 
-from uotod._check import check_integer
-from uotod._coders import DeltaCoder
+from uotod.check import check_integer
+from uotod.geometry.coders import DeltaCoder
 from uotod.loss import BoxSpace, DetectionLoss, IoULoss, Normalizer, PositiveNormalizer
 from uotod.match import Matcher, SimOTA
-from uotod.recipes._weigh import weigh, weighted_sum
+from uotod.recipes.dialect import weigh, weighted_sum
 
 
 def yolox(

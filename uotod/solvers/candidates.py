@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from uotod._tensors import reads_values
+from uotod.check import reads_values
 
 
 def stable_topk(values: Tensor, k: int) -> tuple[Tensor, Tensor]:

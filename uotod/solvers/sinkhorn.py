@@ -7,9 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from uotod.solvers._chunks import Chunk, chunks
-from uotod.solvers._newton import ANNEAL_FROM, ANNEAL_RATIO, solve_newton
-from uotod.solvers._scaling import (
+from uotod.solvers.chunks import Chunk, chunks
+from uotod.solvers.newton import ANNEAL_FROM, ANNEAL_RATIO, solve_newton
+from uotod.solvers.scaling import (
     FARTHEST,
     Penalties,
     Problem,

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from uotod._tensors import reads_values
+from uotod.check import reads_values
 from uotod.solvers.candidates import stable_topk
 from uotod.solvers.threshold import ThresholdRule, threshold_match
 

@@ -1,0 +1,129 @@
+"""Check arguments of constructors and tensors; every error names the argument, its value and what was expected."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def check_number(
+    name: str,
+    value: float,
+    *,
+    low: float = -math.inf,
+    high: float = math.inf,
+    low_open: bool = False,
+    finite: bool = True,
+) -> float:
+    """Return `value` as a float if it lies in the stated interval (closed unless `low_open`).
+
+    Raises:
+        TypeError: `value` is not a real number.
+        ValueError: `value` is NaN, outside the interval, or infinite where `finite` is asked for.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a real number, got {value!r} of type {type(value).__name__}")
+    inside = low < value if low_open else low <= value
+    if not (inside and value <= high) or (finite and math.isinf(value)):
+        left, right = ("(" if low_open or low == -math.inf else "["), ("]" if high < math.inf or not finite else ")")
+        raise ValueError(f"{name} must lie in {left}{low}, {high}{right}, got {value!r}")
+    return float(value)
+
+
+def check_integer(name: str, value: int, *, low: int | None = None) -> int:
+    """Return `value` if it is an integer, of at least `low` if that is given.
+
+    Raises:
+        TypeError: `value` is not an integer.
+        ValueError: `value` is below `low`.
+    """
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an integer, got {value!r} of type {type(value).__name__}")
+    if low is not None and value < low:
+        raise ValueError(f"{name} must be at least {low}, got {value}")
+    return value
+
+
+def check_flag(name: str, value: bool) -> bool:
+    """Return `value` if it is a bool.
+
+    Raises:
+        TypeError: `value` is anything else.
+    """
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be a bool, got {value!r} of type {type(value).__name__}")
+    return value
+
+
+def check_choice(name: str, value: str | None, choices: Sequence[str | None]) -> None:
+    """Raise a ValueError unless `value` is one of `choices`."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {list(choices)}, got {value!r}")
+
+
+def check_sub_loss(name: str, module: nn.Module | None, *, optional: bool = False) -> None:
+    """Check that `module` is a loss module that leaves its rows unreduced.
+
+    Raises:
+        TypeError: `module` is not a `torch.nn.Module`.
+        ValueError: `module.reduction` exists and is not "none".
+    """
+    if module is None and optional:
+        return
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"{name} must be a torch.nn.Module, got {module!r} of type {type(module).__name__}")
+    reduction = getattr(module, "reduction", "none")
+    if reduction != "none":
+        raise ValueError(f'{name} must be built with reduction="none", got {module} with reduction={reduction!r}')
+
+
+def reads_values(tensor: Tensor, validate: bool) -> bool:
+    """Tell whether values of `tensor` may be looked at: on a GPU that synchronises, so only on request."""
+    return validate or tensor.device.type == "cpu"
+
+
+def entry(name: str, values: Mapping[str, Any], key: str) -> Tensor:
+    """Return the tensor under a key that must be there."""
+    if key not in values:
+        raise ValueError(f"{name} must have the key {key!r}, got the keys {sorted(map(str, values))}")
+    if not isinstance(values[key], Tensor):
+        raise TypeError(f"{name}[{key!r}] must be a tensor, got {type(values[key]).__name__}")
+    tensor: Tensor = values[key]
+    return tensor
+
+
+def check_device(name: str, tensor: Tensor, device: torch.device) -> None:
+    """Raise a ValueError unless the tensor is on the device."""
+    if tensor.device != device:
+        raise ValueError(f"{name} must be on {device} like the rest, got {tensor.device}")
+
+
+def check_finite(name: str, tensor: Tensor, validate: bool, hint: str = "") -> None:
+    """Raise a ValueError that names the first image with a non-finite value and how many it has."""
+    if not tensor.numel() or not reads_values(tensor, validate):
+        return
+    if is_finite(tensor):
+        return
+    bad = ~torch.isfinite(tensor.detach())
+    if tensor.dim() == 2:
+        raise ValueError(f"{name} must be finite, got {int(bad.sum())} non-finite values{hint}")
+    per_image = bad.flatten(1).sum(1)
+    image = int(per_image.ne(0).nonzero()[0])
+    raise ValueError(f"{name} must be finite, got {int(per_image[image])} non-finite values in image {image}{hint}")
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Tell whether a tensor holds finite numbers only; on a GPU that synchronises."""
+    # one pass: NaN comes through both
+    return not tensor.numel() or all(math.isfinite(x.item()) for x in torch.aminmax(tensor.detach()))
+
+
+def check_ordered(name: str, boxes: Tensor) -> None:
+    """Raise a ValueError that names the first inverted box."""
+    inverted = (boxes[..., 2:] < boxes[..., :2]).any(-1)
+    if bool(inverted.any()):
+        first = tuple(int(x) for x in inverted.nonzero()[0])
+        values = [float(x) for x in boxes[first]]
+        raise ValueError(f"{name} must have x1 <= x2 and y1 <= y2 (xyxy), got {values} at index {first}")

@@ -1,0 +1,1 @@
+"""Criteria: how a plan becomes losses."""

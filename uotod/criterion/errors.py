@@ -1,0 +1,106 @@
+"""Two numbers to watch in training: predictions and targets in, the class error and the cardinality error out."""
+
+import torch
+from torch import Tensor
+
+from uotod.check import check_number
+from uotod.cost.labels import fold_plan
+from uotod.criterion.detection import DetectionLoss
+from uotod.plan import Plan
+from uotod.scene.predictions import AnchorInput, Batch, PredictionDict
+from uotod.scene.targets import TargetInput
+
+
+@torch.no_grad()
+def detection_errors(
+    input: PredictionDict,
+    target: TargetInput,
+    criterion: DetectionLoss,
+    anchors: AnchorInput | None = None,
+    plan: Tensor | None = None,
+    *,
+    threshold: float = 0.5,
+) -> dict[str, Tensor]:
+    r"""Return how often matched predictions have the wrong class, and how far the number of objects is off.
+
+    .. math::
+        E_\text{class} = 100 \left( 1 - \frac{\sum_{i, j \le T} \hat P_{ij} [\arg\max \hat c_i = c_j]}
+            {\sum_{i, j \le T} \hat P_{ij}} \right), \qquad
+        E_\text{card} = \frac{1}{B} \sum_b \left| \#\{i : \hat c_i \ne \varnothing\} - T_b \right|
+
+    Both are those of the final decoder layer, and 0 of nothing. Whether a prediction is an object,
+    :math:`\hat c_i \ne \varnothing`, depends on the criterion: with a class for the background its largest logit is
+    another one; without, its largest sigmoid score exceeds the threshold, a score that is multiplied by that of
+    objectness if the criterion trains it. Ignored targets are not counted.
+
+    Args:
+        input: as for the criterion.
+        target: as for the criterion. Of labels that are not integers the value of the predicted class counts.
+        criterion: says how predictions are matched and where the background is.
+        anchors: as for the criterion.
+        plan: as for the criterion, instead of matching.
+        threshold: least score of an object in [0, 1], exclusive; without a background class.
+
+    Returns:
+        "class_error" in percent and "cardinality_error" in objects an image, without dimensions, nor a gradient.
+
+    Raises:
+        TypeError: an argument or an entry has the wrong type or dtype.
+        ValueError: a key is missing, or a shape, a device or a value is wrong.
+
+    References:
+        Carion et al., "End-to-end object detection with transformers", ECCV 2020 (the logs of its implementation).
+
+    Examples:
+        >>> from uotod.loss import SigmoidFocalLoss
+        >>> from uotod.match import Hungarian
+        >>> l1 = torch.nn.L1Loss(reduction="none")
+        >>> criterion = DetectionLoss(SigmoidFocalLoss(reduction="none"), l1, Hungarian(loc_match_module=l1), "none")
+        >>> boxes = torch.tensor([[[0.0, 0.0, 1.0, 1.0], [0.0, 0.0, 2.0, 2.0]]])
+        >>> target = {"labels": torch.tensor([[0, 1]]), "boxes": boxes}
+        >>> logits = torch.tensor([[[4.0, -4.0], [-2.0, -1.0]]])  # right twice, but only one is an object
+        >>> detection_errors({"pred_logits": logits, "pred_boxes": boxes}, target, criterion)
+        {'class_error': tensor(0.), 'cardinality_error': tensor(1.)}
+    """
+    if not isinstance(criterion, DetectionLoss):
+        raise TypeError(f"criterion must be a DetectionLoss, got {criterion!r} of type {type(criterion).__name__}")
+    threshold = check_number("threshold", threshold, low=0.0, high=1.0)
+    batch, matched, bg_class = criterion.match(input, target, anchors, plan)
+    with torch.autocast(batch.predictions.logits.device.type, enabled=False):
+        is_object = _is_object(batch, bg_class, criterion.obj_loss_module is not None, threshold)
+        images = len(is_object) // batch.predictions.layers
+        count, real = is_object.sum(1), batch.targets.mask.sum(1)
+        off = (count - real).abs()[len(count) - images :]  # of the final layer
+        return {
+            "class_error": _class_error(batch, matched, images),
+            "cardinality_error": off.sum().to(batch.predictions.logits.dtype) / max(images, 1),
+        }
+
+
+def _class_error(batch: Batch, plan: Plan, images: int) -> Tensor:
+    """Return the percentage of mass on targets whose label is not the top class, in the last `images` images."""
+    logits = batch.predictions.logits
+    labels = fold_plan(plan, batch.targets, logits.shape[-1], None)
+    top = logits.argmax(-1)  # (layers * B, P)
+    if labels.index is not None:
+        right = labels.positive.masked_fill(labels.index != top, 0)
+    else:
+        assert labels.soft is not None
+        right = labels.soft.gather(-1, top.unsqueeze(-1)).squeeze(-1)
+    final = slice(len(logits) - images, None)
+    total = labels.positive[final].sum()
+    wrong = (total - right[final].sum()).clamp(min=0)  # not below by rounding
+    return 100 * wrong / torch.where(total > 0, total, 1)
+
+
+def _is_object(batch: Batch, bg_class: int | None, with_objectness: bool, threshold: float) -> Tensor:
+    """Return the (layers * B, P) bool mask of predictions that stand for an object."""
+    logits, objectness = batch.predictions.logits, batch.predictions.objectness
+    if bg_class is not None:
+        return logits.argmax(-1) != bg_class
+    score = logits.amax(-1).sigmoid()
+    if with_objectness:
+        if objectness is None:
+            raise ValueError("input must have the key 'pred_objectness' with an obj_loss_module")
+        score = score * objectness.sigmoid()
+    return score > threshold

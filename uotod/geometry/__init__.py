@@ -1,0 +1,1 @@
+"""Geometry: tensors of boxes, points and anchors in, tensors out."""

@@ -1,0 +1,279 @@
+"""The matcher's contract: predictions and targets become a cost, and one method turns the cost into a plan."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, TypedDict
+
+import torch
+from torch import Tensor, nn
+
+from uotod.check import check_choice, check_flag, check_integer, check_number, check_sub_loss
+from uotod.cost.adapters import box_cost, class_cost, class_cost_by_blocks
+from uotod.cost.checks import check_cost, check_cost_values, replace_nonfinite
+from uotod.cost.images import cost_by_images
+from uotod.cost.weights import parse_class_weight, target_weight
+from uotod.geometry.anchors import Locations
+from uotod.match.ignore import ignore_background
+from uotod.plan import DensePlan, Plan
+from uotod.scene.predictions import AnchorInput, Batch, PredictionDict, parse_batch
+from uotod.scene.targets import TargetInput
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+class MatcherOptions(TypedDict, total=False):
+    """Types of the arguments that every matcher hands on to `Matcher`."""
+
+    cls_match_module: nn.Module | None
+    loc_match_module: nn.Module | None
+    background: bool
+    background_cost: float
+    is_anchor_based: bool
+    nonfinite: str
+    ignore_threshold: float
+    class_weight: Sequence[float] | Tensor | None
+    validate: bool
+
+
+class Matcher(nn.Module, ABC):
+    """Match predictions to targets: the base class of every matching rule.
+
+    The cost of the pair of prediction `i` and target `j` is `L_cls(ĉ_i, c_j) + L_loc(b̂_i, b_j)`, and that of the
+    background, in the last column, is constant. A subclass implements `compute_matching`.
+
+    Args:
+        cls_match_module: classification cost, a loss module with `reduction="none"`. A module of rows gets integer
+            labels, or one-hot ones if the targets are or if it has the attribute `takes_one_hot = True`.
+        loc_match_module: localisation cost, a loss module with `reduction="none"`; four values a box are summed.
+        background: whether cost and plan have a background column.
+        background_cost: cost of matching a prediction to the background.
+        is_anchor_based: compute the localisation cost of the anchors instead of the predicted boxes. Otherwise
+            only the rules of anchors and points read those that are given; the others check them.
+        nonfinite: what to do with NaN or infinite predictions. "error" raises; "propagate" lets them through to the
+            loss (a gradient scaler then skips the step) and matches them only if nothing finite is left.
+        ignore_threshold: a background prediction of which more than this share of the area lies in a target with
+            `ignore` (a crowd) is ignored, a row of zeros, instead of trained as background.
+        class_weight: (C,) factors > 0 of the cost of the targets of each class; of one-hot targets their mean, weighted
+            by the labels. They multiply the `weight` of each target, which `target` may hold.
+        validate: also check values (label range, inverted boxes, finiteness) on a GPU, which synchronises.
+
+    Raises:
+        TypeError: an argument has the wrong type.
+        ValueError: an argument is out of its range, or a module reduces its rows.
+
+    Examples:
+        A rule of one's own needs one method; here each prediction is spread evenly over targets and background:
+
+        >>> class Even(Matcher):
+        ...     def compute_matching(self, cost_matrix, target_mask):
+        ...         allowed = torch.cat((target_mask, torch.ones_like(target_mask[:, :1])), dim=1)[:, None, :]
+        ...         return (allowed / allowed.sum(-1, keepdim=True)).expand_as(cost_matrix)
+        >>> Even().compute_matching(torch.rand(1, 2, 4), torch.tensor([[True, True, False]]))[0, 0]
+        tensor([0.3333, 0.3333, 0.0000, 0.3333])
+    """
+
+    def __init__(
+        self,
+        *,
+        cls_match_module: nn.Module | None = None,
+        loc_match_module: nn.Module | None = None,
+        background: bool = True,
+        background_cost: float = 10.0,
+        is_anchor_based: bool = False,
+        nonfinite: str = "error",
+        ignore_threshold: float = 0.5,
+        class_weight: Sequence[float] | Tensor | None = None,
+        validate: bool = False,
+    ) -> None:
+        super().__init__()
+        check_sub_loss("cls_match_module", cls_match_module, optional=True)
+        check_sub_loss("loc_match_module", loc_match_module, optional=True)
+        check_choice("nonfinite", nonfinite, ("error", "propagate"))
+        self.cls_match_module = cls_match_module
+        self.loc_match_module = loc_match_module
+        self.background = check_flag("background", background)
+        self.background_cost = check_number("background_cost", background_cost)
+        self.is_anchor_based = check_flag("is_anchor_based", is_anchor_based)
+        self.nonfinite = nonfinite
+        self.ignore_threshold = check_number("ignore_threshold", ignore_threshold, low=0.0, high=1.0)
+        self.class_weight: Tensor | None
+        self.register_buffer("class_weight", parse_class_weight(class_weight), persistent=False)
+        self.validate = check_flag("validate", validate)
+
+    @torch.no_grad()
+    def forward(self, input: PredictionDict, target: TargetInput, anchors: AnchorInput | None = None) -> Tensor:
+        """Return the plan, a tensor without gradient.
+
+        Args:
+            input: dict with `pred_logits` (B, P, C) and `pred_boxes` (B, P, 4), xyxy.
+            target: dict with `labels` (B, T) or one-hot (B, T, C), `boxes` (B, T, 4), xyxy, and optionally, all
+                (B, T), `mask`, bool; `ignore`, bool, True for a target (a crowd) that no prediction may match; and
+                `weight` > 0, a factor of the target's cost. Or a list of one dict an image.
+            anchors: (P, 4) or (B, P, 4) boxes, xyxy, or `Anchors` or `Points` with strides and levels; needed with
+                `is_anchor_based=True` and by the rules of anchors and points.
+
+        Returns:
+            (B, P, T + 1) masses, the background last; (B, P, T) with `background=False`.
+
+        Raises:
+            TypeError: an argument or an entry has the wrong type or dtype.
+            ValueError: a key is missing, or a shape, a device or a value is wrong.
+        """
+        return self.plan(self._parse(input, target, anchors)).to_dense()
+
+    @torch.no_grad()
+    def compute_cost_matrix(
+        self, input: PredictionDict, target: TargetInput, anchors: AnchorInput | None = None
+    ) -> Tensor:
+        """Return the cost in the layout of the plan; padded targets cost `inf`. Arguments as in `forward`."""
+        return self.cost(self._parse(input, target, anchors)).transpose(1, 2).contiguous()
+
+    @abstractmethod
+    def compute_matching(self, cost_matrix: Tensor, target_mask: Tensor) -> Tensor:
+        """Return the plan of a cost matrix.
+
+        Args:
+            cost_matrix: (B, P, T + 1), or (B, P, T) with `background=False`; `inf` forbids a pair, and what lies
+                under the mask is never read. Rules for which the background is what is left do not read its column.
+            target_mask: (B, T) bool, False for padding.
+
+        Returns:
+            The plan, of the shape of the cost.
+
+        Raises:
+            TypeError: an argument is not a tensor of the right dtype.
+            ValueError: shapes do not fit, or the cost holds NaN or -inf.
+        """
+
+    def set_step(self, step: int) -> None:
+        """Set the step of training, for the rules that have a schedule; the others only check it.
+
+        Raises:
+            TypeError: `step` is not an integer.
+            ValueError: `step` is negative.
+        """
+        check_integer("step", step, low=0)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Move the class weights with the module, and leave them their dtype: in half precision 1e6 is infinite."""
+        weight = self._buffers.get("class_weight")
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        moved = self._buffers.get("class_weight")
+        if weight is not None and moved is not None:
+            self.class_weight = weight.to(moved.device)
+        return self
+
+    def plan(self, batch: Batch) -> Plan:
+        """Return the plan of a parsed batch, in the representation that suits the rule; losses call this."""
+        with torch.no_grad(), torch.autocast(batch.predictions.logits.device.type, enabled=False):
+            plan = self._plan(batch)
+            if batch.targets.ignored is None:
+                return plan
+            return ignore_background(plan, self._located_boxes(batch), batch.targets, self.ignore_threshold)
+
+    def _plan(self, batch: Batch) -> Plan:
+        """Return the plan of a parsed batch before predictions on ignored targets lose their background."""
+        return self._match(self.cost(batch), batch.targets.mask)
+
+    def cost(self, batch: Batch) -> Tensor:
+        """Return the target-major cost (B, T + 1, P), or (B, T, P) without background, of a parsed batch."""
+        with torch.no_grad(), torch.autocast(batch.predictions.logits.device.type, enabled=False):
+            background_cost = self.background_cost if self.background else None
+            cost = cost_by_images(self._with_class_cost(batch), self._block_cost, background_cost)
+            check_cost_values("the cost that the match modules return", cost, self.validate)
+            return cost
+
+    def _with_class_cost(self, batch: Batch) -> Batch:
+        """Return the batch with the classification cost, which can be had without a copy of the logits by blocks."""
+        module = self.cls_match_module
+        if module is None or self.nonfinite == "propagate" or type(self)._pair_cost is not Matcher._pair_cost:
+            return batch
+        return replace(batch, class_cost=class_cost_by_blocks(module, batch.predictions.logits, batch.targets))
+
+    def _block_cost(self, batch: Batch) -> Tensor:
+        """Return the weighted cost (B, T, P) of a few images, padding included."""
+        cost = self._pair_cost(batch)
+        weight = self._target_weight(batch)
+        if weight is not None:
+            cost = cost * weight.unsqueeze(-1)
+        if self.nonfinite == "propagate":
+            cost = replace_nonfinite(cost, batch, self.background_cost if self.background else 0.0)
+        return cost
+
+    def _match(self, cost: Tensor, mask: Tensor) -> Plan:
+        """Return the plan of a target-major cost (B, K, P)."""
+        public = cost.transpose(1, 2)
+        mass = self.compute_matching(public, mask)
+        if mass.shape != public.shape:
+            raise ValueError(
+                f"{type(self).__name__}.compute_matching must return {tuple(public.shape)}, got {tuple(mass.shape)}"
+            )
+        return DensePlan.from_columns(mass.detach().transpose(1, 2), mask.shape[1])
+
+    def _pair_cost(self, batch: Batch) -> Tensor:
+        """Return the cost (B, T, P) of all pairs, padding included."""
+        if not self._has_modules():
+            return self._own_pair_cost(batch)
+        cost = batch.class_cost
+        if self.cls_match_module is not None and cost is None:
+            cost = class_cost(self.cls_match_module, batch.predictions.logits, batch.targets)
+        if self.loc_match_module is not None:
+            boxes = self._located_boxes(batch)
+            value = box_cost(self.loc_match_module, boxes, batch.targets.boxes)
+            cost = value if cost is None else cost + value
+        assert cost is not None
+        return cost
+
+    def _own_pair_cost(self, batch: Batch) -> Tensor:
+        """Return the cost (B, T, P) of all pairs without modules, of the rules that have one."""
+        raise ValueError(
+            f"{type(self).__name__} needs cls_match_module or loc_match_module to compute a cost, got neither"
+        )
+
+    def _target_weight(self, batch: Batch) -> Tensor | None:
+        """Return the (B, T) factors of the targets' costs, or None if all are 1."""
+        return target_weight(self.class_weight, batch.targets, batch.predictions.logits.shape[-1])
+
+    def _has_modules(self) -> bool:
+        return self.cls_match_module is not None or self.loc_match_module is not None
+
+    def _locations(self, batch: Batch) -> Locations:
+        if batch.anchors is None:
+            raise ValueError(f"anchors must be given to {type(self).__name__}: boxes, Anchors or Points, got None")
+        return batch.anchors
+
+    def _strides(self, batch: Batch, purpose: str) -> Tensor:
+        stride = self._locations(batch).stride
+        if stride is None:
+            raise ValueError(
+                f"anchors must have a stride, which {type(self).__name__} needs for {purpose}: "
+                "pass Anchors(boxes, stride) or Points, got boxes without stride"
+            )
+        return stride
+
+    def _located_boxes(self, batch: Batch) -> Tensor:
+        """Return the (B, P, 4) boxes whose position is compared with the targets."""
+        if not self.is_anchor_based:
+            return batch.predictions.boxes
+        if batch.anchors is None:
+            raise ValueError("anchors must be given with is_anchor_based=True, got None")
+        return batch.anchors.boxes
+
+    def _parse(self, input: PredictionDict, target: TargetInput, anchors: AnchorInput | None) -> Batch:
+        return parse_batch(input, target, anchors, nonfinite=self.nonfinite, validate=self.validate)
+
+
+class PlanMatcher(Matcher):
+    """A matcher whose rule is stated on the target-major cost; `_match` is the one method to implement."""
+
+    @torch.no_grad()
+    def compute_matching(self, cost_matrix: Tensor, target_mask: Tensor) -> Tensor:
+        """Return the plan of a cost matrix; see `Matcher.compute_matching`."""
+        return self._match(check_cost(cost_matrix, target_mask, self.background, self.validate), target_mask).to_dense()
+
+    @abstractmethod
+    def _match(self, cost: Tensor, mask: Tensor) -> Plan: ...

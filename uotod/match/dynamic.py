@@ -1,0 +1,182 @@
+"""What the matchers with a dynamic k share: a cost of candidates, and how many predictions a target takes."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from uotod.check import check_choice, check_integer, check_number, reads_values
+from uotod.cost.adapters import box_cost, class_cost
+from uotod.cost.blocks import MAX_BLOCK_ELEMENTS, MAX_GPU_BLOCK_ELEMENTS
+from uotod.cost.checks import finite_predictions
+from uotod.match.assigned import assigned_plan
+from uotod.match.base import PlanMatcher
+from uotod.match.similarity import pairwise_iou
+from uotod.plan import Plan
+from uotod.scene.predictions import Batch
+from uotod.solvers.aligned import Block, align
+from uotod.solvers.dynamic_k import dynamic_block, dynamic_k_match
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from uotod.match.base import MatcherOptions
+
+
+MAX_IMAGE_BLOCK_ELEMENTS = 1 << 20  # of a (t, P) block on the CPU: what is computed for each prediction is repeated
+
+
+class DynamicMatcher(PlanMatcher):
+    """Match the candidates of each target that are cheapest, as many as overlap it; the subclasses document it."""
+
+    def __init__(
+        self,
+        *,
+        topk: int,
+        cls_weight: float,
+        loc_weight: float,
+        eps: float,
+        contested: str,
+        **matcher: Unpack[MatcherOptions],
+    ) -> None:
+        super().__init__(**matcher)
+        check_choice("contested", contested, ("all", "takers"))
+        self.topk = check_integer("topk", topk, low=1)
+        self.cls_weight = check_number("cls_weight", cls_weight, low=0.0)
+        self.loc_weight = check_number("loc_weight", loc_weight, low=0.0)
+        self.eps = check_number("eps", eps, low=0.0, low_open=True)
+        self.contested = contested
+
+    @abstractmethod
+    def _candidates(self, batch: Batch) -> Tensor:
+        """Return the predictions that may be matched at all, (B, 1, P) bool: those of any target."""
+
+    @abstractmethod
+    def _class_cost(self, batch: Batch, overlap: Tensor) -> Tensor:
+        """Return the default classification cost (B, T, P)."""
+
+    @abstractmethod
+    def _prior(self, batch: Batch) -> Tensor:
+        """Return the cost (B, T, P) of a point's position."""
+
+    def _plan(self, batch: Batch) -> Plan:
+        mask, boxes = batch.targets.mask, batch.predictions.boxes
+        self._strides(batch, "the distance of a point from a target")
+        if self._has_modules():
+            cost = self.cost(batch)[:, : mask.shape[1]]
+            overlap = pairwise_iou(batch.targets.boxes, self._located_boxes(batch))
+            if self.nonfinite == "propagate":  # NaN has got a finite cost, wherever its point stands
+                cost = cost.masked_fill(~self._candidates(batch), math.inf)
+                overlap = overlap.masked_fill(~finite_predictions(batch).unsqueeze(1), 0)
+            return self._assign(cost, overlap)
+        index = torch.full(boxes.shape[:2], mask.shape[1], device=boxes.device)
+        if not mask.numel() or not boxes.shape[1]:
+            return assigned_plan(index, boxes, mask.shape[1], self.background)
+        if reads_values(boxes, validate=False):
+            for image, real in enumerate(mask):
+                targets = real.nonzero().squeeze(1)
+                if len(targets):
+                    index[image] = self._match_image(
+                        batch.part(slice(image, image + 1), targets), targets, mask.shape[1]
+                    )
+        else:
+            candidates = self._any_candidates(batch, MAX_GPU_BLOCK_ELEMENTS)
+            index = self._match_part(batch, candidates, MAX_GPU_BLOCK_ELEMENTS)
+        return assigned_plan(index, boxes, mask.shape[1], self.background)
+
+    def _match_image(self, image: Batch, targets: Tensor, background: int) -> Tensor:
+        """Return the (P,) target of each prediction of a batch of one image, of whose predictions few are candidates.
+
+        Args:
+            image: the batch.
+            targets: (T_b,) what its targets are called.
+            background: what the background is called.
+        """
+        candidates = self._any_candidates(image, MAX_BLOCK_ELEMENTS)
+        chosen = candidates[0].nonzero().squeeze(1)
+        index = torch.full_like(candidates[0], background, dtype=torch.long)
+        if len(chosen):
+            part = image.part(preds=chosen)
+            found = self._match_part(part, candidates[:, chosen], MAX_IMAGE_BLOCK_ELEMENTS)
+            index[chosen] = torch.cat((targets, targets.new_full((1,), background)))[found[0]]
+        return index
+
+    def _any_candidates(self, batch: Batch, limit: int) -> Tensor:
+        """Return the candidates (B, P), by blocks of targets of at most `limit` pairs."""
+        found = torch.zeros(batch.predictions.boxes.shape[:2], dtype=torch.bool, device=batch.targets.mask.device)
+        for some in _blocks(batch, limit):
+            found = found | self._candidates(batch.part(targets=some)).squeeze(1)
+        return found
+
+    def _match_part(self, batch: Batch, candidates: Tensor, limit: int) -> Tensor:
+        """Return the (B, P) target of each candidate, T for none, by blocks of targets of at most `limit` pairs."""
+        finite = finite_predictions(batch).unsqueeze(1) if self.nonfinite == "propagate" else None
+
+        def block(some: slice) -> Block:
+            part = batch.part(targets=some)
+            overlap = pairwise_iou(part.targets.boxes, self._located_boxes(part))
+            cost, weight = self._candidate_cost(part, overlap), self._target_weight(part)
+            if weight is not None:
+                cost = cost * weight.unsqueeze(-1)
+            if finite is not None:  # above that of any finite pair
+                cost = cost.where(finite, torch.finfo(cost.dtype).max)
+                overlap = overlap.where(finite, 0.0)
+            allowed = candidates.unsqueeze(1) & part.targets.mask.unsqueeze(-1)
+            return dynamic_block(cost.masked_fill(~allowed, math.inf), overlap, self.topk)
+
+        blocks = (block(some) for some in _blocks(batch, limit))
+        return align(blocks, batch.predictions.boxes.shape[1], self.topk, among_all=self.contested == "all")
+
+    def _match(self, cost: Tensor, mask: Tensor) -> Plan:
+        return self._assign(cost[:, : mask.shape[1]], None)
+
+    def _assign(self, cost: Tensor, overlap: Tensor | None) -> Plan:
+        index = dynamic_k_match(cost, overlap, self.topk, self.contested)
+        return assigned_plan(index, cost, cost.shape[1], self.background)
+
+    def _pair_cost(self, batch: Batch) -> Tensor:
+        overlap = pairwise_iou(batch.targets.boxes, self._located_boxes(batch))
+        return self._candidate_cost(batch, overlap).masked_fill(~self._candidates(batch), math.inf)
+
+    def _candidate_cost(self, batch: Batch, overlap: Tensor) -> Tensor:
+        """Return the cost (B, T, P) of all pairs as if each prediction were a candidate."""
+        own = self._class_cost(batch, overlap) if self.cls_match_module is None else None
+        loc = -(overlap + self.eps).log() if self.loc_match_module is None else None
+        return weighted_cost(self, batch, self._located_boxes(batch), own, loc) + self._prior(batch)
+
+
+class WeightedMatcher(Protocol):
+    """What `weighted_cost` reads of a matcher."""
+
+    cls_match_module: nn.Module | None
+    loc_match_module: nn.Module | None
+    cls_weight: float
+    loc_weight: float
+
+
+def weighted_cost(
+    matcher: WeightedMatcher, batch: Batch, boxes: Tensor, own_cls: Tensor | None, own_loc: Tensor | None
+) -> Tensor:
+    """Return the weighted sum (B, T, P) of a matcher's own costs, of which a match module replaces one each."""
+    if matcher.cls_match_module is not None:
+        own_cls = class_cost(matcher.cls_match_module, batch.predictions.logits, batch.targets)
+    if matcher.loc_match_module is not None:
+        own_loc = box_cost(matcher.loc_match_module, boxes, batch.targets.boxes)
+    assert own_cls is not None
+    assert own_loc is not None
+    return matcher.cls_weight * own_cls + matcher.loc_weight * own_loc
+
+
+def of_any_target(pairs: Tensor, mask: Tensor) -> Tensor:
+    """Return which predictions form one of the (B, T, P) pairs with a target that is not padding, (B, 1, P)."""
+    return torch.any(pairs & mask.unsqueeze(-1), dim=1, keepdim=True)
+
+
+def _blocks(batch: Batch, limit: int) -> list[slice]:
+    """Return slices of the targets of a batch, which form at most `limit` pairs with its predictions, or one each."""
+    size = max(limit // max(batch.predictions.boxes[..., 0].numel(), 1), 1)
+    return [slice(start, start + size) for start in range(0, batch.targets.mask.shape[1], size)]

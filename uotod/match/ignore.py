@@ -1,0 +1,41 @@
+"""Ignored targets (crowds): a plan in, the same plan without the background of predictions that lie in one out."""
+
+import torch
+from torch import Tensor
+
+from uotod.cost.blocks import by_blocks
+from uotod.geometry.boxes import box_area, pairwise_intersection
+from uotod.plan import AssignedPlan, Plan
+from uotod.scene.targets import Targets
+
+
+def ignore_background(plan: Plan, boxes: Tensor, targets: Targets, threshold: float) -> Plan:
+    r"""Take the background mass of predictions whose intersection over foreground with an ignored target is large.
+
+    .. math:: \mathrm{IoF}_{ij} = |b_i \cap c_j| / |b_i| > \text{threshold}
+
+    A matched prediction of a plan of one target a prediction keeps its background share, which tells its quality.
+
+    Args:
+        plan: plan of the batch.
+        boxes: (B, P, 4) boxes or anchors, xyxy.
+        targets: targets with their `ignored` mask.
+        threshold: least share of a box that lies in an ignored target, exclusive.
+
+    References:
+        The ignore regions of Caltech and CityPersons, as detectors with anchors train them.
+    """
+    assert targets.ignored is not None
+    if not targets.ignored.shape[1]:
+        return plan
+    nowhere = targets.boxes.new_zeros(4)  # a box without area meets nothing
+    crowds = torch.where(targets.ignored.unsqueeze(-1), targets.boxes, nowhere)
+    inside = by_blocks(_largest_intersection, crowds, boxes).squeeze(1)  # (B, P)
+    dropped = inside > threshold * box_area(boxes)
+    if isinstance(plan, AssignedPlan):
+        dropped = dropped & ~plan.is_positive
+    return plan.with_background(plan.background_mass().masked_fill(dropped, 0))
+
+
+def _largest_intersection(target_boxes: Tensor, boxes: Tensor) -> Tensor:
+    return pairwise_intersection(target_boxes, boxes).amax(1, keepdim=True)

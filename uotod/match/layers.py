@@ -1,0 +1,30 @@
+"""What matchers for stacked decoder layers share: the matcher of one layer that they wrap."""
+
+from torch import Tensor
+
+from uotod.match.base import Matcher
+from uotod.match.composite import CompositeMatcher
+from uotod.scene.predictions import Batch
+
+
+class LayerMatcher(CompositeMatcher):
+    """Change how a matcher treats decoder layers; of a single layer the plan is that of the matcher."""
+
+    def __init__(self, matcher: Matcher) -> None:
+        if not isinstance(matcher, Matcher):
+            raise TypeError(f"matcher must be a Matcher, got {matcher!r} of type {type(matcher).__name__}")
+        super().__init__(matcher, matcher.validate)
+        self.matcher = matcher
+
+    @property
+    def members(self) -> list[Matcher]:
+        """The matcher that is wrapped."""
+        return [self.matcher]
+
+    def compute_matching(self, cost_matrix: Tensor, target_mask: Tensor) -> Tensor:
+        """Return the matcher's plan of one layer's cost; see `Matcher.compute_matching`."""
+        return self.matcher.compute_matching(cost_matrix, target_mask)
+
+    def cost(self, batch: Batch) -> Tensor:
+        """Return the matcher's cost of each layer."""
+        return self.matcher.cost(batch)

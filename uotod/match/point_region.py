@@ -1,0 +1,47 @@
+"""Rules by which a prediction may match only the targets that its anchor or point belongs to."""
+
+import math
+from abc import abstractmethod
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from uotod.cost.checks import finite_predictions
+from uotod.geometry.boxes import box_area
+from uotod.match.assigned import assigned_plan
+from uotod.match.base import PlanMatcher
+from uotod.plan import Plan
+from uotod.scene.predictions import Batch
+from uotod.solvers.nearest import nearest_target
+
+
+class RegionMatcher(PlanMatcher):
+    """Match each prediction to the cheapest target whose region holds its point; without modules, to the smallest.
+
+    A subclass says by `_candidates` which pairs are allowed; all others cost `inf`.
+    """
+
+    @abstractmethod
+    def _candidates(self, batch: Batch) -> Tensor:
+        """Return the (B, T, P) bool mask of allowed pairs, in which padding may be allowed too."""
+
+    def cost(self, batch: Batch) -> Tensor:
+        """Return the target-major cost (B, T + 1, P), or (B, T, P) without background, of a parsed batch."""
+        cost = super().cost(batch)
+        with torch.no_grad(), torch.autocast(cost.device.type, enabled=False):
+            allowed = F.pad(self._candidates(batch), (0, 0, 0, int(self.background)), value=True)
+            return cost.masked_fill_(~allowed, math.inf)  # of our own: the base has just made it
+
+    def _own_pair_cost(self, batch: Batch) -> Tensor:
+        return box_area(batch.targets.boxes).unsqueeze(-1).expand(-1, -1, batch.predictions.boxes.shape[1])
+
+    def _match(self, cost: Tensor, mask: Tensor) -> Plan:
+        num_targets = mask.shape[1]
+        index = nearest_target(cost[:, :num_targets])  # (B, P)
+        index = index.masked_fill(index < 0, num_targets)
+        return assigned_plan(index, cost, num_targets, self.background)
+
+    def _drop_nonfinite(self, allowed: Tensor, batch: Batch) -> Tensor:
+        """Forbid the pairs of predictions that are not finite, which can only be there if they are propagated."""
+        return allowed & finite_predictions(batch).unsqueeze(1) if self.nonfinite == "propagate" else allowed

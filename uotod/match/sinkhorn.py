@@ -1,0 +1,259 @@
+"""What balanced and unbalanced Sinkhorn matchers share: regularisation, marginals, solver and its report."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from abc import abstractmethod
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from uotod.check import check_choice, check_flag, check_integer, check_number, reads_values
+from uotod.cost.checks import check_cost, finite_predictions
+from uotod.match.base import MatcherOptions
+from uotod.match.schedule import Regularization, RegularizedMatcher
+from uotod.plan import DensePlan, Plan
+from uotod.scene.predictions import Batch
+from uotod.solvers.pot import pot_methods, solve_pot
+from uotod.solvers.sinkhorn import NUM_ITER, TOL, Transport, solve_sinkhorn
+from uotod.solvers.triton.launch import solve_triton
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+
+class SinkhornResult(NamedTuple):
+    """A plan, and how it was reached.
+
+    Attributes:
+        plan: (B, P, T + 1) masses; (B, P, T) without background.
+        pred_potential: (B, P) dual variables of the predictions, in units of the normalised cost.
+        target_potential: (B, T + 1), or (B, T) without background, dual variables of the columns, likewise.
+        iterations: (B,) steps of the solver.
+        residual: (B,) largest mass that a further sweep would move in a column, where a prediction has 1 (relative for
+            heavier columns); it bounds the error of an entry of the plan to first order.
+    """
+
+    plan: Tensor
+    pred_potential: Tensor
+    target_potential: Tensor
+    iterations: Tensor
+    residual: Tensor
+
+
+class EntropicOptions(MatcherOptions, total=False):
+    """Types of the arguments that every matcher with an entropy takes."""
+
+    reg_dimless: Regularization
+    reg: Regularization | None
+    normalize_cost_matrix: bool
+    num_iter: int
+    tol: float
+    on_unconverged: str
+
+
+class PotOptions(EntropicOptions, total=False):
+    """Types of the arguments of a balanced matcher that POT solves."""
+
+    pot_method: str | None
+
+
+class SinkhornOptions(PotOptions, total=False):
+    """Types of the arguments that every Sinkhorn matcher takes."""
+
+    solver: str
+
+
+class EntropicMatcher(RegularizedMatcher):
+    """Match by a transport problem with entropy; the subclasses document the arguments and implement `_transport`."""
+
+    def __init__(
+        self,
+        *,
+        reg_dimless: Regularization = 0.12,
+        reg: Regularization | None = None,
+        normalize_cost_matrix: bool = True,
+        num_iter: int = NUM_ITER,
+        tol: float = TOL,
+        on_unconverged: str = "warn",
+        **matcher: Unpack[MatcherOptions],
+    ) -> None:
+        super().__init__(**matcher)
+        check_choice("on_unconverged", on_unconverged, ("warn", "raise", "ignore"))
+        self._set_regularization(reg_dimless, reg)
+        self.normalize_cost_matrix = check_flag("normalize_cost_matrix", normalize_cost_matrix)
+        self.num_iter = check_integer("num_iter", num_iter, low=1)
+        self.tol = check_number("tol", tol, low=0.0, low_open=True)
+        self.on_unconverged = on_unconverged
+
+    @torch.no_grad()
+    def solve(self, cost_matrix: Tensor, target_mask: Tensor) -> SinkhornResult:
+        """Return the plan of a cost matrix with its potentials, iterations and residual.
+
+        Arguments and errors as in `compute_matching`.
+        """
+        cost = check_cost(cost_matrix, target_mask, self.background, self.validate)
+        transport = self._transport(cost, target_mask)
+        return SinkhornResult(
+            DensePlan.from_columns(transport.plan, target_mask.shape[1]).to_dense(),
+            transport.pred_potential,
+            transport.target_potential,
+            transport.iterations,
+            transport.residual,
+        )
+
+    def _plan(self, batch: Batch) -> Plan:
+        # the cost that stands in for that of a prediction that is not finite must not set the image's scale
+        seen = finite_predictions(batch) if self.nonfinite == "propagate" else None
+        mask = batch.targets.mask
+        return DensePlan.from_columns(self._transport(self.cost(batch), mask, seen).plan, mask.shape[1])
+
+    def _match(self, cost: Tensor, mask: Tensor) -> Plan:
+        return DensePlan.from_columns(self._transport(cost, mask).plan, mask.shape[1])
+
+    @abstractmethod
+    def _transport(self, cost: Tensor, mask: Tensor, seen: Tensor | None = None) -> Transport:
+        """Solve a target-major cost (B, K, P), scaled by the predictions in `seen`, (B, P) bool, or by all."""
+
+    def _report(self, residual: Tensor) -> None:
+        """Warn or raise if a plan missed `tol`."""
+        if self.on_unconverged == "ignore" or not reads_values(residual, self.validate) or not residual.numel():
+            return
+        worst = float(residual.max())
+        if worst <= max(self.tol, 8 * torch.finfo(residual.dtype).eps):  # rounding leaves no less
+            return
+        message = (
+            f"{type(self).__name__} reached a residual of {worst:.1e} after num_iter={self.num_iter} steps, above "
+            f"tol={self.tol:.1e}: {self._remedy()}"
+        )
+        if self.on_unconverged == "raise":
+            raise RuntimeError(message)
+        warnings.warn(message, stacklevel=2)
+
+    def _remedy(self) -> str:
+        return "raise num_iter, tol or reg"
+
+
+class SinkhornMatcher(EntropicMatcher):
+    """Match by balanced or unbalanced entropic transport; the subclasses document the arguments."""
+
+    def __init__(
+        self,
+        *,
+        reg_pred: float,
+        reg_target: float,
+        solver: str = "torch",
+        pot_method: str | None = None,
+        **entropic: Unpack[EntropicOptions],
+    ) -> None:
+        super().__init__(**entropic)
+        check_choice("solver", solver, ("torch", "pot", "triton"))
+        self.reg_pred = check_number("reg_pred", reg_pred, low=0.0, finite=False)
+        self.reg_target = check_number("reg_target", reg_target, low=0.0, finite=False)
+        self.solver = solver
+        if pot_method is not None:
+            if solver != "pot":
+                raise ValueError(f"pot_method={pot_method!r} needs solver='pot', got solver={solver!r}")
+            check_choice("pot_method", pot_method, pot_methods(reg_pred, reg_target))
+        self.pot_method = pot_method
+
+    def extra_repr(self) -> str:
+        """Return the arguments for `repr`."""
+        solver = f"solver={self.solver!r}" + (f", pot_method={self.pot_method!r}" if self.pot_method else "")
+        return f"reg_pred={self.reg_pred}, reg_target={self.reg_target}, {self._regularization_repr()}, {solver}"
+
+    def _transport(self, cost: Tensor, mask: Tensor, seen: Tensor | None = None) -> Transport:
+        """Solve a target-major cost (B, K, P), scaled by the predictions in `seen`, (B, P) bool, or by all."""
+        active = mask
+        if self.background:
+            active = torch.cat((mask, mask.new_ones(len(mask), 1)), dim=1)
+        preds = cost.shape[2]
+        unit = largest_entry(cost, active, seen) if self.normalize_cost_matrix else None
+        column_mass = column_masses(mask, preds, self.background, cost.dtype)
+        self._check_feasible(cost, active)
+        solve: Callable[..., Transport] = partial(solve_sinkhorn, unit=unit)  # which divides by parts
+        if self.solver != "torch":
+            cost = cost if unit is None else cost / unit[:, None, None]
+            backend = "torch" if cost.is_cuda else "numpy"
+            pot = partial(solve_pot, backend=backend, method=self.pot_method or "sinkhorn")
+            solve = pot if self.solver == "pot" else solve_triton
+        transport = solve(
+            cost,
+            column_mass,
+            active,
+            self._regularization(preds),
+            self.reg_pred,
+            self.reg_target,
+            num_iter=self.num_iter,
+            tol=self.tol,
+        )
+        self._report(transport.residual)
+        return transport
+
+    def _check_feasible(self, cost: Tensor, active: Tensor) -> None:
+        """Raise a ValueError where forbidden pairs leave a prediction or target without a partner that it must have."""
+        fixed = math.inf in (self.reg_pred, self.reg_target)
+        if not fixed or not cost.numel() or not reads_values(cost, self.validate):
+            return
+        if not bool(((cost.amax(2) == math.inf) & active).any()):
+            return
+        allowed = cost.isfinite() & active.unsqueeze(-1)
+        lonely_pred = ~allowed.any(1) & active.any(1, keepdim=True)  # (B, P)
+        lonely_target = ~allowed.any(2) & active  # (B, K)
+        for name, penalty, lonely, side in (
+            ("reg_pred", self.reg_pred, lonely_pred, "prediction"),
+            ("reg_target", self.reg_target, lonely_target, "column"),
+        ):
+            if penalty == math.inf and bool(lonely.any()):
+                image, index = (int(x) for x in lonely.nonzero()[0])
+                raise ValueError(
+                    f"cost_matrix must allow every {side} a partner with {name}=inf, got only inf in image {image}, "
+                    f"{side} {index}"
+                )
+
+    def _remedy(self) -> str:
+        balanced = math.isinf(self.reg_pred) and math.isinf(self.reg_target)
+        return super()._remedy() + ("" if balanced else ", or lower reg_pred and reg_target")
+
+
+def normalized(cost: Tensor, active: Tensor, seen: Tensor | None = None) -> Tensor:
+    """Return a target-major cost (B, K, P) divided by each image's `largest_entry`."""
+    return cost / largest_entry(cost, active, seen)[:, None, None]
+
+
+def largest_entry(cost: Tensor, active: Tensor, seen: Tensor | None = None) -> Tensor:
+    """Return each image's largest absolute finite entry in active (B, K) columns of a cost (B, K, P), or 1 for 0, (B,).
+
+    `seen` (B, P) bool leaves predictions out of the search; None for none.
+    """
+    if not cost.numel():
+        return cost.new_ones(len(cost))
+    highest = cost.amax(2)  # (B, K)
+    if seen is None and reads_values(cost, validate=False) and not bool(((highest == math.inf) & active).any()):
+        # nothing is forbidden: no tensor of the size of the cost is needed
+        largest = torch.maximum(highest, -cost.amin(2)).masked_fill_(~active, 0.0).amax(1)
+    else:
+        finite = cost.isfinite() & active.unsqueeze(-1)
+        if seen is not None:
+            finite = finite & seen.unsqueeze(1)
+        largest = cost.abs().masked_fill_(~finite, 0).amax((1, 2))
+    return torch.where(largest > 0, largest, 1.0)
+
+
+def column_masses(mask: Tensor, preds: int, background: bool, dtype: torch.dtype) -> Tensor:
+    """Return the marginal of each column times `preds`, (B, K): the mass that it has where a prediction has 1.
+
+    A target has 1 and the background `P - T_b`. Without background, or with more targets than predictions, the targets
+    share `P` evenly.
+    """
+    count = mask.sum(1, keepdim=True)  # (B, 1)
+    share = preds / count.clamp(min=1).to(dtype)
+    each = torch.where(count <= preds, torch.ones_like(share), share) if background else share
+    columns = mask.to(dtype) * each
+    if not background:
+        return columns
+    return torch.cat((columns, (preds - count).clamp(min=0).to(dtype)), dim=1)

@@ -1,0 +1,1 @@
+"""Scenes: what users pass, parsed once."""

@@ -1,0 +1,1 @@
+"""Sinkhorn's iterations as Triton kernels, an extra."""
