@@ -30,7 +30,7 @@ from uotod.match.base import Matcher
 
 # a stage that another one calls counts on its own account only
 STAGES: dict[str, tuple[Any, str]] = {
-    "parsing": (detection, "parse_batch"),
+    "parsing": (detection, "parse_scene"),
     "matching, the rest": (Matcher, "plan"),
     "cost of classes": (_base, "class_cost_by_blocks"),
     "cost of boxes": (_base, "box_cost"),

@@ -8,7 +8,7 @@ import torch
 
 from tests.problems import random_boxes, random_problem
 from uotod.match import IoUThreshold
-from uotod.scene.predictions import parse_batch
+from uotod.scene.predictions import parse_scene
 from uotod.utils import Anchors, Points
 
 
@@ -55,7 +55,7 @@ def test_no_feature_map_has_no_places() -> None:
 def test_a_point_stands_for_its_cell() -> None:
     problem = random_problem(2, 3, 2)
     points = Points(torch.tensor([[4.0, 4.0], [12.0, 4.0], [16.0, 16.0]]), torch.tensor([8.0, 8.0, 32.0]))
-    found = parse_batch(problem.input, problem.target, points).anchors
+    found = parse_scene(problem.input, problem.target, points).anchors
     assert found.boxes[1].tolist() == [[0, 0, 8, 8], [8, 0, 16, 8], [0, 0, 32, 32]]
     assert found.centers.shape == (2, 3, 2)
     assert found.stride.tolist() == [[8, 8, 32]] * 2
@@ -74,7 +74,7 @@ def test_a_value_is_as_good_as_its_boxes(batched: bool) -> None:
 def test_anchors_are_stacked_with_the_decoder_layers() -> None:
     problem = random_problem(2, 5, 3)
     anchors = Anchors(random_boxes(2, 5), torch.tensor([1.0, 1, 1, 2, 2]))
-    both = parse_batch(
+    both = parse_scene(
         problem.input | {"aux_outputs": [problem.input]}, problem.target, anchors, auxiliary=True
     ).anchors
     assert torch.equal(both.boxes, anchors.boxes.repeat(2, 1, 1))

@@ -8,7 +8,7 @@ from tests.matcher_cases import CASES
 from tests.problems import Problem, jittered, matched, random_problem
 from uotod.loss import DetectionLoss
 from uotod.match import Matcher
-from uotod.scene.predictions import parse_batch
+from uotod.scene.predictions import parse_scene
 from uotod.utils import Anchors, Points
 
 JOINT = ("SharedLayers", "UnionVote")  # match all layers together
@@ -96,7 +96,7 @@ def test_the_plan_of_a_decoder_layer_is_that_of_the_layer_alone(matcher: Matcher
     places = placed(problem, "anchors of each image")
     layers = [{k: v + 0.02 * torch.randn_like(v) for k, v in problem.input.items()} for _ in range(3)]
     stacked = layers[-1] | {"aux_outputs": layers[:-1]}
-    plan = matched(matcher.plan(parse_batch(stacked, problem.target, places, auxiliary=True)).to_dense())
+    plan = matched(matcher.scene_plan(parse_scene(stacked, problem.target, places, auxiliary=True)).to_dense())
     for index, layer in enumerate(layers):
         alone = matcher(layer, problem.target, places)
         torch.testing.assert_close(plan[3 * index : 3 * index + 3], alone, rtol=0, atol=1e-7)

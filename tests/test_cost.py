@@ -17,7 +17,7 @@ from uotod.loss import (
     SigmoidFocalCost,
     SigmoidFocalLoss,
 )
-from uotod.scene.predictions import parse_batch
+from uotod.scene.predictions import parse_scene
 
 WEIGHT = torch.tensor([0.1, 1.0, 2.0, 0.5, 3.0], dtype=torch.float64)
 N = "none"
@@ -65,7 +65,7 @@ class Opaque(nn.Module):
 
 def parsed(**options):
     problem = random_problem(3, 7, 4, 5, full=True, **options)
-    return parse_batch(problem.input, problem.target, None)
+    return parse_scene(problem.input, problem.target, None)
 
 
 @pytest.mark.parametrize("name", CLASS_LOSSES)
@@ -77,7 +77,7 @@ def test_class_cost_equals_the_module_on_every_pair(name: str, one_hot: bool) ->
         if name.startswith("ce-ignore"):
             pytest.skip("cross-entropy ignores no class of a one-hot target")
         problem.target["labels"] = nn.functional.one_hot(labels, 5)
-    batch = parse_batch(problem.input, problem.target, None)
+    batch = parse_scene(problem.input, problem.target, None)
     module = CLASS_LOSSES[name]
     cost = _cost.class_cost(module, batch.predictions.logits, batch.targets)
     for b in range(3):

@@ -56,7 +56,7 @@ def test_blocks_and_devices_change_nothing(name: str, seed: int, soft: bool, mon
     batch = matcher._parse(input, target, points)
     take_gpu_path(monkeypatch)
     with NoSynchronisation():
-        plan = matcher.plan(batch)
+        plan = matcher.scene_plan(batch)
     torch.testing.assert_close(plan.to_dense(), expected)
 
 
@@ -74,7 +74,7 @@ def test_no_tensor_of_all_pairs_is_held(name: str, on_host: bool, monkeypatch: p
         take_gpu_path(monkeypatch)
     tracemalloc.start()
     with LargestTensor() as held:
-        matcher.plan(batch)
+        matcher.scene_plan(batch)
     peak = tracemalloc.get_traced_memory()[1]  # of what numpy holds
     tracemalloc.stop()
     assert held.elements < pairs / 4

@@ -121,7 +121,7 @@ class TestEdges:
         plan = criterion.matching_method(problem.input, problem.target, problem.anchors)
 
         class Fixed(type(criterion.matching_method)):
-            def _match(self, cost, mask):
+            def match(self, cost, mask):
                 from uotod.plan import DensePlan
 
                 return DensePlan.from_columns(plan.transpose(1, 2), mask.shape[1])

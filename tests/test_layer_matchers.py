@@ -11,7 +11,7 @@ from tests.oracles import sets as oracle
 from tests.problems import random_boxes, random_problem
 from uotod.loss import DetectionLoss, GIoULoss, PositiveNormalizer
 from uotod.match import BalancedSinkhorn, Hungarian, IoUThreshold, SharedLayers, SoftMin, UnionVote, WeightedSum
-from uotod.scene.predictions import parse_batch
+from uotod.scene.predictions import parse_scene
 from uotod.solvers.vote import union_vote
 from uotod.utils import Anchors
 
@@ -30,8 +30,8 @@ def stacked(inputs):
 
 def plans(matcher, inputs, target, anchors=None) -> Tensor:
     """Return the plans (L, B, P, K) of all layers."""
-    batch = parse_batch(stacked(inputs), target, anchors, auxiliary=True)
-    plan = matcher.plan(batch).to_dense()
+    batch = parse_scene(stacked(inputs), target, anchors, auxiliary=True)
+    plan = matcher.scene_plan(batch).to_dense()
     return plan.view(len(inputs), len(plan) // len(inputs), *plan.shape[1:])
 
 

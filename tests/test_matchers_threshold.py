@@ -82,7 +82,7 @@ class TestIoUThreshold:
             take_gpu_path(monkeypatch)
         monkeypatch.setattr(iou_threshold, "MAX_GPU_BLOCK_ELEMENTS", iou_threshold.MAX_BLOCK_ELEMENTS)
         with LargestTensor() as held:
-            matcher.plan(batch)
+            matcher.scene_plan(batch)
         assert 20_000 < held.elements <= iou_threshold.MAX_BLOCK_ELEMENTS < 80 * 20_000
 
     @pytest.mark.parametrize("options", OPTIONS)
@@ -94,7 +94,7 @@ class TestIoUThreshold:
         for problem, plan in zip(problems, plans, strict=True):
             batch = matcher._parse(problem.input, problem.target, None)
             with NoSynchronisation():
-                found = matcher.plan(batch)
+                found = matcher.scene_plan(batch)
             assert torch.equal(found.to_dense(), plan)
 
     @pytest.mark.parametrize("targets", [20, 60])

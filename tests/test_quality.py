@@ -29,7 +29,7 @@ from uotod.loss import (
 )
 from uotod.match import Hungarian, SoftMin
 from uotod.plan import AssignedPlan, DensePlan, Plan
-from uotod.scene.predictions import parse_batch
+from uotod.scene.predictions import parse_scene
 
 N = "none"
 L1 = nn.L1Loss(reduction=N)
@@ -190,8 +190,8 @@ def test_a_quality_of_one_changes_nothing() -> None:
 
 def test_the_two_representations_of_a_plan_give_the_same() -> None:
     problem = problem_for("none", 3, 8, 4)
-    batch = parse_batch(problem.input, problem.target, problem.anchors)
-    assigned = CASES["IoUThreshold-band"].build().plan(batch)
+    batch = parse_scene(problem.input, problem.target, problem.anchors)
+    assigned = CASES["IoUThreshold-band"].build().scene_plan(batch)
     assert isinstance(assigned, AssignedPlan)
     dense = DensePlan.from_columns(assigned.to_dense().transpose(1, 2), 4)
     for module, _ in LOSSES.values():
@@ -205,8 +205,8 @@ def test_the_two_representations_of_a_plan_give_the_same() -> None:
 
 def test_an_ignored_prediction_contributes_nothing() -> None:
     problem = problem_for("none", 2, 6, 3)
-    batch = parse_batch(problem.input, problem.target, None)
-    plan = Hungarian(loc_match_module=L1).plan(batch)
+    batch = parse_scene(problem.input, problem.target, None)
+    plan = Hungarian(loc_match_module=L1).scene_plan(batch)
     ignored = torch.zeros(2, 6, dtype=torch.bool)
     ignored[0, 2] = ignored[1, 4] = True
     plan = replace(plan, index=plan.index.masked_fill(ignored, -1))

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from uotod.check import reads_values
 from uotod.geometry.boxes import full_precision
-from uotod.scene.predictions import Batch
+from uotod.scene.predictions import Scene
 
 
 def check_cost(cost_matrix: Tensor, target_mask: Tensor, background: bool, validate: bool) -> Tensor:
@@ -50,25 +50,25 @@ def check_cost_values(name: str, cost: Tensor, validate: bool) -> None:
     )
 
 
-def finite_predictions(batch: Batch) -> Tensor:
+def finite_predictions(scene: Scene) -> Tensor:
     """Return the (B, P) bool mask of predictions without NaN or infinity."""
-    predictions = batch.predictions
+    predictions = scene.predictions
     finite = predictions.logits.isfinite().all(-1) & predictions.boxes.isfinite().all(-1)
     if predictions.objectness is not None:
         finite = finite & predictions.objectness.isfinite()
     return finite if predictions.dist is None else finite & predictions.dist.isfinite().all(-1).all(-1)
 
 
-def replace_nonfinite(cost: Tensor, batch: Batch, background_cost: float) -> Tensor:
+def replace_nonfinite(cost: Tensor, scene: Scene, background_cost: float) -> Tensor:
     """Give predictions that are not finite a finite cost (B, T, P) above that of any set of finite pairs."""
     if not cost.numel():
         return cost
-    bad = ~finite_predictions(batch)  # (B, P)
-    valid = batch.targets.mask.unsqueeze(-1) & ~bad.unsqueeze(1) & cost.isfinite()
+    bad = ~finite_predictions(scene)  # (B, P)
+    valid = scene.mask.unsqueeze(-1) & ~bad.unsqueeze(1) & cost.isfinite()
     some = valid.flatten(1).any(1)[:, None, None]
     high = cost.masked_fill(~valid, -math.inf).amax((1, 2), keepdim=True).where(some, 0.0)
     low = cost.masked_fill(~valid, math.inf).amin((1, 2), keepdim=True).where(some, 0.0)
     high, low = high.clamp(min=background_cost), low.clamp(max=background_cost)
-    count = batch.targets.mask.sum(1)[:, None, None]
+    count = scene.mask.sum(1)[:, None, None]
     worst = high + (count + 1) * (high - low + 1)
     return torch.where(bad.unsqueeze(1), worst, cost)

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from uotod.scene.predictions import Batch
+from uotod.scene.predictions import Scene
 
 FIELDS = ("anchors", "centers", "stride", "pred_dist")
 
@@ -24,13 +24,13 @@ class Field(NamedTuple):
         return torch.where(matched.view(-1, *[1] * (rows.dim() - 1)), rows, self.neutral)
 
 
-def fields_of(module: nn.Module, batch: Batch) -> dict[str, Field]:
+def fields_of(module: nn.Module, scene: Scene) -> dict[str, Field]:
     """Return the fields that a module declares in its attribute `needs`.
 
     Raises:
         ValueError: a field is unknown, or not given.
     """
-    return {name: _field(name, module, batch) for name in getattr(module, "needs", ())}
+    return {name: _field(name, module, scene) for name in getattr(module, "needs", ())}
 
 
 def unit_box(like: Tensor) -> Tensor:
@@ -38,22 +38,22 @@ def unit_box(like: Tensor) -> Tensor:
     return (torch.arange(4, device=like.device) // 2).to(like.dtype)
 
 
-def _field(name: str, module: nn.Module, batch: Batch) -> Field:
+def _field(name: str, module: nn.Module, scene: Scene) -> Field:
     owner = type(module).__name__
     if name not in FIELDS:
         raise ValueError(f"{owner}.needs must hold names among {list(FIELDS)}, got {name!r}")
     if name == "pred_dist":
-        dist = batch.predictions.dist
+        dist = scene.predictions.dist
         if dist is None:
             raise ValueError(f"input must have the key 'pred_dist' for {owner}")
         return Field(dist, dist.new_zeros(()))
-    if batch.anchors is None:
+    if scene.anchors is None:
         raise ValueError(f"anchors must be given for {owner}, got None")
     if name == "anchors":
-        boxes = batch.anchors.boxes
+        boxes = scene.anchors.boxes
         return Field(boxes, unit_box(boxes))
     if name == "centers":
-        return Field(batch.anchors.centers, batch.anchors.centers.new_zeros(()))
-    if batch.anchors.stride is None:
+        return Field(scene.anchors.centers, scene.anchors.centers.new_zeros(()))
+    if scene.anchors.stride is None:
         raise ValueError(f"anchors must have strides (Anchors or Points) for {owner}, got none")
-    return Field(batch.anchors.stride, batch.anchors.stride.new_ones(()))
+    return Field(scene.anchors.stride, scene.anchors.stride.new_ones(()))

@@ -1,10 +1,10 @@
 """The class of the background among the logits: a batch and a position in, its index out."""
 
 from uotod.check import reads_values
-from uotod.scene.predictions import Batch
+from uotod.scene.predictions import Scene
 
 
-def background_class(position: str, batch: Batch, validate: bool) -> int | None:
+def background_class(position: str, scene: Scene, validate: bool) -> int | None:
     """Return the index of the background class at "first" or "last", None for "none".
 
     Raises:
@@ -12,12 +12,12 @@ def background_class(position: str, batch: Batch, validate: bool) -> int | None:
     """
     if position == "none":
         return None
-    targets = batch.targets
+    targets = scene.targets
     if targets.labels is None:
         raise ValueError(f"target['labels'] must be integers with bg_class_position={position!r}, got one-hot labels")
-    bg_class = 0 if position == "first" else batch.predictions.logits.shape[-1] - 1
+    bg_class = 0 if position == "first" else scene.logits.shape[-1] - 1
     if reads_values(targets.labels, validate):
-        count = int(((targets.labels == bg_class) & targets.mask).sum()) // batch.predictions.layers
+        count = int(((targets.labels == bg_class) & targets.mask).sum()) // scene.layers
         if count:
             raise ValueError(
                 f"target['labels'] must not hold the background class {bg_class} "

@@ -24,14 +24,14 @@ from uotod.loss.fine_grained import DistillationLoss
 from uotod.match.base import Matcher
 from uotod.match.union_vote import unite_layers
 from uotod.plan import Plan
-from uotod.scene.predictions import AnchorInput, Batch, PredictionDict, parse_batch
+from uotod.scene.predictions import AnchorInput, PredictionDict, Scene, parse_scene
 from uotod.scene.targets import TargetInput
 
 
 class Matched(NamedTuple):
     """Parsed predictions and targets of all layers, their plan, and the class of the background, if it has one."""
 
-    batch: Batch
+    scene: Scene
     plan: Plan
     bg_class: int | None
 
@@ -200,7 +200,7 @@ class DetectionLoss(_Loss):
             that the plan gives to targets and to the background in the final layer.
         """
         matched = self.match(input, target, anchors, plan)
-        with torch.autocast(matched.batch.predictions.logits.device.type, enabled=False):
+        with torch.autocast(matched.scene.logits.device.type, enabled=False):
             return self._terms(*matched, self.validate or self.matching_method.validate)
 
     def match(
@@ -213,10 +213,10 @@ class DetectionLoss(_Loss):
         """Return what the terms of the loss are made of, and measures beside it too. Arguments as in `forward`."""
         matcher = self.matching_method
         validate = self.validate or matcher.validate
-        batch = parse_batch(input, target, anchors, nonfinite=matcher.nonfinite, validate=validate, auxiliary=True)
-        bg_class = background_class(self.bg_class_position, batch, validate)
-        matched = matcher.plan(batch) if plan is None else given_plan(plan, batch, matcher.background, validate)
-        return Matched(batch, matched, bg_class)
+        scene = parse_scene(input, target, anchors, nonfinite=matcher.nonfinite, validate=validate, auxiliary=True)
+        bg_class = background_class(self.bg_class_position, scene, validate)
+        matched = matcher.scene_plan(scene) if plan is None else given_plan(plan, scene, matcher.background, validate)
+        return Matched(scene, matched, bg_class)
 
     def extra_repr(self) -> str:
         """Return the arguments for `repr`."""
@@ -228,20 +228,20 @@ class DetectionLoss(_Loss):
             f"loc_union={self.loc_union}, layer_weights={self.layer_weights}"
         )
 
-    def _terms(self, batch: Batch, plan: Plan, bg_class: int | None, validate: bool) -> dict[str, Tensor]:
-        logits, layers = batch.predictions.logits, batch.predictions.layers
+    def _terms(self, scene: Scene, plan: Plan, bg_class: int | None, validate: bool) -> dict[str, Tensor]:
+        logits, layers = scene.logits, scene.layers
         classifier = Classifier(self.cls_loss_module, logits, bg_class, layers)
         plan = self._mined(plan, classifier)
 
         def quality_of(name: str, quality: Quality | None, seen: Plan) -> Tensor | None:
-            return pair_quality(name, quality, batch, seen, bg_class, validate)
+            return pair_quality(name, quality, scene, seen, bg_class, validate)
 
         cls_plan = plan if self.cls_background else _without_background(plan)
         quality = quality_of("quality", self.quality, plan)
-        labels = fold_quality(cls_plan, quality, batch.targets, logits.shape[-1], bg_class)
+        labels = fold_quality(cls_plan, quality, scene.targets, logits.shape[-1], bg_class)
         obj_plan = plan if self.obj_background else _without_background(plan)
         obj_quality = quality_of("obj_quality", self.obj_quality, plan)
-        obj_losses = objectness_losses(self.obj_loss_module, batch, obj_plan, obj_quality)  # (M, L, B)
+        obj_losses = objectness_losses(self.obj_loss_module, scene, obj_plan, obj_quality)  # (M, L, B)
         loc_plan = unite_layers(plan, layers, "loc_union=True", self.matching_method) if self.loc_union else plan
         loc_quality = quality_of("loc_quality", self.loc_quality, loc_plan)
         loc_plan = loc_plan if loc_quality is None else loc_plan.scaled(loc_quality)
@@ -258,7 +258,7 @@ class DetectionLoss(_Loss):
                 positive=num_pos,
                 background=num_neg,
                 scores=num_pos if quality is None else per_layer(labels.positive.sum(1), layers),
-                targets=per_layer(batch.targets.mask.sum(1).to(num_pos.dtype), layers),
+                targets=per_layer(scene.mask.sum(1).to(num_pos.dtype), layers),
                 class_positive=class_positive,
                 class_background=class_background,
                 localization=num_pos if loc_plan is plan else per_layer(loc_plan.positive_mass().sum(1), layers),
@@ -269,7 +269,7 @@ class DetectionLoss(_Loss):
             obj_losses = obj_losses / divisors.of_objectness
         cls_losses = classifier.losses(labels, cls_divisor)
         cls_losses = cls_losses.view(len(cls_losses), *num_pos.shape)  # (K, L, B)
-        loc_losses = torch.stack(localization_losses(self.loc_loss_module, batch, loc_plan, loc_divisor))  # (N, L)
+        loc_losses = torch.stack(localization_losses(self.loc_loss_module, scene, loc_plan, loc_divisor))  # (N, L)
         losses = [
             SubLosses("loss_cls", self.cls_loss_module, cls_losses.sum(-1)),
             SubLosses("loss_loc", self.loc_loss_module, loc_losses),
@@ -277,7 +277,7 @@ class DetectionLoss(_Loss):
         if self.obj_loss_module is not None:
             losses.append(SubLosses("loss_obj", self.obj_loss_module, obj_losses.sum(-1)))
         if self.distillation_module is not None:
-            values = distillation_losses(self.distillation_module, batch, loc_plan, validate)
+            values = distillation_losses(self.distillation_module, scene, loc_plan, validate)
             losses.append(SubLosses("loss_dist", self.distillation_module, values))
         counts = {"num_pos": num_pos[-1].sum().detach(), "num_neg": num_neg[-1].sum().detach()}
         return add_terms(losses, self.layer_weights) | counts

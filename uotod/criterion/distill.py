@@ -6,10 +6,10 @@ from torch import Tensor
 from uotod.criterion.quality import pair_quality
 from uotod.loss.fine_grained import DistillationLoss
 from uotod.plan import DensePlan, Plan
-from uotod.scene.predictions import Batch
+from uotod.scene.predictions import Scene
 
 
-def distillation_losses(module: DistillationLoss, batch: Batch, plan: Plan, validate: bool) -> Tensor:
+def distillation_losses(module: DistillationLoss, scene: Scene, plan: Plan, validate: bool) -> Tensor:
     """Return the loss (1, L) of teaching each layer the distributions of the final one; that of the final one is 0.
 
     A matched prediction counts by the IoU of its pair, that of several by their mean, weighted with the mass.
@@ -17,10 +17,10 @@ def distillation_losses(module: DistillationLoss, batch: Batch, plan: Plan, vali
     Raises:
         ValueError: there are no distributions.
     """
-    predictions, layers = batch.predictions, batch.predictions.layers
+    predictions, layers = scene.predictions, scene.layers
     if predictions.dist is None:
         raise ValueError("input must have the key 'pred_dist' with a distillation_module")
-    quality, mass = pair_quality("quality", "iou", batch, plan, None, validate), plan.positive_mass()
+    quality, mass = pair_quality("quality", "iou", scene, plan, None, validate), plan.positive_mass()
     assert quality is not None
     if isinstance(plan, DensePlan):
         quality = (plan.positive * quality).sum(1) / torch.where(mass > 0, mass, 1)

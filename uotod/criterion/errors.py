@@ -7,7 +7,7 @@ from uotod.check import check_number
 from uotod.cost.labels import fold_plan
 from uotod.criterion.detection import DetectionLoss
 from uotod.plan import Plan
-from uotod.scene.predictions import AnchorInput, Batch, PredictionDict
+from uotod.scene.predictions import AnchorInput, PredictionDict, Scene
 from uotod.scene.targets import TargetInput
 
 
@@ -65,22 +65,22 @@ def detection_errors(
     if not isinstance(criterion, DetectionLoss):
         raise TypeError(f"criterion must be a DetectionLoss, got {criterion!r} of type {type(criterion).__name__}")
     threshold = check_number("threshold", threshold, low=0.0, high=1.0)
-    batch, matched, bg_class = criterion.match(input, target, anchors, plan)
-    with torch.autocast(batch.predictions.logits.device.type, enabled=False):
-        is_object = _is_object(batch, bg_class, criterion.obj_loss_module is not None, threshold)
-        images = len(is_object) // batch.predictions.layers
-        count, real = is_object.sum(1), batch.targets.mask.sum(1)
+    scene, matched, bg_class = criterion.match(input, target, anchors, plan)
+    with torch.autocast(scene.logits.device.type, enabled=False):
+        is_object = _is_object(scene, bg_class, criterion.obj_loss_module is not None, threshold)
+        images = len(is_object) // scene.layers
+        count, real = is_object.sum(1), scene.mask.sum(1)
         off = (count - real).abs()[len(count) - images :]  # of the final layer
         return {
-            "class_error": _class_error(batch, matched, images),
-            "cardinality_error": off.sum().to(batch.predictions.logits.dtype) / max(images, 1),
+            "class_error": _class_error(scene, matched, images),
+            "cardinality_error": off.sum().to(scene.logits.dtype) / max(images, 1),
         }
 
 
-def _class_error(batch: Batch, plan: Plan, images: int) -> Tensor:
+def _class_error(scene: Scene, plan: Plan, images: int) -> Tensor:
     """Return the percentage of mass on targets whose label is not the top class, in the last `images` images."""
-    logits = batch.predictions.logits
-    labels = fold_plan(plan, batch.targets, logits.shape[-1], None)
+    logits = scene.logits
+    labels = fold_plan(plan, scene.targets, logits.shape[-1], None)
     top = logits.argmax(-1)  # (layers * B, P)
     if labels.index is not None:
         right = labels.positive.masked_fill(labels.index != top, 0)
@@ -93,9 +93,9 @@ def _class_error(batch: Batch, plan: Plan, images: int) -> Tensor:
     return 100 * wrong / torch.where(total > 0, total, 1)
 
 
-def _is_object(batch: Batch, bg_class: int | None, with_objectness: bool, threshold: float) -> Tensor:
+def _is_object(scene: Scene, bg_class: int | None, with_objectness: bool, threshold: float) -> Tensor:
     """Return the (layers * B, P) bool mask of predictions that stand for an object."""
-    logits, objectness = batch.predictions.logits, batch.predictions.objectness
+    logits, objectness = scene.logits, scene.predictions.objectness
     if bg_class is not None:
         return logits.argmax(-1) != bg_class
     score = logits.amax(-1).sigmoid()

@@ -5,10 +5,10 @@ from torch import Tensor
 
 from uotod.check import check_device, check_finite, reads_values
 from uotod.plan import AssignedPlan, DensePlan, Plan
-from uotod.scene.predictions import Batch
+from uotod.scene.predictions import Scene
 
 
-def given_plan(plan: Tensor, batch: Batch, background: bool, validate: bool) -> Plan:
+def given_plan(plan: Tensor, scene: Scene, background: bool, validate: bool) -> Plan:
     """Return the plan of a batch that a user states; decoder layers share it.
 
     Shape, dtype and device are always checked, values on the CPU or with `validate`.
@@ -16,7 +16,7 @@ def given_plan(plan: Tensor, batch: Batch, background: bool, validate: bool) -> 
     Args:
         plan: (B, P, T + 1) masses, (B, P, T) without background, or (B, P) integer indices: the target of each
             prediction, T for the background, -1 for an ignored prediction.
-        batch: predictions and targets, of one or more decoder layers.
+        scene: predictions and targets, of one or more decoder layers.
         background: whether plans have a background.
         validate: whether values may be read on a GPU.
 
@@ -26,9 +26,9 @@ def given_plan(plan: Tensor, batch: Batch, background: bool, validate: bool) -> 
     """
     if not isinstance(plan, Tensor):
         raise TypeError(f"plan must be a tensor, got {type(plan).__name__}")
-    layers, boxes = batch.predictions.layers, batch.predictions.boxes
-    images, preds, num_targets = len(boxes) // layers, boxes.shape[1], batch.targets.mask.shape[1]
-    mask = batch.targets.mask[:images]
+    layers, boxes = scene.layers, scene.pred_boxes
+    images, preds, num_targets = len(boxes) // layers, boxes.shape[1], scene.mask.shape[1]
+    mask = scene.mask[:images]
     dense, assigned = (images, preds, num_targets + background), (images, preds)
     if tuple(plan.shape) not in (dense, assigned):
         raise ValueError(f"plan must have shape {dense} (masses) or {assigned} (indices), got {tuple(plan.shape)}")

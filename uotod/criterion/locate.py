@@ -8,14 +8,14 @@ from uotod.cost.adapters import Part, parts_of
 from uotod.cost.by_rows import sum_rows
 from uotod.cost.fields import Field, fields_of, unit_box
 from uotod.plan import Block, Pairs, Plan
-from uotod.scene.predictions import Batch
+from uotod.scene.predictions import Scene
 
 MAX_PAIR_ELEMENTS = 1 << 19  # of the plan's entries that are looked at together on the CPU
 MAX_GPU_PAIR_ELEMENTS = 1 << 24
 MAX_PAIRS = 1 << 18  # of several blocks, if they are evaluated together and remembered for the backward pass
 
 
-def localization_losses(module: nn.Module, batch: Batch, plan: Plan, divisor: Tensor | None = None) -> list[Tensor]:
+def localization_losses(module: nn.Module, scene: Scene, plan: Plan, divisor: Tensor | None = None) -> list[Tensor]:
     """Return the loss (L,) of each weighted part of `module`, evaluated on matched pairs only.
 
     A part gets predicted and target boxes, and by keyword what it declares in `needs`. The mass of an image is divided
@@ -23,15 +23,15 @@ def localization_losses(module: nn.Module, batch: Batch, plan: Plan, divisor: Te
 
     A plan of many pairs is evaluated block by block, and again in the backward pass instead of remembered.
     """
-    boxes = batch.predictions.boxes
-    parts = [(part, fields_of(part.module, batch)) for part in parts_of(module)]
+    boxes = scene.pred_boxes
+    parts = [(part, fields_of(part.module, scene)) for part in parts_of(module)]
     static = _has_static_shapes(boxes)
 
-    if not batch.targets.boxes.shape[1]:  # a prediction may stand for no pair without targets
-        return [_nothing(boxes, fields, batch.predictions.layers) for _, fields in parts]
+    if not scene.target_boxes.shape[1]:  # a prediction may stand for no pair without targets
+        return [_nothing(boxes, fields, scene.layers) for _, fields in parts]
 
     def block_losses(boxes: Tensor, pairs: Pairs) -> list[Tensor]:
-        return _pair_losses(parts, boxes, batch, pairs, divisor, static)
+        return _pair_losses(parts, boxes, scene, pairs, divisor, static)
 
     blocks = plan.blocks(MAX_GPU_PAIR_ELEMENTS if static else MAX_PAIR_ELEMENTS)
     pairs = _few_pairs(plan, blocks, static)
@@ -61,17 +61,17 @@ def _few_pairs(plan: Plan, blocks: list[Block], static: bool) -> Pairs | None:
 def _pair_losses(
     parts: list[tuple[Part, dict[str, Field]]],
     boxes: Tensor,
-    batch: Batch,
+    scene: Scene,
     pairs: Pairs,
     divisor: Tensor | None,
     static: bool,
 ) -> list[Tensor]:
     """Return the loss (L,) of each part on some pairs."""
-    predictions = batch.predictions
+    predictions = scene.predictions
     layers = predictions.layers
     if not len(pairs.mass):
         return [_nothing(boxes, fields, layers) for _, fields in parts]
-    boxes, target_boxes = boxes[pairs.image, pairs.pred], batch.targets.boxes[pairs.image, pairs.target]
+    boxes, target_boxes = boxes[pairs.image, pairs.pred], scene.target_boxes[pairs.image, pairs.target]
     matched = pairs.mass > 0 if static else None
     if matched is not None:
         # rows without mass get a harmless box before the loss: a masked NaN would still reach the gradient

@@ -9,7 +9,7 @@ from uotod.check import reads_values
 from uotod.cost.fields import unit_box
 from uotod.geometry.boxes import aligned_overlap
 from uotod.plan import DensePlan, Pairs, Plan
-from uotod.scene.predictions import Batch
+from uotod.scene.predictions import Scene
 
 Quality = str | Callable[[Tensor, Tensor], Tensor]
 NAMES = ("iou", "centerness", "score")
@@ -32,14 +32,14 @@ def check_quality(name: str, quality: Quality | None) -> Quality | None:
 
 @torch.no_grad()
 def pair_quality(
-    name: str, quality: Quality | None, batch: Batch, plan: Plan, bg_class: int | None, validate: bool
+    name: str, quality: Quality | None, scene: Scene, plan: Plan, bg_class: int | None, validate: bool
 ) -> Tensor | None:
     """Return the quality of each pair that carries mass, 0 elsewhere; None for None.
 
     Args:
         name: name of the argument, for errors.
         quality: "iou" of the boxes, "centerness" of the point in the target, "score" of the prediction or a callable.
-        batch: predictions, targets and anchors.
+        scene: predictions, targets and anchors.
         plan: the plan.
         bg_class: class of the background, or None if it has none.
         validate: whether values may be read on a GPU.
@@ -53,34 +53,34 @@ def pair_quality(
     """
     if quality is None:
         return None
-    boxes = batch.predictions.boxes
+    boxes = scene.pred_boxes
     static = boxes.device.type == "cuda"  # reading how many pairs there are would synchronise
     pairs = plan.pairs(static)
-    value = _of_pairs(name, quality, batch, pairs, bg_class, validate)
+    value = _of_pairs(name, quality, scene, pairs, bg_class, validate)
     value = torch.where(pairs.mass > 0, value.to(pairs.mass.dtype), 0)
     if isinstance(plan, DensePlan):
         return torch.zeros_like(plan.positive).index_put((pairs.image, pairs.target, pairs.pred), value)
     return torch.zeros_like(plan.positive_mass()).index_put((pairs.image, pairs.pred), value)
 
 
-def _of_pairs(name: str, quality: Quality, batch: Batch, pairs: Pairs, bg_class: int | None, validate: bool) -> Tensor:
+def _of_pairs(name: str, quality: Quality, scene: Scene, pairs: Pairs, bg_class: int | None, validate: bool) -> Tensor:
     """Return the quality (N,) of each pair, anything where it has no mass."""
-    predictions = batch.predictions
+    predictions = scene.predictions
     if quality == "score":
         if bg_class is not None:
             raise ValueError(f'{name}="score" is a sigmoid score and needs bg_class_position="none"')
         score: Tensor = predictions.logits.sigmoid().amax(-1)
         return score[pairs.image, pairs.pred]
-    if quality == "centerness" and batch.anchors is None:
+    if quality == "centerness" and scene.anchors is None:
         raise ValueError(f'anchors must be given for {name}="centerness": boxes, Anchors or Points, got None')
     matched = pairs.mass > 0
     ours = theirs = unit_box(predictions.boxes).expand(len(matched), 4)
-    if batch.targets.boxes.shape[1]:
+    if scene.target_boxes.shape[1]:
         ours = torch.where(matched.unsqueeze(-1), predictions.boxes[pairs.image, pairs.pred], ours)
-        theirs = torch.where(matched.unsqueeze(-1), batch.targets.boxes[pairs.image, pairs.target], theirs)
+        theirs = torch.where(matched.unsqueeze(-1), scene.target_boxes[pairs.image, pairs.target], theirs)
     if quality == "centerness":
-        assert batch.anchors is not None
-        return centerness(batch.anchors.centers[pairs.image, pairs.pred], theirs)
+        assert scene.anchors is not None
+        return centerness(scene.anchors.centers[pairs.image, pairs.pred], theirs)
     if isinstance(quality, str):
         return aligned_overlap(ours, theirs, "iou", eps=0.0).clamp(max=1)
     value = quality(ours, theirs)

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from uotod.cost.blocks import MAX_BLOCK_ELEMENTS, MAX_GPU_BLOCK_ELEMENTS
 from uotod.geometry.overlap import Coordinates, OverlapKind, overlap
 from uotod.geometry.region import contains
-from uotod.scene.predictions import Batch
+from uotod.scene.predictions import Scene
 from uotod.solvers.aligned import Block
 from uotod.solvers.aligned_image import PairList, align_image
 
@@ -39,9 +39,9 @@ class PairMeasure:
     """
 
     def __init__(
-        self, batch: Batch, boxes: Tensor, alpha: float, beta: float, kind: OverlapKind, cost: Tensor | None
+        self, scene: Scene, boxes: Tensor, alpha: float, beta: float, kind: OverlapKind, cost: Tensor | None
     ) -> None:
-        targets, logits = batch.targets, batch.predictions.logits.detach()
+        targets, logits = scene.targets, scene.logits.detach()
         self.alpha, self.beta, self.kind, self.cost = alpha, beta, kind, cost
         self.logits = logits.contiguous()
         self.labels, self.one_hot = (targets.labels, targets.one_hot) if alpha > 0 else (None, None)

@@ -16,7 +16,7 @@ from uotod.geometry.boxes import aligned_overlap, box_centers
 from uotod.match.assigned import assigned_plan
 from uotod.match.similarity import OverlapMatcher
 from uotod.plan import Plan
-from uotod.scene.predictions import Batch
+from uotod.scene.predictions import Scene
 from uotod.solvers.atss import atss_match, nearest_of_image, nearest_per_level
 
 if TYPE_CHECKING:
@@ -85,31 +85,31 @@ class ATSS(OverlapMatcher):
         if self.alpha < 1 and self._has_modules():
             raise ValueError(f"alpha must be 1 with match modules, which bring a cost of their own, got {alpha!r}")
 
-    def _plan(self, batch: Batch) -> Plan:
-        anchors, boxes = self._locations(batch), batch.targets.boxes
+    def plan(self, scene: Scene) -> Plan:
+        anchors, boxes = self._locations(scene), scene.target_boxes
         places = anchors.centers
-        index, valid, similarity = self._candidates(batch)
+        index, valid, similarity = self._candidates(scene)
         x, y = (places[..., k].gather(1, index.flatten(1)).view_as(index) for k in (0, 1))  # (B, T, K)
         x1, y1, x2, y2 = (side.unsqueeze(-1) for side in boxes.unbind(-1))
         inside = torch.stack((x - x1, y - y1, x2 - x, y2 - y)).amin(0) > self.margin
         return self._assign(similarity, index, valid, inside, places.shape[1])
 
-    def _candidates(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    def _candidates(self, scene: Scene) -> tuple[Tensor, Tensor, Tensor]:
         """Return the candidates (B, T, K) of each target, which of these are some, and their similarity."""
-        anchors, mask = self._locations(batch), batch.targets.mask
-        centers, count = box_centers(batch.targets.boxes), min(self.topk, anchors.centers.shape[1])
+        anchors, mask = self._locations(scene), scene.mask
+        centers, count = box_centers(scene.target_boxes), min(self.topk, anchors.centers.shape[1])
         images, num_targets, preds = len(mask), mask.shape[1], anchors.centers.shape[1]
         finite = mask.new_ones(images, preds)
         if self.nonfinite == "propagate":
-            finite = finite_predictions(batch)
-        table = 1 - self.cost(batch)[:, :num_targets] if self._reads_cost(batch) else None  # (B, T, P)
+            finite = finite_predictions(scene)
+        table = 1 - self.cost(scene)[:, :num_targets] if self._reads_cost(scene) else None  # (B, T, P)
         if table is None and reads_values(mask, validate=False) and mask.numel() and preds:
             index = torch.zeros(images, num_targets, anchors.num_levels * count, dtype=torch.long)
             valid = torch.zeros_like(index, dtype=torch.bool)
             for i, real in enumerate(mask):
                 where = anchors.centers[i], finite[i], anchors.level[i], anchors.num_levels
                 index[i, real], valid[i, real] = nearest_of_image(centers[i, real], *where, count, MAX_BLOCK_ELEMENTS)
-            return index, valid, self._pair_similarity(batch, index)
+            return index, valid, self._pair_similarity(scene, index)
 
         size = max(MAX_GPU_BLOCK_ELEMENTS // max(images * preds, 1), 1)
         found = []
@@ -123,12 +123,12 @@ class ATSS(OverlapMatcher):
             distance = (x**2 + y**2).masked_fill(~allowed, math.inf)
             found.append(nearest_per_level(distance, anchors.level, anchors.num_levels, self.topk))
         index, valid = (torch.cat(parts, dim=1) for parts in zip(*found, strict=True))
-        return index, valid, self._pair_similarity(batch, index) if table is None else table.gather(2, index)
+        return index, valid, self._pair_similarity(scene, index) if table is None else table.gather(2, index)
 
-    def _pair_similarity(self, batch: Batch, index: Tensor) -> Tensor:
+    def _pair_similarity(self, scene: Scene, index: Tensor) -> Tensor:
         """Return the similarity of each target with (B, T, K) predictions, without modules."""
-        flat, targets, logits = index.flatten(1), batch.targets, batch.predictions.logits
-        boxes = self._located_boxes(batch).gather(1, flat.unsqueeze(-1).expand(-1, -1, 4)).view(*index.shape, 4)
+        flat, targets, logits = index.flatten(1), scene.targets, scene.logits
+        boxes = self._located_boxes(scene).gather(1, flat.unsqueeze(-1).expand(-1, -1, 4)).view(*index.shape, 4)
         iou = aligned_overlap(targets.boxes.unsqueeze(2), boxes, "iou", eps=0.0)
         if self.alpha == 1:
             return iou
@@ -145,7 +145,7 @@ class ATSS(OverlapMatcher):
     def _aligned(self, iou: Tensor, score: Tensor) -> Tensor:
         return score ** (1 - self.alpha) * iou**self.alpha
 
-    def _match(self, cost: Tensor, mask: Tensor) -> Plan:
+    def match(self, cost: Tensor, mask: Tensor) -> Plan:
         cost = cost[:, : mask.shape[1]]
         index, valid = nearest_per_level(cost, torch.zeros_like(cost[:, 0], dtype=torch.long), 1, self.topk)
         return self._assign(1 - cost.gather(2, index), index, valid, torch.ones_like(valid), cost.shape[2])
@@ -154,9 +154,9 @@ class ATSS(OverlapMatcher):
         assigned = atss_match(similarity, index, valid, inside, preds)
         return assigned_plan(assigned, similarity, similarity.shape[1], self.background)
 
-    def _similarity(self, batch: Batch) -> Tensor:
+    def _similarity(self, scene: Scene) -> Tensor:
         """Return the similarity (B, T, P) without modules: the IoU, or its mean with the score of the class."""
-        iou = super()._similarity(batch)
+        iou = super()._similarity(scene)
         if self.alpha == 1:
             return iou
-        return self._aligned(iou, gather_classes(batch.predictions.logits.sigmoid(), batch.targets))
+        return self._aligned(iou, gather_classes(scene.logits.sigmoid(), scene.targets))

@@ -18,7 +18,7 @@ from uotod.cost.weights import parse_class_weight, target_weight
 from uotod.geometry.anchors import Locations
 from uotod.match.ignore import ignore_background
 from uotod.plan import DensePlan, Plan
-from uotod.scene.predictions import AnchorInput, Batch, PredictionDict, parse_batch
+from uotod.scene.predictions import AnchorInput, PredictionDict, Scene, parse_scene
 from uotod.scene.targets import TargetInput
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ class Matcher(nn.Module, ABC):
             TypeError: an argument or an entry has the wrong type or dtype.
             ValueError: a key is missing, or a shape, a device or a value is wrong.
         """
-        return self.plan(self._parse(input, target, anchors)).to_dense()
+        return self.scene_plan(self._parse(input, target, anchors)).to_dense()
 
     @torch.no_grad()
     def compute_cost_matrix(
@@ -167,44 +167,44 @@ class Matcher(nn.Module, ABC):
             self.class_weight = weight.to(moved.device)
         return self
 
-    def plan(self, batch: Batch) -> Plan:
+    def scene_plan(self, scene: Scene) -> Plan:
         """Return the plan of a parsed batch, in the representation that suits the rule; losses call this."""
-        with torch.no_grad(), torch.autocast(batch.predictions.logits.device.type, enabled=False):
-            plan = self._plan(batch)
-            if batch.targets.ignored is None:
+        with torch.no_grad(), torch.autocast(scene.logits.device.type, enabled=False):
+            plan = self.plan(scene)
+            if scene.targets.ignored is None:
                 return plan
-            return ignore_background(plan, self._located_boxes(batch), batch.targets, self.ignore_threshold)
+            return ignore_background(plan, self._located_boxes(scene), scene.targets, self.ignore_threshold)
 
-    def _plan(self, batch: Batch) -> Plan:
+    def plan(self, scene: Scene) -> Plan:
         """Return the plan of a parsed batch before predictions on ignored targets lose their background."""
-        return self._match(self.cost(batch), batch.targets.mask)
+        return self.match(self.cost(scene), scene.mask)
 
-    def cost(self, batch: Batch) -> Tensor:
+    def cost(self, scene: Scene) -> Tensor:
         """Return the target-major cost (B, T + 1, P), or (B, T, P) without background, of a parsed batch."""
-        with torch.no_grad(), torch.autocast(batch.predictions.logits.device.type, enabled=False):
+        with torch.no_grad(), torch.autocast(scene.logits.device.type, enabled=False):
             background_cost = self.background_cost if self.background else None
-            cost = cost_by_images(self._with_class_cost(batch), self._block_cost, background_cost)
+            cost = cost_by_images(self._with_class_cost(scene), self._block_cost, background_cost)
             check_cost_values("the cost that the match modules return", cost, self.validate)
             return cost
 
-    def _with_class_cost(self, batch: Batch) -> Batch:
+    def _with_class_cost(self, scene: Scene) -> Scene:
         """Return the batch with the classification cost, which can be had without a copy of the logits by blocks."""
         module = self.cls_match_module
-        if module is None or self.nonfinite == "propagate" or type(self)._pair_cost is not Matcher._pair_cost:
-            return batch
-        return replace(batch, class_cost=class_cost_by_blocks(module, batch.predictions.logits, batch.targets))
+        if module is None or self.nonfinite == "propagate" or type(self).pair_cost is not Matcher.pair_cost:
+            return scene
+        return replace(scene, class_cost=class_cost_by_blocks(module, scene.logits, scene.targets))
 
-    def _block_cost(self, batch: Batch) -> Tensor:
+    def _block_cost(self, scene: Scene) -> Tensor:
         """Return the weighted cost (B, T, P) of a few images, padding included."""
-        cost = self._pair_cost(batch)
-        weight = self._target_weight(batch)
+        cost = self.pair_cost(scene)
+        weight = self._target_weight(scene)
         if weight is not None:
             cost = cost * weight.unsqueeze(-1)
         if self.nonfinite == "propagate":
-            cost = replace_nonfinite(cost, batch, self.background_cost if self.background else 0.0)
+            cost = replace_nonfinite(cost, scene, self.background_cost if self.background else 0.0)
         return cost
 
-    def _match(self, cost: Tensor, mask: Tensor) -> Plan:
+    def match(self, cost: Tensor, mask: Tensor) -> Plan:
         """Return the plan of a target-major cost (B, K, P)."""
         public = cost.transpose(1, 2)
         mass = self.compute_matching(public, mask)
@@ -214,40 +214,40 @@ class Matcher(nn.Module, ABC):
             )
         return DensePlan.from_columns(mass.detach().transpose(1, 2), mask.shape[1])
 
-    def _pair_cost(self, batch: Batch) -> Tensor:
+    def pair_cost(self, scene: Scene) -> Tensor:
         """Return the cost (B, T, P) of all pairs, padding included."""
         if not self._has_modules():
-            return self._own_pair_cost(batch)
-        cost = batch.class_cost
+            return self.own_pair_cost(scene)
+        cost = scene.class_cost
         if self.cls_match_module is not None and cost is None:
-            cost = class_cost(self.cls_match_module, batch.predictions.logits, batch.targets)
+            cost = class_cost(self.cls_match_module, scene.logits, scene.targets)
         if self.loc_match_module is not None:
-            boxes = self._located_boxes(batch)
-            value = box_cost(self.loc_match_module, boxes, batch.targets.boxes)
+            boxes = self._located_boxes(scene)
+            value = box_cost(self.loc_match_module, boxes, scene.target_boxes)
             cost = value if cost is None else cost + value
         assert cost is not None
         return cost
 
-    def _own_pair_cost(self, batch: Batch) -> Tensor:
+    def own_pair_cost(self, scene: Scene) -> Tensor:
         """Return the cost (B, T, P) of all pairs without modules, of the rules that have one."""
         raise ValueError(
             f"{type(self).__name__} needs cls_match_module or loc_match_module to compute a cost, got neither"
         )
 
-    def _target_weight(self, batch: Batch) -> Tensor | None:
+    def _target_weight(self, scene: Scene) -> Tensor | None:
         """Return the (B, T) factors of the targets' costs, or None if all are 1."""
-        return target_weight(self.class_weight, batch.targets, batch.predictions.logits.shape[-1])
+        return target_weight(self.class_weight, scene.targets, scene.logits.shape[-1])
 
     def _has_modules(self) -> bool:
         return self.cls_match_module is not None or self.loc_match_module is not None
 
-    def _locations(self, batch: Batch) -> Locations:
-        if batch.anchors is None:
+    def _locations(self, scene: Scene) -> Locations:
+        if scene.anchors is None:
             raise ValueError(f"anchors must be given to {type(self).__name__}: boxes, Anchors or Points, got None")
-        return batch.anchors
+        return scene.anchors
 
-    def _strides(self, batch: Batch, purpose: str) -> Tensor:
-        stride = self._locations(batch).stride
+    def _strides(self, scene: Scene, purpose: str) -> Tensor:
+        stride = self._locations(scene).stride
         if stride is None:
             raise ValueError(
                 f"anchors must have a stride, which {type(self).__name__} needs for {purpose}: "
@@ -255,16 +255,16 @@ class Matcher(nn.Module, ABC):
             )
         return stride
 
-    def _located_boxes(self, batch: Batch) -> Tensor:
+    def _located_boxes(self, scene: Scene) -> Tensor:
         """Return the (B, P, 4) boxes whose position is compared with the targets."""
         if not self.is_anchor_based:
-            return batch.predictions.boxes
-        if batch.anchors is None:
+            return scene.pred_boxes
+        if scene.anchors is None:
             raise ValueError("anchors must be given with is_anchor_based=True, got None")
-        return batch.anchors.boxes
+        return scene.anchors.boxes
 
-    def _parse(self, input: PredictionDict, target: TargetInput, anchors: AnchorInput | None) -> Batch:
-        return parse_batch(input, target, anchors, nonfinite=self.nonfinite, validate=self.validate)
+    def _parse(self, input: PredictionDict, target: TargetInput, anchors: AnchorInput | None) -> Scene:
+        return parse_scene(input, target, anchors, nonfinite=self.nonfinite, validate=self.validate)
 
 
 class PlanMatcher(Matcher):
@@ -273,7 +273,7 @@ class PlanMatcher(Matcher):
     @torch.no_grad()
     def compute_matching(self, cost_matrix: Tensor, target_mask: Tensor) -> Tensor:
         """Return the plan of a cost matrix; see `Matcher.compute_matching`."""
-        return self._match(check_cost(cost_matrix, target_mask, self.background, self.validate), target_mask).to_dense()
+        return self.match(check_cost(cost_matrix, target_mask, self.background, self.validate), target_mask).to_dense()
 
     @abstractmethod
-    def _match(self, cost: Tensor, mask: Tensor) -> Plan: ...
+    def match(self, cost: Tensor, mask: Tensor) -> Plan: ...

@@ -14,7 +14,7 @@ from uotod.geometry.boxes import box_scaled
 from uotod.geometry.region import contains, overlaps
 from uotod.match.point_region import RegionMatcher
 from uotod.plan import AssignedPlan, Plan
-from uotod.scene.predictions import Batch
+from uotod.scene.predictions import Scene
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -84,23 +84,23 @@ class CenterRegion(RegionMatcher):
         self.ring = None if ring is None else check_number("ring", ring, low=self.core)
         self.min_iof = None if min_iof is None else check_number("min_iof", min_iof, low=0.0, high=1.0)
 
-    def _plan(self, batch: Batch) -> Plan:
-        plan = super()._plan(batch)
-        if self.ring is None or not batch.targets.mask.shape[1]:
+    def plan(self, scene: Scene) -> Plan:
+        plan = super().plan(scene)
+        if self.ring is None or not scene.mask.shape[1]:
             return plan
         assert isinstance(plan, AssignedPlan)
-        held = (self._region(batch, self.ring) & batch.targets.mask.unsqueeze(-1)).any(1)  # (B, P)
+        held = (self._region(scene, self.ring) & scene.mask.unsqueeze(-1)).any(1)  # (B, P)
         return replace(plan, index=plan.index.masked_fill(held & (plan.index == plan.num_targets), -1))
 
-    def _candidates(self, batch: Batch) -> Tensor:
-        region = self._region(batch, self.core)
+    def _candidates(self, scene: Scene) -> Tensor:
+        region = self._region(scene, self.core)
         if self.min_iof is not None:
-            region = region & by_blocks(contains, batch.targets.boxes, self._locations(batch).centers)
-        return self._drop_nonfinite(region, batch)
+            region = region & by_blocks(contains, scene.target_boxes, self._locations(scene).centers)
+        return self._drop_nonfinite(region, scene)
 
-    def _region(self, batch: Batch, scale: float) -> Tensor:
+    def _region(self, scene: Scene, scale: float) -> Tensor:
         """Return the (B, T, P) mask of points in the targets scaled around their centres."""
-        places, region = self._locations(batch), box_scaled(batch.targets.boxes, scale)
+        places, region = self._locations(scene), box_scaled(scene.target_boxes, scale)
         if self.min_iof is None:
             return by_blocks(contains, region, places.centers)
         return by_blocks(partial(overlaps, share=self.min_iof), region, places.boxes)

@@ -44,7 +44,7 @@ class ClosestTarget(PlanMatcher):
                  [0., 0., 1.]]])
     """
 
-    def _match(self, cost: Tensor, mask: Tensor) -> Plan:
+    def match(self, cost: Tensor, mask: Tensor) -> Plan:
         return _take_targets(cost, mask, self.background)
 
 
@@ -89,7 +89,7 @@ class ClosestPrediction(PlanMatcher):
         self.threshold = None if threshold is None else check_number("threshold", threshold)
         self.uniform_background = check_flag("uniform_background", uniform_background)
 
-    def _match(self, cost: Tensor, mask: Tensor) -> Plan:
+    def match(self, cost: Tensor, mask: Tensor) -> Plan:
         return _take_predictions(cost, mask, self.background, self.threshold, self.uniform_background)
 
 
@@ -120,7 +120,7 @@ class Min(PlanMatcher):
         check_choice("source", source, ("target", "prediction"))
         self.source = source
 
-    def _match(self, cost: Tensor, mask: Tensor) -> Plan:
+    def match(self, cost: Tensor, mask: Tensor) -> Plan:
         if self.source == "prediction":
             return _take_targets(cost, mask, self.background)
         return _take_predictions(cost, mask, self.background, threshold=None, uniform=False)

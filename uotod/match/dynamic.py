@@ -17,7 +17,7 @@ from uotod.match.assigned import assigned_plan
 from uotod.match.base import PlanMatcher
 from uotod.match.similarity import pairwise_iou
 from uotod.plan import Plan
-from uotod.scene.predictions import Batch
+from uotod.scene.predictions import Scene
 from uotod.solvers.aligned import Block, align
 from uotod.solvers.dynamic_k import dynamic_block, dynamic_k_match
 
@@ -52,26 +52,26 @@ class DynamicMatcher(PlanMatcher):
         self.contested = contested
 
     @abstractmethod
-    def _candidates(self, batch: Batch) -> Tensor:
+    def _candidates(self, scene: Scene) -> Tensor:
         """Return the predictions that may be matched at all, (B, 1, P) bool: those of any target."""
 
     @abstractmethod
-    def _class_cost(self, batch: Batch, overlap: Tensor) -> Tensor:
+    def _class_cost(self, scene: Scene, overlap: Tensor) -> Tensor:
         """Return the default classification cost (B, T, P)."""
 
     @abstractmethod
-    def _prior(self, batch: Batch) -> Tensor:
+    def _prior(self, scene: Scene) -> Tensor:
         """Return the cost (B, T, P) of a point's position."""
 
-    def _plan(self, batch: Batch) -> Plan:
-        mask, boxes = batch.targets.mask, batch.predictions.boxes
-        self._strides(batch, "the distance of a point from a target")
+    def plan(self, scene: Scene) -> Plan:
+        mask, boxes = scene.mask, scene.pred_boxes
+        self._strides(scene, "the distance of a point from a target")
         if self._has_modules():
-            cost = self.cost(batch)[:, : mask.shape[1]]
-            overlap = pairwise_iou(batch.targets.boxes, self._located_boxes(batch))
+            cost = self.cost(scene)[:, : mask.shape[1]]
+            overlap = pairwise_iou(scene.target_boxes, self._located_boxes(scene))
             if self.nonfinite == "propagate":  # NaN has got a finite cost, wherever its point stands
-                cost = cost.masked_fill(~self._candidates(batch), math.inf)
-                overlap = overlap.masked_fill(~finite_predictions(batch).unsqueeze(1), 0)
+                cost = cost.masked_fill(~self._candidates(scene), math.inf)
+                overlap = overlap.masked_fill(~finite_predictions(scene).unsqueeze(1), 0)
             return self._assign(cost, overlap)
         index = torch.full(boxes.shape[:2], mask.shape[1], device=boxes.device)
         if not mask.numel() or not boxes.shape[1]:
@@ -81,14 +81,14 @@ class DynamicMatcher(PlanMatcher):
                 targets = real.nonzero().squeeze(1)
                 if len(targets):
                     index[image] = self._match_image(
-                        batch.part(slice(image, image + 1), targets), targets, mask.shape[1]
+                        scene.part(slice(image, image + 1), targets), targets, mask.shape[1]
                     )
         else:
-            candidates = self._any_candidates(batch, MAX_GPU_BLOCK_ELEMENTS)
-            index = self._match_part(batch, candidates, MAX_GPU_BLOCK_ELEMENTS)
+            candidates = self._any_candidates(scene, MAX_GPU_BLOCK_ELEMENTS)
+            index = self._match_part(scene, candidates, MAX_GPU_BLOCK_ELEMENTS)
         return assigned_plan(index, boxes, mask.shape[1], self.background)
 
-    def _match_image(self, image: Batch, targets: Tensor, background: int) -> Tensor:
+    def _match_image(self, image: Scene, targets: Tensor, background: int) -> Tensor:
         """Return the (P,) target of each prediction of a batch of one image, of whose predictions few are candidates.
 
         Args:
@@ -105,19 +105,19 @@ class DynamicMatcher(PlanMatcher):
             index[chosen] = torch.cat((targets, targets.new_full((1,), background)))[found[0]]
         return index
 
-    def _any_candidates(self, batch: Batch, limit: int) -> Tensor:
+    def _any_candidates(self, scene: Scene, limit: int) -> Tensor:
         """Return the candidates (B, P), by blocks of targets of at most `limit` pairs."""
-        found = torch.zeros(batch.predictions.boxes.shape[:2], dtype=torch.bool, device=batch.targets.mask.device)
-        for some in _blocks(batch, limit):
-            found = found | self._candidates(batch.part(targets=some)).squeeze(1)
+        found = torch.zeros(scene.pred_boxes.shape[:2], dtype=torch.bool, device=scene.mask.device)
+        for some in _blocks(scene, limit):
+            found = found | self._candidates(scene.part(targets=some)).squeeze(1)
         return found
 
-    def _match_part(self, batch: Batch, candidates: Tensor, limit: int) -> Tensor:
+    def _match_part(self, scene: Scene, candidates: Tensor, limit: int) -> Tensor:
         """Return the (B, P) target of each candidate, T for none, by blocks of targets of at most `limit` pairs."""
-        finite = finite_predictions(batch).unsqueeze(1) if self.nonfinite == "propagate" else None
+        finite = finite_predictions(scene).unsqueeze(1) if self.nonfinite == "propagate" else None
 
         def block(some: slice) -> Block:
-            part = batch.part(targets=some)
+            part = scene.part(targets=some)
             overlap = pairwise_iou(part.targets.boxes, self._located_boxes(part))
             cost, weight = self._candidate_cost(part, overlap), self._target_weight(part)
             if weight is not None:
@@ -128,25 +128,25 @@ class DynamicMatcher(PlanMatcher):
             allowed = candidates.unsqueeze(1) & part.targets.mask.unsqueeze(-1)
             return dynamic_block(cost.masked_fill(~allowed, math.inf), overlap, self.topk)
 
-        blocks = (block(some) for some in _blocks(batch, limit))
-        return align(blocks, batch.predictions.boxes.shape[1], self.topk, among_all=self.contested == "all")
+        blocks = (block(some) for some in _blocks(scene, limit))
+        return align(blocks, scene.pred_boxes.shape[1], self.topk, among_all=self.contested == "all")
 
-    def _match(self, cost: Tensor, mask: Tensor) -> Plan:
+    def match(self, cost: Tensor, mask: Tensor) -> Plan:
         return self._assign(cost[:, : mask.shape[1]], None)
 
     def _assign(self, cost: Tensor, overlap: Tensor | None) -> Plan:
         index = dynamic_k_match(cost, overlap, self.topk, self.contested)
         return assigned_plan(index, cost, cost.shape[1], self.background)
 
-    def _pair_cost(self, batch: Batch) -> Tensor:
-        overlap = pairwise_iou(batch.targets.boxes, self._located_boxes(batch))
-        return self._candidate_cost(batch, overlap).masked_fill(~self._candidates(batch), math.inf)
+    def pair_cost(self, scene: Scene) -> Tensor:
+        overlap = pairwise_iou(scene.target_boxes, self._located_boxes(scene))
+        return self._candidate_cost(scene, overlap).masked_fill(~self._candidates(scene), math.inf)
 
-    def _candidate_cost(self, batch: Batch, overlap: Tensor) -> Tensor:
+    def _candidate_cost(self, scene: Scene, overlap: Tensor) -> Tensor:
         """Return the cost (B, T, P) of all pairs as if each prediction were a candidate."""
-        own = self._class_cost(batch, overlap) if self.cls_match_module is None else None
+        own = self._class_cost(scene, overlap) if self.cls_match_module is None else None
         loc = -(overlap + self.eps).log() if self.loc_match_module is None else None
-        return weighted_cost(self, batch, self._located_boxes(batch), own, loc) + self._prior(batch)
+        return weighted_cost(self, scene, self._located_boxes(scene), own, loc) + self._prior(scene)
 
 
 class WeightedMatcher(Protocol):
@@ -159,13 +159,13 @@ class WeightedMatcher(Protocol):
 
 
 def weighted_cost(
-    matcher: WeightedMatcher, batch: Batch, boxes: Tensor, own_cls: Tensor | None, own_loc: Tensor | None
+    matcher: WeightedMatcher, scene: Scene, boxes: Tensor, own_cls: Tensor | None, own_loc: Tensor | None
 ) -> Tensor:
     """Return the weighted sum (B, T, P) of a matcher's own costs, of which a match module replaces one each."""
     if matcher.cls_match_module is not None:
-        own_cls = class_cost(matcher.cls_match_module, batch.predictions.logits, batch.targets)
+        own_cls = class_cost(matcher.cls_match_module, scene.logits, scene.targets)
     if matcher.loc_match_module is not None:
-        own_loc = box_cost(matcher.loc_match_module, boxes, batch.targets.boxes)
+        own_loc = box_cost(matcher.loc_match_module, boxes, scene.target_boxes)
     assert own_cls is not None
     assert own_loc is not None
     return matcher.cls_weight * own_cls + matcher.loc_weight * own_loc
@@ -176,7 +176,7 @@ def of_any_target(pairs: Tensor, mask: Tensor) -> Tensor:
     return torch.any(pairs & mask.unsqueeze(-1), dim=1, keepdim=True)
 
 
-def _blocks(batch: Batch, limit: int) -> list[slice]:
+def _blocks(scene: Scene, limit: int) -> list[slice]:
     """Return slices of the targets of a batch, which form at most `limit` pairs with its predictions, or one each."""
-    size = max(limit // max(batch.predictions.boxes[..., 0].numel(), 1), 1)
-    return [slice(start, start + size) for start in range(0, batch.targets.mask.shape[1], size)]
+    size = max(limit // max(scene.pred_boxes[..., 0].numel(), 1), 1)
+    return [slice(start, start + size) for start in range(0, scene.mask.shape[1], size)]

@@ -12,7 +12,7 @@ from uotod.check import check_number
 from uotod.cost.adapters import gather_classes
 from uotod.geometry.region import center_distance, contains
 from uotod.match.dynamic import DynamicMatcher, of_any_target
-from uotod.scene.predictions import Batch
+from uotod.scene.predictions import Scene
 from uotod.scene.targets import Targets
 
 if TYPE_CHECKING:
@@ -87,20 +87,20 @@ class DynamicSoftLabel(DynamicMatcher):
         )
         self.radius = check_number("radius", radius, low=0.0, low_open=True)
 
-    def _candidates(self, batch: Batch) -> Tensor:
-        points = self._locations(batch).centers
-        return of_any_target(contains(batch.targets.boxes, points), batch.targets.mask)
+    def _candidates(self, scene: Scene) -> Tensor:
+        points = self._locations(scene).centers
+        return of_any_target(contains(scene.target_boxes, points), scene.mask)
 
-    def _prior(self, batch: Batch) -> Tensor:
+    def _prior(self, scene: Scene) -> Tensor:
         distance = center_distance(
-            self._locations(batch).centers,
-            self._strides(batch, "the distance of a point from a target"),
-            batch.targets.boxes,
+            self._locations(scene).centers,
+            self._strides(scene, "the distance of a point from a target"),
+            scene.target_boxes,
         )
         return 10 ** (distance - self.radius).clamp(max=LARGEST_EXPONENT)
 
-    def _class_cost(self, batch: Batch, overlap: Tensor) -> Tensor:
-        return soft_label_cost(batch.predictions.logits, batch.targets, overlap)
+    def _class_cost(self, scene: Scene, overlap: Tensor) -> Tensor:
+        return soft_label_cost(scene.logits, scene.targets, overlap)
 
 
 def soft_label_cost(logits: Tensor, targets: Targets, overlap: Tensor) -> Tensor:

@@ -41,7 +41,7 @@ class EMD(PlanMatcher):
                  [0.0000, 1.0000]]])
     """
 
-    def _match(self, cost: Tensor, mask: Tensor) -> Plan:
+    def match(self, cost: Tensor, mask: Tensor) -> Plan:
         active = torch.cat((mask, mask.new_ones(len(mask), 1)), dim=1) if self.background else mask
         # float64 masses: those of P / T_b in float32 add up to P only to rounding
         masses = column_masses(mask, cost.shape[2], self.background, torch.float64)

@@ -14,7 +14,7 @@ from uotod.cost.blocks import by_blocks
 from uotod.geometry.anchors import Locations
 from uotod.geometry.region import reaches
 from uotod.match.point_region import RegionMatcher
-from uotod.scene.predictions import Batch
+from uotod.scene.predictions import Scene
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -86,20 +86,20 @@ class FCOS(RegionMatcher):
         self.radius = None if radius is None else check_number("radius", radius, low=0.0, low_open=True)
         self.ranges = None if ranges is None else _check_ranges(ranges)
 
-    def _candidates(self, batch: Batch) -> Tensor:
-        places = self._locations(batch)
+    def _candidates(self, scene: Scene) -> Tensor:
+        places = self._locations(scene)
         if self.radius is None:
             radius = torch.full_like(places.centers[..., 0], math.inf)
         else:
-            radius = self.radius * self._strides(batch, f"radius={self.radius}")
-        points = torch.stack((*places.centers.unbind(-1), radius, *self._bounds(batch, places)), dim=-1)  # (B, P, 5)
-        return self._drop_nonfinite(by_blocks(reaches, batch.targets.boxes, points), batch)
+            radius = self.radius * self._strides(scene, f"radius={self.radius}")
+        points = torch.stack((*places.centers.unbind(-1), radius, *self._bounds(scene, places)), dim=-1)  # (B, P, 5)
+        return self._drop_nonfinite(by_blocks(reaches, scene.target_boxes, points), scene)
 
-    def _bounds(self, batch: Batch, places: Locations) -> tuple[Tensor, Tensor]:
+    def _bounds(self, scene: Scene, places: Locations) -> tuple[Tensor, Tensor]:
         """Return the (B, P) least and largest distance to the farthest side."""
         levels = places.num_levels
         if self.ranges is None:
-            stride = self._strides(batch, "ranges=None")
+            stride = self._strides(scene, "ranges=None")
             if not stride.shape[1]:
                 return stride, stride
             finest, coarsest = (

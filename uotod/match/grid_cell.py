@@ -17,7 +17,7 @@ from uotod.match.assigned import assigned_plan
 from uotod.match.point_region import RegionMatcher
 from uotod.match.similarity import largest_iou, pairwise_iou
 from uotod.plan import AssignedPlan, Plan
-from uotod.scene.predictions import Batch
+from uotod.scene.predictions import Scene
 from uotod.solvers.threshold import ThresholdRule
 from uotod.solvers.threshold_image import match_similarity
 
@@ -99,24 +99,24 @@ class GridCell(RegionMatcher):
         self.positive = None if positive is None else check_number("positive", positive, low=0.0, high=1.0)
         self.negative = None if negative is None else check_number("negative", negative, low=0.0, high=1.0)
 
-    def _plan(self, batch: Batch) -> Plan:
+    def plan(self, scene: Scene) -> Plan:
         """Return the plan of a parsed batch; without modules from the IoU itself, for 1 - (1 - IoU) is rounded."""
-        if not self._has_modules() and self._target_weight(batch) is None:
-            similarity = self._similarity(batch)
+        if not self._has_modules() and self._target_weight(scene) is None:
+            similarity = self._similarity(scene)
             if self.nonfinite == "propagate":
-                similarity = -replace_nonfinite(-similarity, batch, background_cost=0.0)
-            similarity = similarity.masked_fill(~self._candidates(batch), -math.inf)
+                similarity = -replace_nonfinite(-similarity, scene, background_cost=0.0)
+            similarity = similarity.masked_fill(~self._candidates(scene), -math.inf)
         else:
-            similarity = 1 - self.cost(batch)[:, : batch.targets.mask.shape[1]]
-        plan = self._assign(similarity, batch.targets.mask)
+            similarity = 1 - self.cost(scene)[:, : scene.mask.shape[1]]
+        plan = self._assign(similarity, scene.mask)
         if self.negative is None or not plan.num_targets:
             return plan
         ignored = (plan.index == plan.num_targets) & (
-            largest_iou(batch.targets, self._located_boxes(batch)) > self.negative
+            largest_iou(scene.targets, self._located_boxes(scene)) > self.negative
         )
         return replace(plan, index=plan.index.masked_fill(ignored, -1))
 
-    def _match(self, cost: Tensor, mask: Tensor) -> Plan:
+    def match(self, cost: Tensor, mask: Tensor) -> Plan:
         return self._assign(1 - cost[:, : mask.shape[1]], mask)
 
     def _assign(self, similarity: Tensor, mask: Tensor) -> AssignedPlan:
@@ -124,17 +124,17 @@ class GridCell(RegionMatcher):
         rule = ThresholdRule(positive, (-math.inf, math.inf), "best", -math.inf)
         return assigned_plan(match_similarity(similarity, mask, rule), similarity, mask.shape[1], self.background)
 
-    def _candidates(self, batch: Batch) -> Tensor:
-        places, stride = self._locations(batch), self._strides(batch, "its cells")
+    def _candidates(self, scene: Scene) -> Tensor:
+        places, stride = self._locations(scene), self._strides(scene, "its cells")
         grid = cells(places.centers, stride, places.level, places.num_levels)
-        return by_blocks(in_cell, batch.targets.boxes, grid)
+        return by_blocks(in_cell, scene.target_boxes, grid)
 
-    def _own_pair_cost(self, batch: Batch) -> Tensor:
-        return 1 - self._similarity(batch)
+    def own_pair_cost(self, scene: Scene) -> Tensor:
+        return 1 - self._similarity(scene)
 
-    def _similarity(self, batch: Batch) -> Tensor:
-        boxes = batch.predictions.boxes if self.choose == "prediction" else self._locations(batch).boxes
-        targets = batch.targets.boxes
+    def _similarity(self, scene: Scene) -> Tensor:
+        boxes = scene.pred_boxes if self.choose == "prediction" else self._locations(scene).boxes
+        targets = scene.target_boxes
         if self.choose == "shape":
             boxes, targets = _centered(boxes), _centered(targets)
         return pairwise_iou(targets, boxes)

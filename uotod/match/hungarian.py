@@ -12,7 +12,7 @@ from uotod.cost.images import cost_blocks
 from uotod.match.assigned import assigned_plan
 from uotod.match.base import PlanMatcher
 from uotod.plan import Plan
-from uotod.scene.predictions import Batch
+from uotod.scene.predictions import Scene
 from uotod.solvers.assignment import assign_predictions
 
 if TYPE_CHECKING:
@@ -85,24 +85,24 @@ class Hungarian(PlanMatcher):
         """Return the arguments for `repr`."""
         return f"copies={self.copies}, groups={self.groups}, rounds={self.rounds}"
 
-    def _plan(self, batch: Batch) -> Plan:
+    def plan(self, scene: Scene) -> Plan:
         """Return the plan of a parsed batch; on a CPU each block of the cost is solved while it is in the cache."""
-        boxes, targets, layers = batch.predictions.boxes, batch.targets, batch.predictions.layers
+        boxes, targets, layers = scene.pred_boxes, scene.targets, scene.layers
         if not reads_values(boxes, validate=False):
-            return super()._plan(batch)
+            return super().plan(scene)
         num_targets = targets.mask.shape[1]
         masks = targets.mask.view(layers, len(boxes) // layers, num_targets)
         index = torch.full((*masks.shape[:2], boxes.shape[1]), num_targets)
-        for some, count, cost in cost_blocks(self._with_class_cost(batch), self._block_cost):
+        for some, count, cost in cost_blocks(self._with_class_cost(scene), self._block_cost):
             try:
                 found = self._assign(cost.flatten(0, 1), masks[:, some, :count].flatten(0, 1))
             except ValueError:
-                self.cost(batch)  # raises the error that names the pair, if the cost is at fault
+                self.cost(scene)  # raises the error that names the pair, if the cost is at fault
                 raise
             index[:, some] = found.masked_fill_(found == count, num_targets).view(*cost.shape[:2], cost.shape[3])
         return assigned_plan(index.flatten(0, 1), boxes, num_targets, self.background)
 
-    def _match(self, cost: Tensor, mask: Tensor) -> Plan:
+    def match(self, cost: Tensor, mask: Tensor) -> Plan:
         num_targets = mask.shape[1]
         return assigned_plan(self._assign(cost[:, :num_targets], mask), cost, num_targets, self.background)
 

@@ -14,7 +14,7 @@ from uotod.geometry.boxes import pairwise_overlap
 from uotod.match.assigned import assigned_plan
 from uotod.match.similarity import NOT_FINITE, ImageIoU, OverlapMatcher, rows_of_images
 from uotod.plan import Plan
-from uotod.scene.predictions import Batch
+from uotod.scene.predictions import Scene
 from uotod.solvers.threshold import ThresholdRule, threshold_match
 from uotod.solvers.threshold_image import Similarity, match_similarity, threshold_match_images
 
@@ -84,12 +84,12 @@ class IoUThreshold(OverlapMatcher):
         self.force_match = force_match
         self.min_positive = check_number("min_positive", min_positive, low=0.0, high=1.0)
 
-    def _plan(self, batch: Batch) -> Plan:
+    def plan(self, scene: Scene) -> Plan:
         """Return the plan of a parsed batch; without modules from the IoU itself, for 1 - (1 - IoU) is rounded."""
-        if self._reads_cost(batch):
-            return super()._plan(batch)
-        boxes, targets = self._located_boxes(batch), batch.targets
-        finite = finite_predictions(batch) if self.nonfinite == "propagate" else None
+        if self._reads_cost(scene):
+            return super().plan(scene)
+        boxes, targets = self._located_boxes(scene), scene.targets
+        finite = finite_predictions(scene) if self.nonfinite == "propagate" else None
         num_targets, preds = targets.mask.shape[1], boxes.shape[1]
         if reads_values(boxes, validate=False):
             rows = rows_of_images(boxes)
@@ -108,7 +108,7 @@ class IoUThreshold(OverlapMatcher):
         index = threshold_match(similarity, targets.mask, preds, self._rule(), chunk)
         return assigned_plan(index, boxes, num_targets, self.background)
 
-    def _match(self, cost: Tensor, mask: Tensor) -> Plan:
+    def match(self, cost: Tensor, mask: Tensor) -> Plan:
         similarity = 1 - cost[:, : mask.shape[1]]
         return assigned_plan(match_similarity(similarity, mask, self._rule()), cost, mask.shape[1], self.background)
 

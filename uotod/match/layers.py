@@ -4,7 +4,7 @@ from torch import Tensor
 
 from uotod.match.base import Matcher
 from uotod.match.composite import CompositeMatcher
-from uotod.scene.predictions import Batch
+from uotod.scene.predictions import Scene
 
 
 class LayerMatcher(CompositeMatcher):
@@ -25,6 +25,6 @@ class LayerMatcher(CompositeMatcher):
         """Return the matcher's plan of one layer's cost; see `Matcher.compute_matching`."""
         return self.matcher.compute_matching(cost_matrix, target_mask)
 
-    def cost(self, batch: Batch) -> Tensor:
+    def cost(self, scene: Scene) -> Tensor:
         """Return the matcher's cost of each layer."""
-        return self.matcher.cost(batch)
+        return self.matcher.cost(scene)

@@ -17,7 +17,7 @@ from uotod.match.base import PlanMatcher
 from uotod.match.dynamic import weighted_cost
 from uotod.match.similarity import pairwise_iou
 from uotod.plan import Plan
-from uotod.scene.predictions import Batch
+from uotod.scene.predictions import Scene
 from uotod.solvers.dynamic_k import dynamic_count
 from uotod.solvers.ota import ota_match
 
@@ -111,23 +111,23 @@ class OTA(PlanMatcher):
         self.num_iter = check_integer("num_iter", num_iter, low=1)
         self.tol = check_number("tol", tol, low=0.0, low_open=True)
 
-    def cost(self, batch: Batch) -> Tensor:
+    def cost(self, scene: Scene) -> Tensor:
         """Return the target-major cost, penalty and the background's column included."""
-        pairs = self._target_cost(batch) + torch.where(self._region(batch), 0.0, self.penalty)
+        pairs = self._target_cost(scene) + torch.where(self._region(scene), 0.0, self.penalty)
         if not self.background:
             return pairs
-        return torch.cat((pairs, self._background_cost(batch).unsqueeze(1)), dim=1)
+        return torch.cat((pairs, self._background_cost(scene).unsqueeze(1)), dim=1)
 
-    def _plan(self, batch: Batch) -> Plan:
-        overlap, region = pairwise_iou(batch.targets.boxes, self._located_boxes(batch)), self._region(batch)
+    def plan(self, scene: Scene) -> Plan:
+        overlap, region = pairwise_iou(scene.target_boxes, self._located_boxes(scene)), self._region(scene)
         if self.nonfinite == "propagate":
-            overlap = overlap.masked_fill(~finite_predictions(batch).unsqueeze(1), 0)
-        supply = torch.zeros_like(batch.targets.mask, dtype=torch.long)
+            overlap = overlap.masked_fill(~finite_predictions(scene).unsqueeze(1), 0)
+        supply = torch.zeros_like(scene.mask, dtype=torch.long)
         if overlap.numel():
-            supply = dynamic_count(overlap.masked_fill(~region, 0), self.topk) * batch.targets.mask
-        return self._assign(self._target_cost(batch), ~region, self._background_cost(batch), supply)
+            supply = dynamic_count(overlap.masked_fill(~region, 0), self.topk) * scene.mask
+        return self._assign(self._target_cost(scene), ~region, self._background_cost(scene), supply)
 
-    def _match(self, cost: Tensor, mask: Tensor) -> Plan:
+    def match(self, cost: Tensor, mask: Tensor) -> Plan:
         pairs = cost[:, : mask.shape[1]]
         # without a column any constant does: the background's supply is fixed
         background = cost[:, -1] if self.background else cost.new_zeros(len(cost), cost.shape[2])
@@ -146,28 +146,28 @@ class OTA(PlanMatcher):
         )
         return assigned_plan(index, cost, cost.shape[1], self.background)
 
-    def _target_cost(self, batch: Batch) -> Tensor:
+    def _target_cost(self, scene: Scene) -> Tensor:
         """Return the cost (B, T, P) of the targets, without the penalty."""
-        return super().cost(batch)[:, : batch.targets.mask.shape[1]]
+        return super().cost(scene)[:, : scene.mask.shape[1]]
 
-    def _pair_cost(self, batch: Batch) -> Tensor:
-        boxes, own, loc = self._located_boxes(batch), None, None
+    def pair_cost(self, scene: Scene) -> Tensor:
+        boxes, own, loc = self._located_boxes(scene), None, None
         if self.cls_match_module is None:
-            positive, negative = focal_terms(batch.predictions.logits, self.alpha, self.gamma)
-            own = gather_classes(positive - negative, batch.targets) + negative.sum(-1).unsqueeze(1)
+            positive, negative = focal_terms(scene.logits, self.alpha, self.gamma)
+            own = gather_classes(positive - negative, scene.targets) + negative.sum(-1).unsqueeze(1)
         if self.loc_match_module is None:
-            loc = -pairwise_iou(batch.targets.boxes, boxes).clamp(min=self.eps).log()
-        return weighted_cost(self, batch, boxes, own, loc)
+            loc = -pairwise_iou(scene.target_boxes, boxes).clamp(min=self.eps).log()
+        return weighted_cost(self, scene, boxes, own, loc)
 
-    def _background_cost(self, batch: Batch) -> Tensor:
+    def _background_cost(self, scene: Scene) -> Tensor:
         """Return the cost (B, P) of the background; a prediction that is not finite belongs there."""
-        logits = batch.predictions.logits
+        logits = scene.logits
         if self.cls_match_module is not None:
             return logits.new_full(logits.shape[:2], self.background_cost)
         _, negative = focal_terms(logits, self.alpha, self.gamma)
-        return self.cls_weight * negative.sum(-1).where(finite_predictions(batch), 0.0)
+        return self.cls_weight * negative.sum(-1).where(finite_predictions(scene), 0.0)
 
-    def _region(self, batch: Batch) -> Tensor:
-        points, stride = self._locations(batch).centers, self._strides(batch, "the distance of a point from a target")
-        boxes = batch.targets.boxes
+    def _region(self, scene: Scene) -> Tensor:
+        points, stride = self._locations(scene).centers, self._strides(scene, "the distance of a point from a target")
+        boxes = scene.target_boxes
         return contains(boxes, points) & near_center(points, stride, boxes, self.radius)

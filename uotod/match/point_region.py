@@ -12,7 +12,7 @@ from uotod.geometry.boxes import box_area
 from uotod.match.assigned import assigned_plan
 from uotod.match.base import PlanMatcher
 from uotod.plan import Plan
-from uotod.scene.predictions import Batch
+from uotod.scene.predictions import Scene
 from uotod.solvers.nearest import nearest_target
 
 
@@ -23,25 +23,25 @@ class RegionMatcher(PlanMatcher):
     """
 
     @abstractmethod
-    def _candidates(self, batch: Batch) -> Tensor:
+    def _candidates(self, scene: Scene) -> Tensor:
         """Return the (B, T, P) bool mask of allowed pairs, in which padding may be allowed too."""
 
-    def cost(self, batch: Batch) -> Tensor:
+    def cost(self, scene: Scene) -> Tensor:
         """Return the target-major cost (B, T + 1, P), or (B, T, P) without background, of a parsed batch."""
-        cost = super().cost(batch)
+        cost = super().cost(scene)
         with torch.no_grad(), torch.autocast(cost.device.type, enabled=False):
-            allowed = F.pad(self._candidates(batch), (0, 0, 0, int(self.background)), value=True)
+            allowed = F.pad(self._candidates(scene), (0, 0, 0, int(self.background)), value=True)
             return cost.masked_fill_(~allowed, math.inf)  # of our own: the base has just made it
 
-    def _own_pair_cost(self, batch: Batch) -> Tensor:
-        return box_area(batch.targets.boxes).unsqueeze(-1).expand(-1, -1, batch.predictions.boxes.shape[1])
+    def own_pair_cost(self, scene: Scene) -> Tensor:
+        return box_area(scene.target_boxes).unsqueeze(-1).expand(-1, -1, scene.pred_boxes.shape[1])
 
-    def _match(self, cost: Tensor, mask: Tensor) -> Plan:
+    def match(self, cost: Tensor, mask: Tensor) -> Plan:
         num_targets = mask.shape[1]
         index = nearest_target(cost[:, :num_targets])  # (B, P)
         index = index.masked_fill(index < 0, num_targets)
         return assigned_plan(index, cost, num_targets, self.background)
 
-    def _drop_nonfinite(self, allowed: Tensor, batch: Batch) -> Tensor:
+    def _drop_nonfinite(self, allowed: Tensor, scene: Scene) -> Tensor:
         """Forbid the pairs of predictions that are not finite, which can only be there if they are propagated."""
-        return allowed & finite_predictions(batch).unsqueeze(1) if self.nonfinite == "propagate" else allowed
+        return allowed & finite_predictions(scene).unsqueeze(1) if self.nonfinite == "propagate" else allowed

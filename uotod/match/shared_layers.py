@@ -4,7 +4,7 @@ from uotod.check import check_integer
 from uotod.match.base import Matcher
 from uotod.match.layers import LayerMatcher
 from uotod.plan import Plan
-from uotod.scene.predictions import Batch
+from uotod.scene.predictions import Scene
 
 
 class SharedLayers(LayerMatcher):
@@ -43,12 +43,12 @@ class SharedLayers(LayerMatcher):
         super().__init__(matcher)
         self.layer = check_integer("layer", layer)
 
-    def plan(self, batch: Batch) -> Plan:
+    def scene_plan(self, scene: Scene) -> Plan:
         """Return the matcher's plan of the chosen layer, once for each layer."""
-        layers = batch.predictions.layers
+        layers = scene.layers
         if not -layers <= self.layer < layers:
             raise ValueError(f"layer must lie in [{-layers}, {layers}) for {layers} decoder layers, got {self.layer}")
-        return self.matcher.plan(batch.layer(self.layer)).repeat(layers)
+        return self.matcher.scene_plan(scene.layer(self.layer)).repeat(layers)
 
     def extra_repr(self) -> str:
         """Return the arguments for `repr`."""

@@ -8,7 +8,7 @@ from uotod.cost.blocks import MAX_BLOCK_ELEMENTS
 from uotod.geometry.boxes import pairwise_overlap
 from uotod.geometry.image_iou import IoURows
 from uotod.match.base import PlanMatcher
-from uotod.scene.predictions import Batch
+from uotod.scene.predictions import Scene
 from uotod.scene.targets import Targets
 
 NOT_FINITE = -1.0  # the IoU of a prediction that is not finite: below any other
@@ -17,16 +17,16 @@ NOT_FINITE = -1.0  # the IoU of a prediction that is not finite: below any other
 class OverlapMatcher(PlanMatcher):
     """A matcher that works on a similarity: the IoU, or 1 - cost if modules or weights of targets are given."""
 
-    def _reads_cost(self, batch: Batch) -> bool:
+    def _reads_cost(self, scene: Scene) -> bool:
         """Tell whether the cost is more than the similarity without modules."""
-        return self._has_modules() or self._target_weight(batch) is not None
+        return self._has_modules() or self._target_weight(scene) is not None
 
-    def _similarity(self, batch: Batch) -> Tensor:
+    def _similarity(self, scene: Scene) -> Tensor:
         """Return the similarity (B, T, P) without modules: the IoU of the located boxes with the targets."""
-        return pairwise_iou(batch.targets.boxes, self._located_boxes(batch))
+        return pairwise_iou(scene.target_boxes, self._located_boxes(scene))
 
-    def _own_pair_cost(self, batch: Batch) -> Tensor:
-        return 1 - self._similarity(batch)
+    def own_pair_cost(self, scene: Scene) -> Tensor:
+        return 1 - self._similarity(scene)
 
 
 class ImageIoU:

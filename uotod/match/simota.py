@@ -13,7 +13,7 @@ from uotod.check import check_choice, check_number
 from uotod.cost.adapters import ClassTerms, gather_classes
 from uotod.geometry.region import contains, near_center
 from uotod.match.dynamic import DynamicMatcher, of_any_target
-from uotod.scene.predictions import Batch
+from uotod.scene.predictions import Scene
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -93,24 +93,24 @@ class SimOTA(DynamicMatcher):
         self.region = region
         self.penalty = check_number("penalty", penalty, low=0.0, finite=False)
 
-    def _candidates(self, batch: Batch) -> Tensor:
-        points, stride = self._locations(batch).centers, self._strides(batch, "the distance of a point from a target")
-        pairs = near_center(points, stride, batch.targets.boxes, self.radius)
+    def _candidates(self, scene: Scene) -> Tensor:
+        points, stride = self._locations(scene).centers, self._strides(scene, "the distance of a point from a target")
+        pairs = near_center(points, stride, scene.target_boxes, self.radius)
         if self.region == "box_and_center":
-            pairs = pairs | contains(batch.targets.boxes, points)
-        return of_any_target(pairs, batch.targets.mask)
+            pairs = pairs | contains(scene.target_boxes, points)
+        return of_any_target(pairs, scene.mask)
 
-    def _prior(self, batch: Batch) -> Tensor:
-        points, stride = self._locations(batch).centers, self._strides(batch, "the distance of a point from a target")
-        inside = near_center(points, stride, batch.targets.boxes, self.radius)
+    def _prior(self, scene: Scene) -> Tensor:
+        points, stride = self._locations(scene).centers, self._strides(scene, "the distance of a point from a target")
+        inside = near_center(points, stride, scene.target_boxes, self.radius)
         if self.region == "box_and_center":
-            inside = inside & contains(batch.targets.boxes, points)
+            inside = inside & contains(scene.target_boxes, points)
         return torch.where(inside, 0.0, points.new_full((), self.penalty))
 
-    def _class_cost(self, batch: Batch, overlap: Tensor) -> Tensor:
-        gain, base = joint_terms(batch.predictions.logits, batch.predictions.objectness)
+    def _class_cost(self, scene: Scene, overlap: Tensor) -> Tensor:
+        gain, base = joint_terms(scene.logits, scene.predictions.objectness)
         assert base is not None
-        return gather_classes(gain, batch.targets) + base.unsqueeze(1)
+        return gather_classes(gain, scene.targets) + base.unsqueeze(1)
 
 
 def joint_terms(logits: Tensor, objectness: Tensor | None) -> ClassTerms:

@@ -17,7 +17,7 @@ from uotod.cost.checks import check_cost, finite_predictions
 from uotod.match.base import MatcherOptions
 from uotod.match.schedule import Regularization, RegularizedMatcher
 from uotod.plan import DensePlan, Plan
-from uotod.scene.predictions import Batch
+from uotod.scene.predictions import Scene
 from uotod.solvers.pot import pot_methods, solve_pot
 from uotod.solvers.sinkhorn import NUM_ITER, TOL, Transport, solve_sinkhorn
 from uotod.solvers.triton.launch import solve_triton
@@ -106,13 +106,13 @@ class EntropicMatcher(RegularizedMatcher):
             transport.residual,
         )
 
-    def _plan(self, batch: Batch) -> Plan:
+    def plan(self, scene: Scene) -> Plan:
         # the cost that stands in for that of a prediction that is not finite must not set the image's scale
-        seen = finite_predictions(batch) if self.nonfinite == "propagate" else None
-        mask = batch.targets.mask
-        return DensePlan.from_columns(self._transport(self.cost(batch), mask, seen).plan, mask.shape[1])
+        seen = finite_predictions(scene) if self.nonfinite == "propagate" else None
+        mask = scene.mask
+        return DensePlan.from_columns(self._transport(self.cost(scene), mask, seen).plan, mask.shape[1])
 
-    def _match(self, cost: Tensor, mask: Tensor) -> Plan:
+    def match(self, cost: Tensor, mask: Tensor) -> Plan:
         return DensePlan.from_columns(self._transport(cost, mask).plan, mask.shape[1])
 
     @abstractmethod

@@ -66,7 +66,7 @@ class SoftMin(PlanMatcher):
         self.reg = check_number("reg", reg, low=0.0, low_open=True)
         self.uniform_background = check_flag("uniform_background", uniform_background)
 
-    def _match(self, cost: Tensor, mask: Tensor) -> Plan:
+    def match(self, cost: Tensor, mask: Tensor) -> Plan:
         num_targets = mask.shape[1]
         if self.source == "prediction":
             return DensePlan.from_columns(soft_minimum(cost, 1, self.reg), num_targets)

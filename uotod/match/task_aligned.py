@@ -19,7 +19,7 @@ from uotod.match.aligned_pairs import AlignedValues, PairMeasure, align_images
 from uotod.match.assigned import assigned_plan
 from uotod.match.base import PlanMatcher
 from uotod.plan import AssignedPlan, Plan
-from uotod.scene.predictions import Batch
+from uotod.scene.predictions import Scene
 from uotod.solvers.aligned import Block, align, best_of_target, keep_best, pick, relative_scores
 
 if TYPE_CHECKING:
@@ -133,17 +133,17 @@ class TaskAligned(PlanMatcher):
         """
         return super().compute_matching(cost_matrix, target_mask)
 
-    def _plan(self, batch: Batch) -> Plan:
-        targets, boxes = batch.targets, batch.predictions.boxes
+    def plan(self, scene: Scene) -> Plan:
+        targets, boxes = scene.targets, scene.pred_boxes
         num_targets, preds = targets.mask.shape[1], boxes.shape[1]
-        grown, measure = self._grown(batch), self._measure(batch)
+        grown, measure = self._grown(scene), self._measure(scene)
         if not targets.mask.numel() or not preds:
             index = torch.full(boxes.shape[:2], num_targets, device=boxes.device)
             return assigned_plan(index, boxes, num_targets, self.background)
-        weight = self._target_weight(batch)
-        finite = finite_predictions(batch) if self.nonfinite == "propagate" else None
+        weight = self._target_weight(scene)
+        finite = finite_predictions(scene) if self.nonfinite == "propagate" else None
         values = AlignedValues(
-            measure, grown, self._locations(batch).centers, finite, weight, self.candidates == "inside"
+            measure, grown, self._locations(scene).centers, finite, weight, self.candidates == "inside"
         )
         if reads_values(boxes, validate=False):
             index = align_images(values, targets.mask, self.topk)
@@ -176,7 +176,7 @@ class TaskAligned(PlanMatcher):
         index = index.index_put(chosen, torch.where(group[0] < count, index[chosen], num_targets))
         return index, torch.zeros_like(index, dtype=score.dtype).index_put_(chosen, score[0])
 
-    def _match(self, cost: Tensor, mask: Tensor) -> Plan:
+    def match(self, cost: Tensor, mask: Tensor) -> Plan:
         num_targets, preds = mask.shape[1], cost.shape[2]
         metric = -cost[:, :num_targets]
         if not metric.numel():
@@ -198,30 +198,30 @@ class TaskAligned(PlanMatcher):
         rest = (1 - score).masked_fill(index == num_targets, 1)
         return AssignedPlan(index, mass, num_targets, self.background, rest)
 
-    def _pair_cost(self, batch: Batch) -> Tensor:
-        return super()._pair_cost(batch).masked_fill(~self._inside(batch), math.inf)
+    def pair_cost(self, scene: Scene) -> Tensor:
+        return super().pair_cost(scene).masked_fill(~self._inside(scene), math.inf)
 
-    def _own_pair_cost(self, batch: Batch) -> Tensor:
-        return -self._measure(batch).block(slice(None))[0]
+    def own_pair_cost(self, scene: Scene) -> Tensor:
+        return -self._measure(scene).block(slice(None))[0]
 
-    def _measure(self, batch: Batch) -> PairMeasure:
+    def _measure(self, scene: Scene) -> PairMeasure:
         """Return the function of metric and overlap."""
         cost = None
         if self._has_modules():
-            cost = super()._pair_cost(batch).masked_fill(~batch.targets.mask.unsqueeze(-1), math.inf)  # (B, T, P)
+            cost = super().pair_cost(scene).masked_fill(~scene.mask.unsqueeze(-1), math.inf)  # (B, T, P)
             if self.nonfinite == "propagate":
-                cost = cost.masked_fill(~finite_predictions(batch).unsqueeze(1), math.inf)
+                cost = cost.masked_fill(~finite_predictions(scene).unsqueeze(1), math.inf)
             check_cost_values("the cost that the match modules return", cost, self.validate)
-        return PairMeasure(batch, self._located_boxes(batch), self.alpha, self.beta, self.overlap, cost)
+        return PairMeasure(scene, self._located_boxes(scene), self.alpha, self.beta, self.overlap, cost)
 
-    def _grown(self, batch: Batch) -> Tensor:
+    def _grown(self, scene: Scene) -> Tensor:
         """Return the (B, T, 4) boxes that the points of their candidates lie strictly inside."""
-        boxes = batch.targets.boxes
-        return boxes if self.min_size is None else _grow(boxes, self._least_side(self._locations(batch)))
+        boxes = scene.target_boxes
+        return boxes if self.min_size is None else _grow(boxes, self._least_side(self._locations(scene)))
 
-    def _inside(self, batch: Batch) -> Tensor:
+    def _inside(self, scene: Scene) -> Tensor:
         """Return where (B, T, P) the point of a prediction lies strictly inside a target."""
-        return by_blocks(contains, self._grown(batch), self._locations(batch).centers)
+        return by_blocks(contains, self._grown(scene), self._locations(scene).centers)
 
     def _least_side(self, anchors: Locations) -> Tensor:
         """Return the side (B, 1, 1) that targets are grown to."""

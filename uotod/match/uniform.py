@@ -16,7 +16,7 @@ from uotod.match.assigned import assigned_plan
 from uotod.match.base import PlanMatcher
 from uotod.match.similarity import largest_iou, present_boxes
 from uotod.plan import Plan
-from uotod.scene.predictions import Batch
+from uotod.scene.predictions import Scene
 from uotod.solvers.candidates import stable_topk, suitors
 
 if TYPE_CHECKING:
@@ -81,26 +81,26 @@ class Uniform(PlanMatcher):
         self.positive = check_number("positive", positive, low=0.0, high=1.0)
         self.negative = check_number("negative", negative, low=0.0, high=1.0)
 
-    def _plan(self, batch: Batch) -> Plan:
-        anchors, mask = self._locations(batch).boxes, batch.targets.mask
+    def plan(self, scene: Scene) -> Plan:
+        anchors, mask = self._locations(scene).boxes, scene.mask
         num_targets, preds = mask.shape[1], anchors.shape[1]
-        cost = self.cost(batch)[:, :num_targets]  # (B, T, P)
+        cost = self.cost(scene)[:, :num_targets]  # (B, T, P)
         if self.nonfinite == "propagate":
-            cost = cost.masked_fill(~finite_predictions(batch).unsqueeze(1), math.inf)
-        distance = _distance(batch.targets.boxes, anchors).masked_fill(cost == math.inf, math.inf)
+            cost = cost.masked_fill(~finite_predictions(scene).unsqueeze(1), math.inf)
+        distance = _distance(scene.target_boxes, anchors).masked_fill(cost == math.inf, math.inf)
         chosen = torch.cat((self._cheapest(cost), self._cheapest(distance)), dim=2)  # (B, T, K)
         owner = suitors(-cost.gather(2, chosen), chosen, preds)
 
-        overlap = largest_iou(batch.targets, self._located_boxes(batch))  # (B, P)
+        overlap = largest_iou(scene.targets, self._located_boxes(scene))  # (B, P)
         index = torch.where((owner == num_targets) & (overlap > self.negative), -1, owner)
-        own = F.pad(present_boxes(batch.targets), (0, 0, 0, 1)).gather(
+        own = F.pad(present_boxes(scene.targets), (0, 0, 0, 1)).gather(
             1, owner.unsqueeze(-1).expand(-1, -1, 4)
         )  # (B, P, 4)
         is_far = aligned_overlap(anchors, own, "iou", eps=0.0) < self.positive
         index = torch.where((owner < num_targets) & is_far, -1, index)
         return assigned_plan(index, cost, num_targets, self.background)
 
-    def _match(self, cost: Tensor, mask: Tensor) -> Plan:
+    def match(self, cost: Tensor, mask: Tensor) -> Plan:
         cost = cost[:, : mask.shape[1]]
         chosen = self._cheapest(cost)
         index = suitors(-cost.gather(2, chosen), chosen, cost.shape[2])
@@ -110,8 +110,8 @@ class Uniform(PlanMatcher):
         """Return the (B, T, k) indices of the cheapest predictions of each target."""
         return stable_topk(-cost, min(self.topk, cost.shape[2]))[1]
 
-    def _own_pair_cost(self, batch: Batch) -> Tensor:
-        return _distance(batch.targets.boxes, self._located_boxes(batch))
+    def own_pair_cost(self, scene: Scene) -> Tensor:
+        return _distance(scene.target_boxes, self._located_boxes(scene))
 
 
 def _distance(target_boxes: Tensor, boxes: Tensor) -> Tensor:

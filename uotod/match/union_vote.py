@@ -3,7 +3,7 @@
 from uotod.match.base import Matcher
 from uotod.match.layers import LayerMatcher
 from uotod.plan import AssignedPlan, Plan
-from uotod.scene.predictions import Batch
+from uotod.scene.predictions import Scene
 from uotod.solvers.vote import union_vote
 
 
@@ -44,9 +44,9 @@ class UnionVote(LayerMatcher):
         tensor(2.)
     """
 
-    def plan(self, batch: Batch) -> Plan:
+    def scene_plan(self, scene: Scene) -> Plan:
         """Return the united plan of all layers."""
-        return unite_layers(self.matcher.plan(batch), batch.predictions.layers, "UnionVote", self.matcher)
+        return unite_layers(self.matcher.scene_plan(scene), scene.layers, "UnionVote", self.matcher)
 
 
 def unite_layers(plan: Plan, layers: int, owner: str, matcher: Matcher) -> Plan:

@@ -11,7 +11,7 @@ from uotod.check import check_number
 from uotod.match.base import Matcher
 from uotod.match.composite import CompositeMatcher
 from uotod.plan import DensePlan, Plan
-from uotod.scene.predictions import Batch
+from uotod.scene.predictions import Scene
 
 
 class WeightedSum(CompositeMatcher):
@@ -81,14 +81,14 @@ class WeightedSum(CompositeMatcher):
         """Return the weighted sum of the matchers' plans for one cost; see `Matcher.compute_matching`."""
         return self._weighted(matcher.compute_matching(cost_matrix, target_mask) for matcher in self.members)
 
-    def plan(self, batch: Batch) -> Plan:
+    def scene_plan(self, scene: Scene) -> Plan:
         """Return the weighted sum of the matchers' plans, each of its own cost."""
-        mass = self._weighted(matcher.plan(batch).to_dense() for matcher in self.members)
-        return DensePlan.from_columns(mass.transpose(1, 2), batch.targets.mask.shape[1])
+        mass = self._weighted(matcher.scene_plan(scene).to_dense() for matcher in self.members)
+        return DensePlan.from_columns(mass.transpose(1, 2), scene.mask.shape[1])
 
-    def cost(self, batch: Batch) -> Tensor:
+    def cost(self, scene: Scene) -> Tensor:
         """Return the weighted sum of the matchers' costs."""
-        return self._weighted(matcher.cost(batch) for matcher in self.members)
+        return self._weighted(matcher.cost(scene) for matcher in self.members)
 
     def _weighted(self, values: Iterable[Tensor]) -> Tensor:
         # a weight of 0 switches a matcher off, even where its cost is infinite

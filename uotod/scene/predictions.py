@@ -47,7 +47,7 @@ class Predictions:
 
 
 @dataclass(frozen=True)
-class Batch:
+class Scene:
     """Everything that a matcher reads: predictions, targets of the same images and, if given, anchors or points.
 
     Attributes:
@@ -59,7 +59,32 @@ class Batch:
     anchors: Locations | None
     class_cost: Tensor | None = None
 
-    def layer(self, index: int) -> "Batch":
+    @property
+    def logits(self) -> Tensor:
+        """The (layers * images, P, C) class scores."""
+        return self.predictions.logits
+
+    @property
+    def pred_boxes(self) -> Tensor:
+        """The (layers * images, P, 4) predicted boxes, xyxy."""
+        return self.predictions.boxes
+
+    @property
+    def target_boxes(self) -> Tensor:
+        """The (layers * images, T, 4) target boxes, xyxy."""
+        return self.targets.boxes
+
+    @property
+    def mask(self) -> Tensor:
+        """The (layers * images, T) bool mask of targets that are neither padding nor ignored."""
+        return self.targets.mask
+
+    @property
+    def layers(self) -> int:
+        """The number of stacked decoder layers."""
+        return self.predictions.layers
+
+    def layer(self, index: int) -> "Scene":
         """Return the batch of one decoder layer; a negative index counts from the final one."""
         layers = self.predictions.layers
         if layers == 1:
@@ -72,35 +97,35 @@ class Batch:
             predictions = replace(predictions, dist=None)
         return replace(found, predictions=predictions)
 
-    def images(self, some: slice, num_targets: int) -> "Batch":
+    def images(self, some: slice, num_targets: int) -> "Scene":
         """Return the batch of some images in all decoder layers, with the first targets of each only.
 
         Where `class_cost` is known the logits, which are large, have no values: they are on the device "meta".
         """
         layers = self.predictions.layers
-        batch = self
+        scene = self
         if self.class_cost is not None:
             logits = torch.empty_like(self.predictions.logits, device="meta")
-            batch = replace(self, predictions=replace(self.predictions, logits=logits))
-        found = batch._map(lambda x: x.view(layers, len(x) // layers, *x.shape[1:])[:, some].flatten(0, 1))
+            scene = replace(self, predictions=replace(self.predictions, logits=logits))
+        found = scene._map(lambda x: x.view(layers, len(x) // layers, *x.shape[1:])[:, some].flatten(0, 1))
         return found.part(targets=slice(num_targets))
 
-    def part(self, rows: slice = ALL, targets: Index = ALL, preds: Index = ALL) -> "Batch":
+    def part(self, rows: slice = ALL, targets: Index = ALL, preds: Index = ALL) -> "Scene":
         """Return some of the stacked images with some of their targets and predictions; one row is of one layer."""
         found = self._map(lambda x: x[rows])
         predictions, anchors, class_cost = found.predictions, found.anchors, found.class_cost
         if len(predictions.boxes) == 1:
             predictions = replace(predictions, layers=1, dist_layers=None)
-        return Batch(
+        return Scene(
             replace(predictions, **_apply(lambda x: _take(x, preds), vars(predictions))),
             found.targets.map(lambda x: _take(x, targets)),
             None if anchors is None else anchors._replace(**_apply(lambda x: _take(x, preds), anchors._asdict())),
             None if class_cost is None else _take(_take(class_cost, targets), preds, dim=2),
         )
 
-    def _map(self, function: Callable[[Tensor], Tensor]) -> "Batch":
+    def _map(self, function: Callable[[Tensor], Tensor]) -> "Scene":
         """Return the batch with a function applied to every tensor, whose first dimension is layers * images."""
-        return Batch(
+        return Scene(
             replace(self.predictions, **_apply(function, vars(self.predictions))),
             self.targets.map(function),
             None if self.anchors is None else self.anchors._replace(**_apply(function, self.anchors._asdict())),
@@ -108,7 +133,7 @@ class Batch:
         )
 
 
-def parse_batch(
+def parse_scene(
     input: PredictionDict,
     target: TargetInput,
     anchors: AnchorInput | None,
@@ -116,7 +141,7 @@ def parse_batch(
     nonfinite: str = "error",
     validate: bool = False,
     auxiliary: bool = False,
-) -> Batch:
+) -> Scene:
     """Validate `input`, `target` and `anchors`, and stack the decoder layers along the batch.
 
     Shapes, types and devices are always checked. Values are checked where that does not synchronise: on the CPU, or
@@ -144,7 +169,7 @@ def parse_batch(
     locations = None
     if anchors is not None:
         locations = parse_anchors(anchors, predictions.boxes[: len(final.boxes)], count, validate)
-    return Batch(predictions, targets if count == 1 else targets.repeat(count), locations)
+    return Scene(predictions, targets if count == 1 else targets.repeat(count), locations)
 
 
 def _apply(function: Callable[[Tensor], Tensor], fields: Mapping[str, Any]) -> dict[str, Any]:
