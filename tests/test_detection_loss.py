@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tests.guards import take_gpu_path
 from tests.matcher_cases import CASES
 from tests.problems import Problem, random_boxes, random_problem
-from uotod.criterion.mining import mine_hard_negatives
+from uotod.solvers.mining import mine_hard_negatives
 from uotod.loss import (
     DetectionLoss,
     GIoULoss,

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from tests.matcher_cases import CASES
 from tests.oracles import classify as oracle
 from tests.problems import Problem, random_problem
-from uotod.criterion.mining import mine_hard_negatives
+from uotod.solvers.mining import mine_hard_negatives
 from uotod.loss import (
     DetectionLoss,
     GHMCLoss,

@@ -127,3 +127,9 @@ def check_ordered(name: str, boxes: Tensor) -> None:
         first = tuple(int(x) for x in inverted.nonzero()[0])
         values = [float(x) for x in boxes[first]]
         raise ValueError(f"{name} must have x1 <= x2 and y1 <= y2 (xyxy), got {values} at index {first}")
+
+
+def check_unit(name: str, tensor: Tensor, validate: bool) -> None:
+    """Raise a ValueError unless all values lie in [0, 1], where they may be looked at."""
+    if reads_values(tensor, validate) and bool(((tensor < 0) | (tensor > 1)).any()):
+        raise ValueError(f"{name} must lie in [0, 1], got a value outside")

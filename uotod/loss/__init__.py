@@ -2,21 +2,25 @@
 
 from torch import nn
 
-from uotod.criterion.branches import Branch, Branches
+from uotod.criterion.branches import Branch, Branches, denoising_plan
 from uotod.criterion.detection import DetectionLoss
 from uotod.criterion.errors import detection_errors
 from uotod.criterion.normalize import (
-    Divisors,
+    ByTerm,
+    ImagePositiveNormalizer,
     Masses,
     MassNormalizer,
     MovingAverageNormalizer,
     Normalizer,
+    PairedTargetNormalizer,
     PerImageNormalizer,
     PositiveNormalizer,
     ScoreNormalizer,
     TargetNormalizer,
+    TermMass,
     TotalMassNormalizer,
 )
+from uotod.criterion.terms import Classification, Distillation, Localization, Objectness, Term
 from uotod.loss.alpha_iou import AlphaIoULoss
 from uotod.loss.balanced_l1 import BalancedL1Loss
 from uotod.loss.box_space import BoxSpace
@@ -85,21 +89,25 @@ __all__ = [
     "BoxSpace",
     "Branch",
     "Branches",
+    "ByTerm",
     "CIoULoss",
+    "Classification",
     "ConfidenceLoss",
     "DIoULoss",
     "DetectionLoss",
+    "Distillation",
     "DistillationLoss",
     "DistributionFocalLoss",
-    "Divisors",
     "EIoULoss",
     "ExtendedIoULoss",
     "FineGrainedLoss",
     "GHMCLoss",
     "GIoULoss",
+    "ImagePositiveNormalizer",
     "InnerIoULoss",
     "IoUAwareBCELoss",
     "IoULoss",
+    "Localization",
     "MPDIoULoss",
     "MassNormalizer",
     "Masses",
@@ -108,7 +116,9 @@ __all__ = [
     "MultipleObjectiveLoss",
     "NegativeProbLoss",
     "Normalizer",
+    "Objectness",
     "ObjectnessLoss",
+    "PairedTargetNormalizer",
     "PerImageNormalizer",
     "PolyLoss",
     "PositiveNormalizer",
@@ -120,9 +130,12 @@ __all__ = [
     "SigmoidPolyLoss",
     "SoftmaxFocalLoss",
     "TargetNormalizer",
+    "Term",
+    "TermMass",
     "TotalMassNormalizer",
     "VarifocalLoss",
     "WiseIoULoss",
     "YOLOLoss",
+    "denoising_plan",
     "detection_errors",
 ]

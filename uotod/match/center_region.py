@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -13,8 +12,8 @@ from uotod.cost.blocks import by_blocks
 from uotod.geometry.boxes import box_scaled
 from uotod.geometry.region import contains, overlaps
 from uotod.match.point_region import RegionMatcher
-from uotod.plan import AssignedPlan, Plan
-from uotod.scene.predictions import Scene
+from uotod.plan import Plan
+from uotod.scene.scene import Scene
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -88,9 +87,7 @@ class CenterRegion(RegionMatcher):
         plan = super().plan(scene)
         if self.ring is None or not scene.mask.shape[1]:
             return plan
-        assert isinstance(plan, AssignedPlan)
-        held = (self._region(scene, self.ring) & scene.mask.unsqueeze(-1)).any(1)  # (B, P)
-        return replace(plan, index=plan.index.masked_fill(held & (plan.index == plan.num_targets), -1))
+        return plan.ignoring((self._region(scene, self.ring) & scene.mask.unsqueeze(-1)).any(1))
 
     def _candidates(self, scene: Scene) -> Tensor:
         region = self._region(scene, self.core)

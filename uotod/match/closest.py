@@ -8,8 +8,8 @@ from torch import Tensor
 
 from uotod.check import check_choice, check_flag, check_number
 from uotod.match.assigned import assigned_plan
-from uotod.match.base import PlanMatcher
-from uotod.plan import AssignedPlan, DensePlan, Plan
+from uotod.match.base import Matcher
+from uotod.plan import Plan
 from uotod.solvers.nearest import left_over, nearest_prediction, nearest_target
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from uotod.match.base import MatcherOptions
 
 
-class ClosestTarget(PlanMatcher):
+class ClosestTarget(Matcher):
     r"""Match each prediction to its cheapest column, a target or the background; the lowest wins ties.
 
     .. math:: \hat P_{ij} = 1 \text{ for } j = \arg\min_{k \le T + 1} C_{ik}
@@ -48,7 +48,7 @@ class ClosestTarget(PlanMatcher):
         return _take_targets(cost, mask, self.background)
 
 
-class ClosestPrediction(PlanMatcher):
+class ClosestPrediction(Matcher):
     r"""Match each target to its cheapest prediction; the lowest wins ties.
 
     .. math:: \hat P_{ij} = 1 \text{ for } i = \arg\min_{l \le P} C_{lj} \text{ if } C_{ij} \le \text{threshold}
@@ -93,7 +93,7 @@ class ClosestPrediction(PlanMatcher):
         return _take_predictions(cost, mask, self.background, self.threshold, self.uniform_background)
 
 
-class Min(PlanMatcher):
+class Min(Matcher):
     """Match each `source` to its cheapest partner: `ClosestPrediction` or `ClosestTarget` by a switch.
 
     It costs what they cost.
@@ -126,13 +126,11 @@ class Min(PlanMatcher):
         return _take_predictions(cost, mask, self.background, threshold=None, uniform=False)
 
 
-def _take_targets(cost: Tensor, mask: Tensor, background: bool) -> AssignedPlan:
+def _take_targets(cost: Tensor, mask: Tensor, background: bool) -> Plan:
     index = nearest_target(cost)
     return assigned_plan(index, cost, mask.shape[1], background)
 
 
-def _take_predictions(
-    cost: Tensor, mask: Tensor, background: bool, threshold: float | None, uniform: bool
-) -> DensePlan:
+def _take_predictions(cost: Tensor, mask: Tensor, background: bool, threshold: float | None, uniform: bool) -> Plan:
     positive = nearest_prediction(cost[:, : mask.shape[1]], threshold)
-    return DensePlan(positive, left_over(positive, uniform) if background else None)
+    return Plan(positive, None, left_over(positive, uniform) if background else None, mask.shape[1])

@@ -9,10 +9,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from uotod.check import check_number
-from uotod.cost.adapters import gather_classes
 from uotod.geometry.region import center_distance, contains
 from uotod.match.dynamic import DynamicMatcher, of_any_target
-from uotod.scene.predictions import Scene
+from uotod.scene.scene import Scene
 from uotod.scene.targets import Targets
 
 if TYPE_CHECKING:
@@ -116,9 +115,9 @@ def soft_label_cost(logits: Tensor, targets: Targets, overlap: Tensor) -> Tensor
     """
     p, s = logits.sigmoid(), F.softplus(logits)
     constant = (s * p**2).sum(-1).unsqueeze(1)  # (B, 1, P)
-    first = gather_classes(-2 * p * s - logits * p**2, targets)  # (B, T, P)
-    second = gather_classes(s + 2 * logits * p, _power(targets, 2))
-    third = gather_classes(-logits, _power(targets, 3))
+    first = targets.pick(-2 * p * s - logits * p**2)  # (B, T, P)
+    second = _power(targets, 2).pick(s + 2 * logits * p)
+    third = _power(targets, 3).pick(-logits)
     return constant + overlap * (first + overlap * (second + overlap * third))
 
 

@@ -14,7 +14,7 @@ from uotod.cost.blocks import by_blocks
 from uotod.geometry.anchors import Locations
 from uotod.geometry.region import reaches
 from uotod.match.point_region import RegionMatcher
-from uotod.scene.predictions import Scene
+from uotod.scene.scene import Scene
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

@@ -6,12 +6,12 @@ import math
 from collections.abc import Callable
 
 from uotod.check import check_number
-from uotod.match.base import PlanMatcher
+from uotod.match.base import Matcher
 
 Regularization = float | Callable[[int], float]
 
 
-class RegularizedMatcher(PlanMatcher):
+class RegularizedMatcher(Matcher, abstract=True):
     """A matcher with an entropy, whose weight `reg` or `reg_dimless` may be a callable of the step.
 
     The step is 0 until `set_step`, the one method that changes a matcher; it is no part of the `state_dict`, so set it

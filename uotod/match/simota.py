@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from uotod.check import check_choice, check_number
-from uotod.cost.adapters import ClassTerms, gather_classes
+from uotod.cost.kinds import ClassTerms
 from uotod.geometry.region import contains, near_center
 from uotod.match.dynamic import DynamicMatcher, of_any_target
-from uotod.scene.predictions import Scene
+from uotod.scene.scene import Scene
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -108,9 +108,9 @@ class SimOTA(DynamicMatcher):
         return torch.where(inside, 0.0, points.new_full((), self.penalty))
 
     def _class_cost(self, scene: Scene, overlap: Tensor) -> Tensor:
-        gain, base = joint_terms(scene.logits, scene.predictions.objectness)
+        gain, base = joint_terms(scene.logits, scene.predictions.fields.get("pred_objectness"))
         assert base is not None
-        return gather_classes(gain, scene.targets) + base.unsqueeze(1)
+        return scene.targets.pick(gain) + base.unsqueeze(1)
 
 
 def joint_terms(logits: Tensor, objectness: Tensor | None) -> ClassTerms:

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from uotod.check import check_choice, check_flag, check_integer, check_number, reads_values
-from uotod.cost.checks import check_cost, finite_predictions
+from uotod.cost.pairwise import parse_cost
 from uotod.match.base import MatcherOptions
 from uotod.match.schedule import Regularization, RegularizedMatcher
-from uotod.plan import DensePlan, Plan
-from uotod.scene.predictions import Scene
+from uotod.plan import Plan
+from uotod.scene.scene import Scene
 from uotod.solvers.pot import pot_methods, solve_pot
 from uotod.solvers.sinkhorn import NUM_ITER, TOL, Transport, solve_sinkhorn
 from uotod.solvers.triton.launch import solve_triton
@@ -68,7 +68,7 @@ class SinkhornOptions(PotOptions, total=False):
     solver: str
 
 
-class EntropicMatcher(RegularizedMatcher):
+class EntropicMatcher(RegularizedMatcher, abstract=True):
     """Match by a transport problem with entropy; the subclasses document the arguments and implement `_transport`."""
 
     def __init__(
@@ -96,10 +96,10 @@ class EntropicMatcher(RegularizedMatcher):
 
         Arguments and errors as in `compute_matching`.
         """
-        cost = check_cost(cost_matrix, target_mask, self.background, self.validate)
+        cost = parse_cost(cost_matrix, target_mask, self.background, self.validate)
         transport = self._transport(cost, target_mask)
         return SinkhornResult(
-            DensePlan.from_columns(transport.plan, target_mask.shape[1]).to_dense(),
+            Plan.from_columns(transport.plan, target_mask.shape[1]).to_dense(),
             transport.pred_potential,
             transport.target_potential,
             transport.iterations,
@@ -108,12 +108,12 @@ class EntropicMatcher(RegularizedMatcher):
 
     def plan(self, scene: Scene) -> Plan:
         # the cost that stands in for that of a prediction that is not finite must not set the image's scale
-        seen = finite_predictions(scene) if self.nonfinite == "propagate" else None
+        seen = scene.finite if self.nonfinite == "propagate" else None
         mask = scene.mask
-        return DensePlan.from_columns(self._transport(self.cost(scene), mask, seen).plan, mask.shape[1])
+        return Plan.from_columns(self._transport(self.cost(scene), mask, seen).plan, mask.shape[1])
 
     def match(self, cost: Tensor, mask: Tensor) -> Plan:
-        return DensePlan.from_columns(self._transport(cost, mask).plan, mask.shape[1])
+        return Plan.from_columns(self._transport(cost, mask).plan, mask.shape[1])
 
     @abstractmethod
     def _transport(self, cost: Tensor, mask: Tensor, seen: Tensor | None = None) -> Transport:
@@ -138,7 +138,7 @@ class EntropicMatcher(RegularizedMatcher):
         return "raise num_iter, tol or reg"
 
 
-class SinkhornMatcher(EntropicMatcher):
+class SinkhornMatcher(EntropicMatcher, abstract=True):
     """Match by balanced or unbalanced entropic transport; the subclasses document the arguments."""
 
     def __init__(

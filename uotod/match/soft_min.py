@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from uotod.check import check_choice, check_flag, check_number
-from uotod.match.base import PlanMatcher
-from uotod.plan import DensePlan, Plan
+from uotod.match.base import Matcher
+from uotod.plan import Plan
 from uotod.solvers.nearest import left_over, soft_minimum
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from uotod.match.base import MatcherOptions
 
 
-class SoftMin(PlanMatcher):
+class SoftMin(Matcher):
     r"""Spread each `source` over its partners by a softmin of the cost.
 
     .. math::
@@ -69,6 +69,7 @@ class SoftMin(PlanMatcher):
     def match(self, cost: Tensor, mask: Tensor) -> Plan:
         num_targets = mask.shape[1]
         if self.source == "prediction":
-            return DensePlan.from_columns(soft_minimum(cost, 1, self.reg), num_targets)
+            return Plan.from_columns(soft_minimum(cost, 1, self.reg), num_targets)
         positive = soft_minimum(cost[:, :num_targets], 2, self.reg)
-        return DensePlan(positive, left_over(positive, self.uniform_background) if self.background else None)
+        background = left_over(positive, self.uniform_background) if self.background else None
+        return Plan(positive, None, background, num_targets)
