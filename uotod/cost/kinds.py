@@ -57,8 +57,9 @@ class Adapter:
 
     def pair_cost(self, fields: Fields, shape: tuple[int, int, int]) -> Tensor:
         """Return the cost, of the `shape` (S, T, P), of all pairs of fields (S, P, ...) and, of targets, (S, T, ...)."""
-        if callable(getattr(self.module, "pairwise", None)):
-            return self._call(self.module.pairwise, fields)
+        pairwise: Callable[..., Tensor] | None = getattr(self.module, "pairwise", None)
+        if pairwise is not None:
+            return self._call(pairwise, fields)
         return cost_by_rows(partial(self.rows, name="loc_match_module"), fields, shape)
 
     def _call(self, function: Callable[..., Any], fields: Fields) -> Tensor:

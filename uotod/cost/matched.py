@@ -90,7 +90,7 @@ def _pair_losses(
         value = part.weight * (pairs.mass / over[pairs.image]).to(value.dtype) * value
         # in float64, for a float32 sum of many pairs one by one would lose digits
         total = torch.zeros(len(scene.mask), dtype=torch.float64, device=value.device)
-        losses.append(scene.where_given(own, total.index_add(0, pairs.image, value.double()).to(value.dtype)))
+        losses.append(scene.where_given(tuple(own), total.index_add(0, pairs.image, value.double()).to(value.dtype)))
     return torch.stack(losses)
 
 

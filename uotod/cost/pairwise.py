@@ -92,7 +92,7 @@ class Cost(NamedTuple):
 
     def target_weight(self, scene: Scene) -> Tensor | None:
         """Return the (S, T) factors of the targets' costs, or None if all are 1."""
-        return _target_weight(self.class_weight, scene.targets, scene.logits.shape[-1])
+        return _target_weight(self.class_weight, scene.targets, scene.logits)
 
     def _weighted(self, scene: Scene, cost: Tensor) -> Tensor:
         """Return the cost (S, T, P) with weights of targets, and `inf` on padding."""
@@ -202,7 +202,7 @@ def parse_class_weight(value: Sequence[float] | Tensor | None) -> Tensor | None:
     return torch.tensor(numbers, dtype=torch.float32)
 
 
-def _target_weight(class_weight: Tensor | None, targets: Targets, num_classes: int) -> Tensor | None:
+def _target_weight(class_weight: Tensor | None, targets: Targets, logits: Tensor) -> Tensor | None:
     """Return the (B, T) factors of the targets' costs, or None if all are 1.
 
     The factor of a one-hot target is the mean of the class weights, weighted by its labels; 1 for a row of zeros.
@@ -212,10 +212,10 @@ def _target_weight(class_weight: Tensor | None, targets: Targets, num_classes: i
     """
     if class_weight is None:
         return targets.cost_weight
-    if len(class_weight) != num_classes:
-        raise ValueError(f"class_weight must hold C = {num_classes} numbers, one a class, got {len(class_weight)}")
+    if len(class_weight) != logits.shape[-1]:
+        raise ValueError(f"class_weight must hold C = {logits.shape[-1]} numbers, one a class, got {len(class_weight)}")
     check_device("class_weight", class_weight, targets.mask.device)
-    weight = class_weight
+    weight = class_weight.to(logits.dtype)
     if targets.one_hot is None:
         assert targets.labels is not None
         weight = weight[targets.labels]  # (B, T)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -47,8 +48,7 @@ class Softmax(Affine):
     @property
     def smoothing(self) -> float:
         """The label smoothing, with which the label is no class but a row."""
-        smoothing: float = self.module.label_smoothing
-        return smoothing
+        return float(getattr(self.module, "label_smoothing", 0.0))
 
     def _target(self, labels: ClassLabels, rows: Tensor) -> tuple[Tensor | None, Tensor]:
         """Return classes (N, 2) and their masses, times class weights; or None and the masses (N, C) of all classes."""
@@ -73,7 +73,7 @@ def _dot(values: Tensor, label: Tensor | None, mass: Tensor) -> Tensor:
     return ((values if label is None else values.gather(1, label)) * mass).sum(1)
 
 
-def cross_entropy_terms(module: nn.Module, logits: Tensor) -> ClassTerms:
+def cross_entropy_terms(module: Any, logits: Tensor) -> ClassTerms:
     """Return the affine form of the cross-entropy."""
     gain = -F.log_softmax(logits, dim=-1)
     if module.weight is not None:
@@ -87,7 +87,7 @@ def cross_entropy_terms(module: nn.Module, logits: Tensor) -> ClassTerms:
     return ClassTerms(gain, None)
 
 
-def _bce_terms(module: nn.Module, logits: Tensor) -> ClassTerms:
+def _bce_terms(module: Any, logits: Tensor) -> ClassTerms:
     negative = -F.logsigmoid(-logits)  # a zero costs -log σ(-x)
     positive = negative - logits  # a one costs -log σ(x), the same less x
     if module.pos_weight is not None:
@@ -98,7 +98,7 @@ def _bce_terms(module: nn.Module, logits: Tensor) -> ClassTerms:
     return ClassTerms(positive - negative, negative.sum(-1))
 
 
-def _bce_zeros(module: nn.Module, logits: Tensor, slope: Tensor) -> Tensor | None:
+def _bce_zeros(module: Any, logits: Tensor, slope: Tensor) -> Tensor | None:
     is_plain = module.weight is None and module.pos_weight is None
     return zero_terms(logits, -1, 0.0, slope) if is_plain else None
 
@@ -113,6 +113,7 @@ def _of_coordinates(module: nn.Module) -> Adapter:
 
 def _coordinate_cost(module: nn.Module, boxes: Tensor, target_boxes: Tensor) -> Tensor:
     """Return the sum (S, T, P) over coordinates, taken one by one: (S, T, P, 4) never exists."""
+    shape = (len(boxes), target_boxes.shape[1], boxes.shape[1])
     total: Tensor | None = None
     for x, y in zip(*pairwise_coordinates(target_boxes, boxes), strict=True):
         if isinstance(module, nn.L1Loss):
@@ -120,7 +121,7 @@ def _coordinate_cost(module: nn.Module, boxes: Tensor, target_boxes: Tensor) -> 
         elif isinstance(module, nn.MSELoss):
             value = (x - y).square_()
         else:
-            value = module(*torch.broadcast_tensors(x, y))
+            value = module(x.expand(shape), y.expand(shape))
         total = value if total is None else total.add_(value)
     assert total is not None
     return total

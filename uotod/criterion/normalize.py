@@ -16,13 +16,13 @@ class TermMass(NamedTuple):
     """The masses that one term counts, for `B` images, or 1 for their sum, of `L` decoder layers.
 
     Attributes:
-        count: (L, B) mass on targets that stands for the number of its positives.
+        positives: (L, B) mass on targets that stands for the number of its positives.
         seen: (L, B) mass on targets that it sees, scaled by the quality of its pairs.
         weighted: (K, L, B) what each of its `K` parts sees, weighted by class weights, the background included where it
             counts.
     """
 
-    count: Tensor
+    positives: Tensor
     seen: Tensor
     weighted: Tensor
 
@@ -67,7 +67,7 @@ class Masses:
     def rows(self) -> Tensor:
         """Return all sums over images as one tensor (R, L), where R depends on nothing but the terms."""
         first = torch.stack((self.targets, self.of("positive"), self.of("floored"), self.of("background")))
-        rows = [first, *(x for t in (self.terms or {}).values() for x in (t.count[None], t.seen[None], t.weighted))]
+        rows = [first, *(x for t in (self.terms or {}).values() for x in (t.positives[None], t.seen[None], t.weighted))]
         summed = torch.cat(rows).sum(-1)
         return torch.cat((self.of("images").to(summed).expand(1, summed.shape[1]), summed))
 
@@ -77,8 +77,8 @@ class Masses:
         terms = {}
         for name, old in (self.terms or {}).items():
             parts = len(old.weighted)
-            count, seen, *weighted = rest[: 2 + parts]
-            terms[name], rest = TermMass(count, seen, torch.stack(weighted)), rest[2 + parts :]
+            positives, seen, *weighted = rest[: 2 + parts]
+            terms[name], rest = TermMass(positives, seen, torch.stack(weighted)), rest[2 + parts :]
         return Masses(targets, images[0, 0], positive, floored, background, terms)
 
     def of(self, name: str) -> Tensor:
@@ -138,7 +138,7 @@ def mean_over_ranks(
                 f"got {found.shape[1]}"
             )
         parts.append(F.pad(found, (0, layers - found.shape[1])).flatten())
-    shared = _rank_mean(torch.cat(parts)).split([len(x) for x in parts])
+    shared = torch.split(_rank_mean(torch.cat(parts)), [len(x) for x in parts])
     return [
         None if own is None else own._of_rows(found.view(-1, layers)[:, : len(own.targets)])
         for own, found in zip(masses, shared, strict=True)
@@ -289,7 +289,7 @@ class PositiveNormalizer(Normalizer):
 
     def divisor(self, term: str, local: Masses, total: Masses) -> Tensor:
         """Return the positive mass of the term."""
-        return total.of_term(term).count
+        return total.of_term(term).positives
 
 
 class ImagePositiveNormalizer(PositiveNormalizer):
@@ -345,7 +345,7 @@ class PerImageNormalizer(Normalizer):
 
     def divisor(self, term: str, local: Masses, total: Masses) -> Tensor:
         """Return the divisors of each image."""
-        return local.of_term(term).count.clamp(min=1) * total.of("images").clamp(min=1)
+        return local.of_term(term).positives.clamp(min=1) * total.of("images").clamp(min=1)
 
 
 class MovingAverageNormalizer(Normalizer):

@@ -28,18 +28,21 @@ class Term(Adapting, ABC):
     Attributes:
         name: what the term is called.
         needs: fields that it reads, beside boxes: `pred_...`, `target_...` and `image_...`.
-        needs_background: whether it has no meaning without a background in the plan.
         is_mean: whether its losses are a mean already, which nothing divides.
     """
 
     name: str
-    needs_background = False
     is_mean: ClassVar[bool] = False
 
     @property
     def needs(self) -> tuple[str, ...]:
         """The fields that the term reads."""
         return ()
+
+    @property
+    def needs_background(self) -> bool:
+        """Whether the term has no meaning without a background in the plan."""
+        return False
 
     @property
     def parts(self) -> tuple[Part, ...]:

@@ -55,7 +55,7 @@ def unite_layers(plan: Plan, layers: int) -> Plan:
     if layers == 1:
         return plan
     dense = plan.to_dense()[..., : plan.num_targets].transpose(1, 2)  # (L * B, T, P)
-    mass, target = union_vote(dense.unflatten(0, (layers, -1)))
+    mass, target = union_vote(dense.view(layers, -1, *dense.shape[1:]))
     mass, target = mass.repeat(layers, 1), target.repeat(layers, 1)
     background = plan.background
     if background is not None:

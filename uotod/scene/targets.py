@@ -275,10 +275,10 @@ def _pad_key(key: str, values: list[Tensor], count: int) -> tuple[Tensor, Tensor
     mask = torch.zeros_like(whole, dtype=torch.bool) if uneven else None
     for index, x in enumerate(values):
         if x.numel():
-            part = (index, *(slice(n) for n in x.shape))
-            whole[part] = x.to(dtype)
+            part = tuple(slice(n) for n in x.shape)
+            whole[index][part] = x.to(dtype)
             if mask is not None:
-                mask[part] = True
+                mask[index][part] = True
     return whole, mask
 
 
