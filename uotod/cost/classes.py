@@ -32,7 +32,7 @@ def class_losses(parts: tuple[Part, ...], logits: Tensor, labels: ClassLabels, d
 
 
 def class_masses(weights: Sequence[Tensor | None], labels: ClassLabels) -> tuple[Tensor, Tensor]:
-    """Return the positive and the background mass (K, S), each times the (C,) class weights of the parts, None for 1."""
+    """Return the positive and the background mass (K, S), times the (C,) class weights of each part, None for 1."""
     positive, background = zip(*(_weighted_masses(weight, labels) for weight in weights), strict=True)
     return torch.stack(positive), torch.stack(background)
 

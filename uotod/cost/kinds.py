@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -56,19 +56,17 @@ class Adapter:
         return sum_rows(self._call(self.module, fields), count, name)
 
     def pair_cost(self, fields: Fields, shape: tuple[int, int, int]) -> Tensor:
-        """Return the cost, of the `shape` (S, T, P), of all pairs of fields (S, P, ...) and, of targets, (S, T, ...)."""
+        """Return the cost, of `shape` (S, T, P), of all pairs of fields (S, P, ...) and, of targets, (S, T, ...)."""
         pairwise: Callable[..., Tensor] | None = getattr(self.module, "pairwise", None)
         if pairwise is not None:
             return self._call(pairwise, fields)
         return cost_by_rows(partial(self.rows, name="loc_match_module"), fields, shape)
 
-    def _call(self, function: Callable[..., Any], fields: Fields) -> Tensor:
+    def _call(self, function: Callable[..., Tensor], fields: Fields) -> Tensor:
         if not self.takes_boxes:
-            result: Tensor = function(**fields)
-            return result
+            return function(**fields)
         rest = {name: value for name, value in fields.items() if name not in BOXES}
-        result = function(*(fields[name] for name in BOXES), **rest)
-        return result
+        return function(*(fields[name] for name in BOXES), **rest)
 
     # --- classification
 

@@ -271,7 +271,7 @@ class DetectionLoss(_Loss):
 
     def lose(self, matched: Matched, shared: Masses) -> dict[str, Tensor]:
         """Return the terms of the loss; `shared` are the masses to divide by, in the place of this process's own."""
-        scene, plan, seen, local = matched
+        scene, _, seen, local = matched
         losses = {}
         with torch.autocast(scene.logits.device.type, enabled=False):
             for term, own in zip(self.all_terms, seen, strict=True):
@@ -301,7 +301,8 @@ class DetectionLoss(_Loss):
         """Return the arguments for `repr`."""
         return (
             f"bg_class_position={self.bg_class_position!r}, use_hard_negative_mining={self.use_hard_negative_mining}, "
-            f"neg_to_pos_ratio={self.neg_to_pos_ratio}, reduction={self.reduction!r}, layer_weights={self.layer_weights}"
+            f"neg_to_pos_ratio={self.neg_to_pos_ratio}, reduction={self.reduction!r}, "
+            f"layer_weights={self.layer_weights}"
         )
 
     def _masses(self, scene: Scene, plan: Plan, seen: tuple[Plan, ...]) -> Masses:
@@ -320,7 +321,7 @@ class DetectionLoss(_Loss):
         )
 
     def _weighted(self, matched: Matched) -> Matched:
-        """Return what the losses are made of with the masses of targets times their `loss_weight`, which none counts."""
+        """Return what the losses are made of with the mass of targets times their `loss_weight`, uncounted."""
         weight = matched.scene.targets.loss_weight
         if weight is None:
             return matched
@@ -346,8 +347,8 @@ class DetectionLoss(_Loss):
             background = "one for the background" if extra else "none for the background"
             raise ValueError(
                 f"input['pred_logits'] must have {self.num_classes + extra} logits for num_classes={self.num_classes} "
-                f"and {background}, got {found}: num_classes counts the classes without the background, and the head of "
-                "the model must fit"
+                f"and {background}, got {found}: num_classes counts the classes without the background, and the head "
+                "of the model must fit"
             )
 
     def _check_normalizer(self, normalizer: Normalizer | None) -> Normalizer:
@@ -414,10 +415,10 @@ def share_masses(
     assert main is not None
     if given is not None:
         sums[0] = given
-    elif is_shared() and first.training and torch.is_grad_enabled():
-        if any(x.normalizer.distributed and x.reduction == "mean" for x in criteria):
-            rows, like = [x.count_rows() for x in criteria], main.masses.targets
-            return mean_over_ranks(sums, rows, main.scene.layers, like)
+        return sums
+    shares = any(x.normalizer.distributed and x.reduction == "mean" for x in criteria)
+    if shares and is_shared() and first.training and torch.is_grad_enabled():
+        return mean_over_ranks(sums, [x.count_rows() for x in criteria], main.scene.layers, main.masses.targets)
     return sums
 
 

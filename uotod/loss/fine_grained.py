@@ -64,8 +64,8 @@ class FineGrainedLoss(nn.Module):
         reduction: "none", "mean" (over boxes) or "sum".
 
     Shape:
-        pred_boxes and target_boxes: (..., 4) boxes, xyxy; pred_dist: (..., 4, N + 1) logits of the left, upper, right and lower
-        side; anchors: (..., 4) reference boxes, xyxy. Output: (...) or ().
+        pred_boxes and target_boxes: (..., 4) boxes, xyxy; pred_dist: (..., 4, N + 1) logits of the left, upper, right
+        and lower side; anchors: (..., 4) reference boxes, xyxy. Output: (...) or ().
 
     Raises:
         ValueError: a shape is wrong.

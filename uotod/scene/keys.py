@@ -39,8 +39,8 @@ def _check(name: str, unread: Iterable[Any], read: Collection[str], *, outputs: 
         if outputs and OUTPUTS.match(key):
             known = sorted(read)
             raise ValueError(
-                f"{name} has the key {key!r}, which nothing reads, so that its loss would be missing: remove it, name it "
-                f"as one of those that are read, {known}, or add a branch for it"
+                f"{name} has the key {key!r}, which nothing reads, so that its loss would be missing: remove it, name "
+                f"it as one of those that are read, {known}, or add a branch for it"
             )
 
 
