@@ -31,10 +31,10 @@ def class_losses(parts: tuple[Part, ...], logits: Tensor, labels: ClassLabels, d
     return torch.stack(losses)
 
 
-def class_masses(weights: Sequence[Tensor | None], labels: ClassLabels) -> tuple[Tensor, Tensor]:
-    """Return the positive and the background mass (K, S), times the (C,) class weights of each part, None for 1."""
-    positive, background = zip(*(_weighted_masses(weight, labels) for weight in weights), strict=True)
-    return torch.stack(positive), torch.stack(background)
+def class_masses(weights: Sequence[Tensor | None], labels: ClassLabels, background: bool) -> list[Tensor]:
+    """Return the mass (S,) on targets, and on the background if that counts, times the (C,) class weights of each."""
+    found = [_weighted_masses(weight, labels) for weight in weights]
+    return [positive + rest if background else positive for positive, rest in found]
 
 
 @torch.no_grad()

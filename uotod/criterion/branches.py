@@ -70,9 +70,9 @@ class Branch(nn.Module):
             kind = TypeError if isinstance(error, TypeError) else ValueError
             raise kind(f"{name}: {error}") from error
 
-    def lose(self, matched: Matched, shared: Masses) -> dict[str, Tensor]:
-        """Return the weighted terms of the branch."""
-        terms = self.loss.lose(matched, shared)
+    def lose(self, matched: Matched, own: Masses, shared: Masses) -> dict[str, Tensor]:
+        """Return the weighted terms of the branch; see `DetectionLoss.lose`."""
+        terms = self.loss.lose(matched, own, shared)
         return {key: self.weight * value if key.startswith("loss") else value for key, value in terms.items()}
 
     def extra_repr(self) -> str:
@@ -186,14 +186,13 @@ class Branches(nn.Module):
             for key, branch in branches.items()
         }
         criteria = [self.main, *(branch.loss for branch in branches.values())]
-        first, *shared = share_masses(criteria, [main, *found.values()], masses)
-        assert first is not None
-        terms = self.main.lose(main, first)
+        first, *shares = share_masses(criteria, [main, *found.values()], masses)
+        terms = self.main.lose(main, *first)
         total = terms["loss"]
-        for (key, matched), sums in zip(found.items(), shared, strict=True):
-            if matched is None or sums is None:
+        for (key, matched), sums in zip(found.items(), shares, strict=True):
+            if matched is None:
                 continue
-            of_branch = branches[key].lose(matched, sums)
+            of_branch = branches[key].lose(matched, *sums)
             total = total + of_branch["loss"]
             for name, value in of_branch.items():
                 if name + _suffix(key) in terms:

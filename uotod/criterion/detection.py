@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.modules.loss import _Loss
 
 from uotod.check import check_choice, check_flag, check_integer, check_number
-from uotod.criterion.normalize import Masses, MassNormalizer, Normalizer, TermMass, is_shared, mean_over_ranks
+from uotod.criterion.normalize import Masses, MassNormalizer, Normalizer, count_rows, is_shared, mean_over_ranks
 from uotod.criterion.terms import Classification, Localization, Term, per_layer
 from uotod.match.base import Matcher
 from uotod.plan import Plan, parse_plan
@@ -209,9 +209,8 @@ class DetectionLoss(_Loss):
             to targets and to the background in the final layer.
         """
         matched = self.match(input, target, anchors, plan)
-        (shared,) = share_masses([self], [matched], masses)
-        assert shared is not None
-        return self.lose(matched, shared)
+        (shares,) = share_masses([self], [matched], masses)
+        return self.lose(matched, *shares)
 
     def masses(
         self,
@@ -269,29 +268,28 @@ class DetectionLoss(_Loss):
             seen = tuple(term.sees(found, scene) for term in terms)
             return self._weighted(Matched(scene, found, seen, self._masses(scene, found, seen)))
 
-    def lose(self, matched: Matched, shared: Masses) -> dict[str, Tensor]:
-        """Return the terms of the loss; `shared` are the masses to divide by, in the place of this process's own."""
+    def lose(self, matched: Matched, own: Masses, shared: Masses) -> dict[str, Tensor]:
+        """Return the terms of the loss, divided by sums of masses: those of this process, and those of all ranks."""
         scene, _, seen, local = matched
-        losses = {}
+        losses: dict[Term, Tensor] = {}
         with torch.autocast(scene.logits.device.type, enabled=False):
-            for term, own in zip(self.all_terms, seen, strict=True):
+            for term, plan in zip(self.all_terms, seen, strict=True):
                 divisor = scene.logits.new_ones(1, 1, 1)
                 if self.reduction == "mean" and not term.is_mean:
-                    divisor = self.normalizer(term.name, local, shared)
+                    divisor = self.normalizer(term.name, local, own, shared)
                     divisor = divisor if divisor.dim() == 3 else divisor[None]
-                values = term.losses(own, scene, divisor)
-                losses[term] = _weigh_layers(values.sum(-1), self.layer_weights)  # (parts, L)
-        positive, background = local.of("positive"), local.of("background")
-        counts = {"num_pos": positive[-1].sum(), "num_neg": background[-1].sum()}
+                losses[term] = term.losses(plan, scene, divisor).sum(-1)  # (parts, L)
+        if self.layer_weights is not None:
+            losses = {term: _weigh_layers(x, self.layer_weights) for term, x in losses.items()}
         total = torch.stack([x.sum() for x in losses.values()]).sum() if losses else scene.logits.new_zeros(())
         terms = {"loss": total}
         for term, values in losses.items():
             terms |= _name_terms(term, values)
-        return terms | counts
+        return terms | {"num_pos": local.of("positive")[-1].sum(), "num_neg": local.of("background")[-1].sum()}
 
-    def count_rows(self) -> int:
-        """Return the number of rows of `Masses.rows` of this loss, whatever the data holds."""
-        return 5 + sum(2 + term.count_parts() for term in self.all_terms)
+    def count_parts(self) -> dict[str, int]:
+        """Return the number of parts of each term, of which the masses have a row each."""
+        return {term.name: term.count_parts() for term in self.all_terms}
 
     def set_step(self, step: int) -> None:
         """Set the step of training at which schedules are read; see `Matcher.set_step`."""
@@ -306,19 +304,18 @@ class DetectionLoss(_Loss):
         )
 
     def _masses(self, scene: Scene, plan: Plan, seen: tuple[Plan, ...]) -> Masses:
-        positive = per_layer(plan.positive.sum(1), scene)
-        terms: dict[str, TermMass] = {}
-        if self.reduction == "mean":
-            pairs = zip(self.all_terms, seen, strict=True)
-            terms = {term.name: term.masses(own, plan, scene) for term, own in pairs}
-        return Masses(
-            per_layer(scene.mask.sum(1).to(positive.dtype), scene),
-            positive.new_full((), len(scene.mask) // scene.layers),
+        positive, background = plan.positive.sum(1), plan.background_mass().sum(1)
+        counts = [
+            torch.ones_like(positive),
+            scene.mask.sum(1).to(positive),
             positive,
             positive.clamp(min=1),
-            per_layer(plan.background_mass().sum(1), scene),
-            terms,
-        )
+            background,
+        ]
+        rows = [per_layer(x, scene) for x in counts]
+        for term, own in zip(self.all_terms, seen, strict=True):
+            rows += term.masses(own, plan, scene)
+        return Masses(torch.stack(rows), self.count_parts())
 
     def _weighted(self, matched: Matched) -> Matched:
         """Return what the losses are made of with the mass of targets times their `loss_weight`, uncounted."""
@@ -403,23 +400,29 @@ _INPUT_KEYS = ("pred_logits", "aux_outputs", "anchors", "plan", *STANDARD)
 _TARGET_KEYS = ("labels", "boxes", CROWD, *MISSING)
 
 
+Shares = tuple[Masses, Masses]  # sums of this process, and averaged over the ranks
+
+
 def share_masses(
     criteria: Sequence[DetectionLoss], matched: Sequence[Matched | None], given: Masses | None = None
-) -> list[Masses | None]:
-    """Return the masses that the criteria divide by: the first one's `given`, or the sums, averaged over the ranks.
+) -> list[Shares]:
+    """Return the sums that the criteria divide by, for the first one those `given`, and their means over the ranks.
 
-    There is one reduction for all criteria together while the first one trains, and none in evaluation.
+    There is one reduction for all criteria together while the first one trains, and none in evaluation. A criterion
+    without output has sums of nothing.
     """
     sums = [None if x is None else x.masses.total() for x in matched]
     first, main = criteria[0], matched[0]
     assert main is not None
+    nothing = Masses.of_targets(0)
     if given is not None:
-        sums[0] = given
-        return sums
+        return [(given, given), *((x or nothing, x or nothing) for x in sums[1:])]
+    shared = sums
     shares = any(x.normalizer.distributed and x.reduction == "mean" for x in criteria)
     if shares and is_shared() and first.training and torch.is_grad_enabled():
-        return mean_over_ranks(sums, [x.count_rows() for x in criteria], main.scene.layers, main.masses.targets)
-    return sums
+        rows = [count_rows(x.count_parts()) for x in criteria]
+        shared = mean_over_ranks(sums, rows, main.scene.layers, main.masses.rows)
+    return [(own or nothing, mean or nothing) for own, mean in zip(sums, shared, strict=True)]
 
 
 def _check_layer_weights(weights: Sequence[float] | None) -> tuple[float, ...] | None:
@@ -440,14 +443,12 @@ def _check_layer_weights(weights: Sequence[float] | None) -> tuple[float, ...] |
     return tuple(check_number(f"layer_weights[{i}]", x, low=0.0) for i, x in enumerate(weights))
 
 
-def _weigh_layers(losses: Tensor, weights: Sequence[float] | None) -> Tensor:
+def _weigh_layers(losses: Tensor, weights: Sequence[float]) -> Tensor:
     """Return (K, L) losses, those of each layer times its weight.
 
     Raises:
         ValueError: the number of weights differs.
     """
-    if weights is None:
-        return losses
     if len(weights) != losses.shape[1]:
         raise ValueError(
             f"layer_weights must hold {losses.shape[1]} numbers, one a decoder layer of the input, got {len(weights)}"

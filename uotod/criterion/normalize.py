@@ -2,7 +2,6 @@
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -11,117 +10,87 @@ from torch.nn import functional as F
 
 from uotod.check import check_flag, check_integer, check_number
 
-
-class TermMass(NamedTuple):
-    """The masses that one term counts, for `B` images, or 1 for their sum, of `L` decoder layers.
-
-    Attributes:
-        positives: (L, B) mass on targets that stands for the number of its positives.
-        seen: (L, B) mass on targets that it sees, scaled by the quality of its pairs.
-        weighted: (K, L, B) what each of its `K` parts sees, weighted by class weights, the background included where it
-            counts.
-    """
-
-    positives: Tensor
-    seen: Tensor
-    weighted: Tensor
+COUNTS = ("images", "targets", "positive", "floored", "background")
 
 
-@dataclass(frozen=True)
-class Masses:
-    """The masses of `B` images, or 1 for their sum, of `L` decoder layers; those of micro-batches add up.
+class Masses(NamedTuple):
+    """What the images of a batch count, for `L` decoder layers, or the sum over the images; micro-batches add up.
 
     Attributes:
-        targets: (L, B) number of targets.
-        images: () number of images, or None if it is not known, as for the others.
-        positive: (L, B) mass on targets.
-        floored: (L, B) the same, at least 1 in each image.
-        background: (L, B) mass on the background.
-        terms: what each term counts, by its name.
+        rows: (R, L, B) one row a count, or (R, L, 1) for sums: those of `COUNTS`, and for each term the mass that
+            stands for its number of positives, the mass on targets that it sees, scaled by the quality of pairs, and
+            for each of its parts that times class weights, the background included where it counts. Or (1, L, 1), the
+            number of targets alone.
+        terms: number of parts of each term by its name; None if the number of targets is all.
     """
 
-    targets: Tensor
-    images: Tensor | None = None
-    positive: Tensor | None = None
-    floored: Tensor | None = None
-    background: Tensor | None = None
-    terms: Mapping[str, TermMass] | None = None
+    rows: Tensor
+    terms: Mapping[str, int] | None
 
     @classmethod
     def of_targets(cls, count: float | Tensor) -> "Masses":
-        """Return the masses of which nothing but the number of targets is known, which is enough for some divisors."""
-        return cls(torch.as_tensor(count, dtype=torch.get_default_dtype()).view(1, 1))
+        """Return the sums of which the number of targets alone is known, which is enough for some divisors."""
+        return cls(torch.as_tensor(count, dtype=torch.get_default_dtype()).view(1, 1, 1), None)
 
     def total(self) -> "Masses":
         """Return the sums over the images."""
-        if self.terms is None:
-            return self
-        return self._of_rows(self.rows())
+        return Masses(self.rows.sum(-1, keepdim=True), self.terms)
 
-    def __add__(self, other: "Masses") -> "Masses":
-        """Return the masses of both batches together."""
-        if self.terms is None or other.terms is None:
-            return Masses(_sum(self.targets) + _sum(other.targets))
-        return self._of_rows(self.rows() + other.rows())
-
-    def rows(self) -> Tensor:
-        """Return all sums over images as one tensor (R, L), where R depends on nothing but the terms."""
-        first = torch.stack((self.targets, self.of("positive"), self.of("floored"), self.of("background")))
-        rows = [first, *(x for t in (self.terms or {}).values() for x in (t.positives[None], t.seen[None], t.weighted))]
-        summed = torch.cat(rows).sum(-1)
-        return torch.cat((self.of("images").to(summed).expand(1, summed.shape[1]), summed))
-
-    def _of_rows(self, rows: Tensor) -> "Masses":
-        """Return the masses of the same terms with the sums (R, L)."""
-        images, targets, positive, floored, background, *rest = rows.unsqueeze(-1).unbind(0)
-        terms = {}
-        for name, old in (self.terms or {}).items():
-            parts = len(old.weighted)
-            positives, seen, *weighted = rest[: 2 + parts]
-            terms[name], rest = TermMass(positives, seen, torch.stack(weighted)), rest[2 + parts :]
-        return Masses(targets, images[0, 0], positive, floored, background, terms)
+    def __add__(self, other: "Masses") -> "Masses":  # type: ignore[override]
+        """Return the sums over the images of both batches."""
+        if self.terms != other.terms:
+            raise ValueError(f"masses must be of the same terms, got those of {self.terms} and of {other.terms}")
+        return Masses(self.total().rows + other.total().rows, self.terms)
 
     def of(self, name: str) -> Tensor:
-        """Return `positive`, `background` or `images`, which must be known.
+        """Return a count (L, B): of images, targets, the mass on targets ("positive"), the same but at least 1 an
+        image ("floored"), or the mass on the background.
 
         Raises:
-            ValueError: it is not.
+            ValueError: it is not known.
         """
-        value: Tensor | None = getattr(self, name)
-        if value is None:
+        if name == "targets" and self.terms is None:
+            return self.rows[0]
+        self._check(name)
+        return self.rows[COUNTS.index(name)]
+
+    def of_term(self, term: str) -> tuple[Tensor, Tensor, Tensor]:
+        """Return what a term counts: its positives (L, B), the mass that it sees (L, B), and that of parts (K, L, B).
+
+        Raises:
+            ValueError: it is not known.
+        """
+        first = len(COUNTS)
+        for name, parts in self._check(term).items():
+            if name == term:
+                return self.rows[first], self.rows[first + 1], self.rows[first + 2 : first + 2 + parts]
+            first += 2 + parts
+        raise ValueError(f"masses must hold the term {term!r}, got {list(self.terms or ())}")
+
+    def _check(self, name: str) -> Mapping[str, int]:
+        if self.terms is None:
             raise ValueError(
                 f"masses must hold {name!r} for this normalizer, got the number of targets only: pass those of "
                 "criterion.masses(...), or a normalizer that counts targets"
             )
-        return value
-
-    def of_term(self, name: str) -> TermMass:
-        """Return what a term counts, which must be known.
-
-        Raises:
-            ValueError: it is not.
-        """
-        if self.terms is None or name not in self.terms:
-            self.of("positive")
-            raise ValueError(f"masses must hold the term {name!r}, got {sorted(self.terms or ())}")
-        return self.terms[name]
+        return self.terms
 
 
-def is_shared() -> bool:
-    """Tell whether there are ranks of `torch.distributed` to share masses with."""
-    return torch.distributed.is_available() and torch.distributed.is_initialized()
+def count_rows(terms: Mapping[str, int]) -> int:
+    """Return the number of rows of the masses of terms with so many parts."""
+    return len(COUNTS) + sum(2 + parts for parts in terms.values())
 
 
 def mean_over_ranks(
-    masses: Sequence[Masses | None], rows: Sequence[int], layers: int, like: Tensor
+    sums: Sequence[Masses | None], rows: Sequence[int], layers: int, like: Tensor
 ) -> list[Masses | None]:
-    """Return the mean over the ranks of `torch.distributed` of the masses of several criteria, in one reduction.
+    """Return the mean over the ranks of `torch.distributed` of the sums of several criteria, in one reduction.
 
-    Its length is the same on every rank, whatever the data holds: the masses of a criterion that a rank has no output
+    Its length is the same on every rank, whatever the data holds: the sums of a criterion that a rank has no output
     for count as 0, and as many decoder layers are reduced for each as the main output has.
 
     Args:
-        masses: the masses of each criterion, or None for one without output.
+        sums: the sums of each criterion, or None for one without output.
         rows: number of rows of each.
         layers: number of decoder layers of the main output.
         like: a tensor of the dtype and device of masses.
@@ -130,8 +99,8 @@ def mean_over_ranks(
         ValueError: a criterion has more decoder layers than the main output.
     """
     parts = []
-    for own, count in zip(masses, rows, strict=True):
-        found = like.new_zeros(count, layers) if own is None else own.rows().to(like)
+    for own, count in zip(sums, rows, strict=True):
+        found = like.new_zeros(count, layers) if own is None else own.rows.squeeze(-1).to(like)
         if found.shape[1] > layers:
             raise ValueError(
                 f"with divisors over ranks a branch must have at most the {layers} decoder layers of the main output, "
@@ -140,9 +109,14 @@ def mean_over_ranks(
         parts.append(F.pad(found, (0, layers - found.shape[1])).flatten())
     shared = torch.split(_rank_mean(torch.cat(parts)), [len(x) for x in parts])
     return [
-        None if own is None else own._of_rows(found.view(-1, layers)[:, : len(own.targets)])
-        for own, found in zip(masses, shared, strict=True)
+        None if own is None else Masses(found.view(-1, layers, 1)[:, : own.rows.shape[1]], own.terms)
+        for own, found in zip(sums, shared, strict=True)
     ]
+
+
+def is_shared() -> bool:
+    """Tell whether there are ranks of `torch.distributed` to share masses with."""
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 class Normalizer(nn.Module):
@@ -160,15 +134,16 @@ class Normalizer(nn.Module):
         self.least = check_number("least", least, low=0.0)
 
     @torch.no_grad()
-    def forward(self, term: str, local: Masses, shared: Masses) -> Tensor:
+    def forward(self, term: str, local: Masses, own: Masses, shared: Masses) -> Tensor:
         """Return the divisor of a term, which broadcasts with (parts, L, B).
 
         Args:
             term: its name: "cls", "loc", "obj" or that of a term of one's own.
-            local: the masses of the images of this process.
-            shared: their sums, averaged over the ranks, or as they are given to the criterion.
+            local: the masses of each image of this process.
+            own: their sums, or those that are given to the criterion.
+            shared: the same, averaged over the ranks.
         """
-        return self.divisor(term, local, shared if self.distributed else local.total()).clamp(min=self.least)
+        return self.divisor(term, local, shared if self.distributed else own).clamp(min=self.least)
 
     @abstractmethod
     def divisor(self, term: str, local: Masses, total: Masses) -> Tensor:
@@ -211,10 +186,16 @@ class ByTerm(Normalizer):
         for name, member in members.items():
             self.add_module(name, member)
 
-    def forward(self, term: str, local: Masses, shared: Masses) -> Tensor:
+    def forward(self, term: str, local: Masses, own: Masses, shared: Masses) -> Tensor:
         """Return the divisor of a term by its own normaliser; see `Normalizer.forward`."""
-        divisor: Tensor = getattr(self, term if term in self._modules else "default")(term, local, shared)
+        member = self._modules["default" if term not in self._modules else term]
+        assert member is not None
+        divisor: Tensor = member(term, local, own, shared)
         return divisor
+
+    def divisor(self, term: str, local: Masses, total: Masses) -> Tensor:
+        """Return nothing: the members have the divisors."""
+        raise NotImplementedError
 
     def extra_repr(self) -> str:
         """Return no arguments: the members say it all."""
@@ -233,7 +214,7 @@ class MassNormalizer(Normalizer):
 
     def divisor(self, term: str, local: Masses, total: Masses) -> Tensor:
         """Return the mass that each part of the term sees."""
-        return total.of_term(term).weighted
+        return total.of_term(term)[2]
 
 
 class TotalMassNormalizer(MassNormalizer):
@@ -261,7 +242,7 @@ class TargetNormalizer(Normalizer):
 
     Examples:
         >>> three = Masses.of_targets(3)
-        >>> TargetNormalizer()("cls", three, three).item()
+        >>> TargetNormalizer()("cls", three, three, three).item()
         3.0
     """
 
@@ -271,7 +252,7 @@ class TargetNormalizer(Normalizer):
 
     def divisor(self, term: str, local: Masses, total: Masses) -> Tensor:
         """Return the number of targets for every term and layer."""
-        return total.targets * self.groups if self.groups > 1 and self.training else total.targets
+        return total.of("targets") * (self.groups if self.training else 1)
 
     def extra_repr(self) -> str:
         """Return the arguments for `repr`."""
@@ -289,7 +270,7 @@ class PositiveNormalizer(Normalizer):
 
     def divisor(self, term: str, local: Masses, total: Masses) -> Tensor:
         """Return the positive mass of the term."""
-        return total.of_term(term).positives
+        return total.of_term(term)[0]
 
 
 class ImagePositiveNormalizer(PositiveNormalizer):
@@ -314,7 +295,7 @@ class ScoreNormalizer(Normalizer):
 
     def divisor(self, term: str, local: Masses, total: Masses) -> Tensor:
         """Return the sum of scores for every term."""
-        return total.of_term("cls").seen
+        return total.of_term("cls")[1]
 
 
 class PairedTargetNormalizer(Normalizer):
@@ -328,7 +309,7 @@ class PairedTargetNormalizer(Normalizer):
     def divisor(self, term: str, local: Masses, total: Masses) -> Tensor:
         """Return the number of targets times the groups of this process."""
         own = local.total()
-        return total.targets * own.of("positive") / own.targets.clamp(min=1)
+        return total.of("targets") * own.of("positive") / own.of("targets").clamp(min=1)
 
 
 class PerImageNormalizer(Normalizer):
@@ -345,7 +326,7 @@ class PerImageNormalizer(Normalizer):
 
     def divisor(self, term: str, local: Masses, total: Masses) -> Tensor:
         """Return the divisors of each image."""
-        return local.of_term(term).positives.clamp(min=1) * total.of("images").clamp(min=1)
+        return local.of_term(term)[0].clamp(min=1) * total.of("images").clamp(min=1)
 
 
 class MovingAverageNormalizer(Normalizer):
@@ -392,11 +373,6 @@ class MovingAverageNormalizer(Normalizer):
 
     def _blend(self, num_pos: Tensor) -> Tensor:
         return self.momentum * self.average.to(num_pos) + (1 - self.momentum) * num_pos.clamp(min=1)
-
-
-def _sum(masses: Tensor) -> Tensor:
-    """Sum (..., B) masses over the images, (..., 1)."""
-    return masses.sum(-1, keepdim=True)
 
 
 def _rank_mean(value: Tensor) -> Tensor:

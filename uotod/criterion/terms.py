@@ -12,7 +12,6 @@ from uotod.cost.adapters import Adapting, Part
 from uotod.cost.classes import background_losses, class_losses, class_masses
 from uotod.cost.labels import ClassLabels, fold
 from uotod.cost.matched import matched_losses, reads_of
-from uotod.criterion.normalize import TermMass
 from uotod.criterion.quality import Quality, check_quality, pair_quality
 from uotod.match.union_vote import unite_layers
 from uotod.plan import Plan
@@ -53,10 +52,16 @@ class Term(Adapting, ABC):
         """Return what the term sees of a plan."""
         return plan
 
-    def masses(self, seen: Plan, plan: Plan, scene: Scene) -> TermMass:
-        """Return what the term counts: of what it sees of a plan, and of the plan itself."""
+    def masses(self, seen: Plan, plan: Plan, scene: Scene) -> list[Tensor]:
+        """Return what the term counts: a mass (L, B) for the number of its positives, what it sees, and of each part.
+
+        Args:
+            seen: what it sees of the plan.
+            plan: the plan.
+            scene: predictions and targets.
+        """
         mass = per_layer(seen.positive.sum(1), scene)
-        return TermMass(mass, mass, mass[None])
+        return [mass] * (2 + self.count_parts())
 
     @abstractmethod
     def losses(self, seen: Plan, scene: Scene, divisor: Tensor) -> Tensor:
@@ -106,18 +111,17 @@ class Classification(Term):
         seen = plan if self.background else plan.with_background(torch.zeros_like(plan.background_mass()))
         return seen if quality is None else seen.scaled(quality, rest_to_background=True)
 
-    def masses(self, seen: Plan, plan: Plan, scene: Scene) -> TermMass:
-        """Return the mass on targets before and after the quality, and that times class weights."""
-        count = per_layer(plan.positive.sum(1), scene)
-        found = count if self.quality is None else per_layer(seen.positive.sum(1), scene)
-        counts_background = scene.bg_class is not None and not scene.is_mined
+    def masses(self, seen: Plan, plan: Plan, scene: Scene) -> list[Tensor]:
+        """Return the mass on targets before and after the quality, and for each part that times class weights."""
+        positives = per_layer(plan.positive.sum(1), scene)
+        found = positives if self.quality is None else per_layer(seen.positive.sum(1), scene)
         weights = [part.adapter.class_weight(scene.logits) for part in self.parts]
+        counts_background = scene.bg_class is not None and not scene.is_mined
         if all(weight is None for weight in weights):
-            background = per_layer(seen.background_mass().sum(1), scene) if counts_background else 0
-            return TermMass(count, found, (found + background).expand(len(weights), -1, -1))
-        positive, background = class_masses(weights, self._labels(seen, scene))
-        weighted = positive + background if counts_background else positive
-        return TermMass(count, found, weighted.view(len(weights), scene.layers, -1))
+            each = found + per_layer(seen.background_mass().sum(1), scene) if counts_background else found
+            return [positives, found, *[each] * len(weights)]
+        labels = self._labels(seen, scene)
+        return [positives, found, *(per_layer(x, scene) for x in class_masses(weights, labels, counts_background))]
 
     def losses(self, seen: Plan, scene: Scene, divisor: Tensor) -> Tensor:
         """Return the loss (parts, L, B)."""
@@ -163,10 +167,9 @@ class Objectness(Classification):
         """Whether the plan must have a background."""
         return self.background
 
-    def masses(self, seen: Plan, plan: Plan, scene: Scene) -> TermMass:
+    def masses(self, seen: Plan, plan: Plan, scene: Scene) -> list[Tensor]:
         """Return the mass on targets, whatever their quality."""
-        mass = per_layer(plan.positive.sum(1), scene)
-        return TermMass(mass, mass, mass[None])
+        return [per_layer(plan.positive.sum(1), scene)] * (2 + self.count_parts())
 
     def losses(self, seen: Plan, scene: Scene, divisor: Tensor) -> Tensor:
         """Return the loss (parts, L, B)."""

@@ -17,7 +17,6 @@ from uotod.criterion.normalize import (
     PositiveNormalizer,
     ScoreNormalizer,
     TargetNormalizer,
-    TermMass,
     TotalMassNormalizer,
 )
 from uotod.criterion.terms import Classification, Distillation, Localization, Objectness, Term
@@ -131,7 +130,6 @@ __all__ = [
     "SoftmaxFocalLoss",
     "TargetNormalizer",
     "Term",
-    "TermMass",
     "TotalMassNormalizer",
     "VarifocalLoss",
     "WiseIoULoss",

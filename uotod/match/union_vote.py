@@ -52,15 +52,13 @@ class UnionVote(LayerMatcher):
 
 def unite_layers(plan: Plan, layers: int) -> Plan:
     """Return the united plan of stacked decoder layers."""
-    if layers == 1:
+    if layers == 1 or not plan.num_targets:
         return plan
     dense = plan.to_dense()[..., : plan.num_targets].transpose(1, 2)  # (L * B, T, P)
-    mass, target = union_vote(dense.view(layers, -1, *dense.shape[1:]))
+    mass, target = union_vote(dense.view(layers, len(dense) // layers, *dense.shape[1:]))
     mass, target = mass.repeat(layers, 1), target.repeat(layers, 1)
     background = plan.background
     if background is not None:
         rest = (plan.positive + background - mass).clamp(min=0)
         background = torch.where(mass > 0, rest, background)
-    if not plan.num_targets:
-        return plan
     return Plan(mass.unsqueeze(1), target.unsqueeze(1), background, plan.num_targets)
