@@ -133,3 +133,10 @@ def check_unit(name: str, tensor: Tensor, validate: bool) -> None:
     """Raise a ValueError unless all values lie in [0, 1], where they may be looked at."""
     if reads_values(tensor, validate) and bool(((tensor < 0) | (tensor > 1)).any()):
         raise ValueError(f"{name} must lie in [0, 1], got a value outside")
+
+
+def known_positive(tensor: Tensor) -> bool:
+    """Tell whether all of a tensor is above 0, where that can be asked without waiting for a GPU or a compiler."""
+    if tensor.device.type != "cpu" or torch.compiler.is_compiling() or not tensor.numel():
+        return False
+    return bool(tensor.detach().amin() > 0)

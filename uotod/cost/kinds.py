@@ -53,20 +53,20 @@ class Adapter:
     def rows(self, fields: Fields, name: str) -> Tensor:
         """Return the loss (N,) of aligned fields (N, ...); `name` is what errors call the module."""
         count = len(next(iter(fields.values())))
-        return sum_rows(self._call(self.module, fields), count, name)
+        return sum_rows(self.module(*self._boxes(fields), **self._rest(fields)), count, name)
 
     def pair_cost(self, fields: Fields, shape: tuple[int, int, int]) -> Tensor:
         """Return the cost, of `shape` (S, T, P), of all pairs of fields (S, P, ...) and, of targets, (S, T, ...)."""
         pairwise: Callable[..., Tensor] | None = getattr(self.module, "pairwise", None)
         if pairwise is not None:
-            return self._call(pairwise, fields)
+            return pairwise(*self._boxes(fields), **self._rest(fields))
         return cost_by_rows(partial(self.rows, name="loc_match_module"), fields, shape)
 
-    def _call(self, function: Callable[..., Tensor], fields: Fields) -> Tensor:
-        if not self.takes_boxes:
-            return function(**fields)
-        rest = {name: value for name, value in fields.items() if name not in BOXES}
-        return function(*(fields[name] for name in BOXES), **rest)
+    def _boxes(self, fields: Fields) -> list[Tensor]:
+        return [fields[name] for name in BOXES] if self.takes_boxes else []
+
+    def _rest(self, fields: Fields) -> Fields:
+        return {name: x for name, x in fields.items() if name not in BOXES} if self.takes_boxes else fields
 
     # --- classification
 
@@ -146,7 +146,7 @@ class Pair(Adapter):
 
     def pair_cost(self, fields: Fields, shape: tuple[int, int, int]) -> Tensor:
         """Return the cost (S, T, P) of all pairs."""
-        return self._call(self.pairwise, fields)
+        return self.pairwise(fields["pred_boxes"], fields["target_boxes"])
 
 
 class RowLoss(Adapter):

@@ -29,7 +29,7 @@ def matched_losses(parts: tuple[Part, ...], scene: Scene, plan: Plan, divisor: T
         ValueError: a field is missing, or a part does not return one loss a row.
     """
     fields = scene.fields(reads_of(parts), owner=parts[0].module)
-    static = not scene.reads_values
+    static = not scene.looks
     if not plan.mass.shape[1]:  # a prediction may stand for no pair without targets
         return _nothing(fields, parts, scene)
 
@@ -50,7 +50,7 @@ def matched_losses(parts: tuple[Part, ...], scene: Scene, plan: Plan, divisor: T
 
 def matched_pairs(plan: Plan, scene: Scene) -> Pairs:
     """Return the pairs of a plan that carry mass, or all where their number must not be looked at."""
-    return plan.pairs(static=not scene.reads_values)
+    return plan.pairs(static=not scene.looks)
 
 
 def reads_of(parts: tuple[Part, ...]) -> tuple[str, ...]:

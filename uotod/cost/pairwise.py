@@ -10,7 +10,6 @@ from torch import Tensor
 from uotod.check import check_device, check_number, reads_values
 from uotod.cost.adapters import Part
 from uotod.cost.blocks import image_blocks
-from uotod.cost.matched import reads_of
 from uotod.geometry.boxes import full_precision
 from uotod.scene.scene import Scene
 from uotod.scene.targets import Targets
@@ -70,25 +69,21 @@ class Cost(NamedTuple):
         check_cost_values("the cost that the match modules return", cost, self.validate)
         return cost
 
-    def of_pairs(self, scene: Scene) -> Tensor:
-        """Return the sum (S, T, P) of what the modules say, padding included."""
-        parts = [self.of_classes(scene)] if self.cls else []
-        if self.loc:
-            parts.append(self.of_locations(scene))
-        return parts[0] if len(parts) == 1 else parts[0] + parts[1]
-
-    def of_classes(self, scene: Scene) -> Tensor:
-        """Return the classification cost (S, T, P) of the modules."""
-        return _sum(self.cls, [part.adapter.class_cost(scene.logits, scene.targets) for part in self.cls])
-
-    def of_locations(self, scene: Scene) -> Tensor:
-        """Return the localisation cost (S, T, P) of the modules."""
-        fields = scene.fields(reads_of(self.loc), owner=self.loc[0].module)
-        if self.by_anchors and "pred_boxes" in fields:
-            fields = fields | {"pred_boxes": scene.field("anchors")}
+    def of_pairs(self, scene: Scene, *, cls: bool = True, loc: bool = True) -> Tensor:
+        """Return the sum (S, T, P) of what the modules of classification and localisation say, padding included."""
+        total: Tensor | None = None
+        for part in self.cls if cls else ():
+            cost = part.adapter.class_cost(scene.logits, scene.targets)
+            total = part.weight * cost if total is None else total.add_(cost, alpha=part.weight)
         shape = (*scene.mask.shape, scene.logits.shape[1])
-        costs = [part.adapter.pair_cost({key: fields[key] for key in part.adapter.reads}, shape) for part in self.loc]
-        return _sum(self.loc, costs)
+        for part in self.loc if loc else ():
+            fields = {name: scene.field(name, part.module) for name in part.adapter.reads}
+            if self.by_anchors and "pred_boxes" in fields:
+                fields["pred_boxes"] = scene.field("anchors")
+            cost = part.adapter.pair_cost(fields, shape)
+            total = part.weight * cost if total is None else total.add_(cost, alpha=part.weight)
+        assert total is not None
+        return total
 
     def target_weight(self, scene: Scene) -> Tensor | None:
         """Return the (S, T) factors of the targets' costs, or None if all are 1."""
@@ -102,14 +97,6 @@ class Cost(NamedTuple):
         if self.nonfinite == "propagate":
             cost = replace_nonfinite(cost, scene, self.background or 0.0)
         return _forbid_padding(cost, scene.mask)
-
-
-def _sum(parts: tuple[Part, ...], costs: list[Tensor]) -> Tensor:
-    """Return the weighted sum of costs that nobody else holds."""
-    total = costs[0].mul(parts[0].weight)
-    for part, cost in zip(parts[1:], costs[1:], strict=True):
-        total = total.add_(cost, alpha=part.weight)
-    return total
 
 
 def _forbid_padding(cost: Tensor, mask: Tensor) -> Tensor:

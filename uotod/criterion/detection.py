@@ -121,8 +121,8 @@ class DetectionLoss(_Loss):
         super().__init__(size_average, reduce, reduction)
         check_choice("reduction", self.reduction, ("mean", "sum"))
         check_choice("bg_class_position", bg_class_position, ("first", "last", "none"))
-        check_choice("box_format", box_format, tuple(BOX_FORMATS))
-        check_choice("target_format", target_format, (*BOX_FORMATS, "xyxy"))
+        check_choice("box_format", box_format, (None, *BOX_FORMATS))
+        check_choice("target_format", target_format, (None, *BOX_FORMATS, "xyxy"))
         if not isinstance(matching_method, Matcher):
             raise TypeError(f"matching_method must be a Matcher, got {matching_method!r}")
         if matching_method.box_format != box_format:

@@ -43,8 +43,10 @@ class Masses(NamedTuple):
         return Masses(self.total().rows + other.total().rows, self.terms)
 
     def of(self, name: str) -> Tensor:
-        """Return a count (L, B): of images, targets, the mass on targets ("positive"), the same but at least 1 an
-        image ("floored"), or the mass on the background.
+        """Return a count (L, B).
+
+        It is the number of "images" or "targets", the mass on targets, "positive" or, with at least 1 in each image,
+        "floored", or that on the "background".
 
         Raises:
             ValueError: it is not known.

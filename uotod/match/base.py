@@ -91,7 +91,7 @@ class Matcher(Adapting):
         box_format: str | None = None,
     ) -> None:
         super().__init__()
-        check_choice("box_format", box_format, tuple(BOX_FORMATS))
+        check_choice("box_format", box_format, (None, *BOX_FORMATS))
         check_sub_loss("cls_match_module", cls_match_module, optional=True)
         check_sub_loss("loc_match_module", loc_match_module, optional=True)
         check_choice("nonfinite", nonfinite, ("error", "propagate"))

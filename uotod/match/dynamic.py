@@ -164,9 +164,9 @@ class WeightedMatcher(Protocol):
 def weighted_cost(matcher: WeightedMatcher, scene: Scene, own_cls: Tensor | None, own_loc: Tensor | None) -> Tensor:
     """Return the weighted sum (B, T, P) of a matcher's own costs, of which a match module replaces one each."""
     if matcher.cls_match_module is not None:
-        own_cls = matcher.costs.of_classes(scene)
+        own_cls = matcher.costs.of_pairs(scene, loc=False)
     if matcher.loc_match_module is not None:
-        own_loc = matcher.costs.of_locations(scene)
+        own_loc = matcher.costs.of_pairs(scene, cls=False)
     assert own_cls is not None
     assert own_loc is not None
     return matcher.cls_weight * own_cls + matcher.loc_weight * own_loc

@@ -108,7 +108,7 @@ class SimOTA(DynamicMatcher):
         return torch.where(inside, 0.0, points.new_full((), self.penalty))
 
     def _class_cost(self, scene: Scene, overlap: Tensor) -> Tensor:
-        gain, base = joint_terms(scene.logits, scene.predictions.fields.get("pred_objectness"))
+        gain, base = joint_terms(scene.logits, scene.preds.get("pred_objectness"))
         assert base is not None
         return scene.targets.pick(gain) + base.unsqueeze(1)
 

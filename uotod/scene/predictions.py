@@ -1,8 +1,7 @@
 """Predictions: a dict of tensors that a user passes in, validated values of stacked decoder layers out."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,8 +13,7 @@ PredictionDict = Mapping[str, Any]
 STANDARD = ("pred_boxes", "pred_objectness", "pred_dist")  # read where they are given
 
 
-@dataclass(frozen=True)
-class Predictions:
+class Predictions(NamedTuple):
     """Predictions of `layers` decoder layers, stacked along the batch (the final layer comes last).
 
     Attributes:
@@ -24,18 +22,16 @@ class Predictions:
             images, (S, ...), are named `image_...`.
         layers: number of stacked decoder layers.
         absent: for a field that a layer lacks, which layers have it.
-        keys: keys of the input, for errors.
     """
 
     logits: Tensor
-    fields: Mapping[str, Tensor]
+    fields: dict[str, Tensor]
     layers: int
-    absent: Mapping[str, tuple[bool, ...]]
-    keys: tuple[str, ...]
+    absent: dict[str, tuple[bool, ...]]
 
 
 def parse_predictions(
-    input: PredictionDict, reads: Sequence[str], *, nonfinite: str, validate: bool, auxiliary: bool
+    input: PredictionDict, reads: Sequence[str], nonfinite: str, validate: bool, auxiliary: bool
 ) -> Predictions:
     """Validate `input`, and stack its decoder layers along the batch, in at least float32.
 
@@ -59,27 +55,24 @@ def parse_predictions(
     for value in final.values():
         if value.is_floating_point():
             dtype = torch.promote_types(dtype, value.dtype)
-    given = {name: tuple(name in layer for layer in layers) for name in final}
-    stacked = {name: _stack([layer.get(name) for layer in layers], final[name], dtype) for name in final}
-    for name in [x for x in stacked if x.startswith("image_")]:
-        stacked[name] = _stack([final[name]] * len(layers), final[name], dtype)
-    if nonfinite == "error":
-        _check_values(stacked, len(layers), validate)
-    absent = {x: there for x, there in given.items() if not all(there) and not x.startswith("image_")}
-    return Predictions(stacked.pop("pred_logits"), stacked, len(layers), absent, tuple(map(str, input)))
-
-
-def _stack(layers: list[Tensor | None], final: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return a field of several layers, stacked along the batch; zeros where a layer has none."""
-    found = [torch.zeros_like(final) if x is None else x for x in layers]
-    value = found[0] if len(found) == 1 else torch.cat(found)
-    return value.to(dtype) if value.is_floating_point() else value
+    fields: dict[str, Tensor] = {}
+    absent: dict[str, tuple[bool, ...]] = {}
+    for name, last in final.items():
+        found = [last] * len(layers) if name.startswith("image_") else [layer.get(name) for layer in layers]
+        given = tuple(x is not None for x in found)
+        if not all(given):
+            absent[name] = given
+        value = last if len(found) == 1 else torch.cat([torch.zeros_like(last) if x is None else x for x in found])
+        fields[name] = value.to(dtype) if value.is_floating_point() else value
+    if nonfinite == "error" and reads_values(final["pred_logits"], validate):
+        _check_values(fields, len(layers), validate)
+    return Predictions(fields.pop("pred_logits"), fields, len(layers), absent)
 
 
 def _check_values(fields: Mapping[str, Tensor], layers: int, validate: bool) -> None:
     """Raise a ValueError that names the layer, unless all predictions are finite."""
     for key, tensor in fields.items():
-        if not tensor.is_floating_point() or not reads_values(tensor, validate) or is_finite(tensor):
+        if not tensor.is_floating_point() or is_finite(tensor):
             continue
         for layer, part in enumerate(tensor.chunk(layers)):
             name = "input" if layer == layers - 1 else f"input['aux_outputs'][{layer}]"

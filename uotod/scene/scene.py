@@ -1,6 +1,6 @@
 """The scene, everything that matchers and losses read: what users pass in, one validated value out."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -10,18 +10,14 @@ from torch import Tensor
 from uotod.check import reads_values
 from uotod.geometry.anchors import Anchors, Locations, Points, parse_anchors
 from uotod.geometry.boxes import box_cxcywh_to_xyxy, box_xywh_to_xyxy
-from uotod.scene.predictions import PredictionDict, Predictions, parse_predictions
+from uotod.scene.predictions import PredictionDict, parse_predictions
 from uotod.scene.targets import TargetInput, Targets, parse_targets
 
 AnchorInput = Tensor | Anchors | Points
 Index = slice | Tensor  # of (N,) positions
 
 ALL = slice(None)
-BOX_FORMATS: dict[str | None, Callable[[Tensor], Tensor]] = {
-    None: lambda boxes: boxes,
-    "cxcywh": box_cxcywh_to_xyxy,
-    "xywh": box_xywh_to_xyxy,
-}
+BOX_FORMATS: dict[str, Callable[[Tensor], Tensor]] = {"cxcywh": box_cxcywh_to_xyxy, "xywh": box_xywh_to_xyxy}
 
 
 @dataclass(frozen=True)
@@ -29,35 +25,30 @@ class Scene:
     """Predictions of stacked decoder layers, the targets of the same images and, if given, anchors or points.
 
     Attributes:
-        predictions: what is predicted, for S = layers * images stacked images.
+        logits: (S, P, C) class scores before softmax or sigmoid, of S = layers * images stacked images.
+        preds: what else is read of predictions, (S, P, ...) each; those of images, `image_...`, are (S, ...).
+        mask: (S, T) bool mask of targets that are neither padding nor ignored.
         targets: the targets, once for each layer.
+        layers: number of stacked decoder layers; the final one comes last.
+        absent: for a field that a layer lacks, where it is 0, which layers have it.
         anchors: anchors or points, once for each layer, or None.
+        looks: whether values may be looked at: on a GPU, that would synchronise.
+        validate: whether they may be looked at all the same.
         bg_class: class of the background among the logits, or None if it has none.
         is_mined: whether the background of plans is that of the hardest predictions only.
-        validate: whether values may be read on a GPU.
     """
 
-    predictions: Predictions
+    logits: Tensor
+    preds: Mapping[str, Tensor]
+    mask: Tensor
     targets: Targets
+    layers: int
+    absent: Mapping[str, tuple[bool, ...]]
     anchors: Locations | None
+    looks: bool
+    validate: bool
     bg_class: int | None = None
     is_mined: bool = False
-    validate: bool = False
-
-    @property
-    def logits(self) -> Tensor:
-        """The (S, P, C) class scores."""
-        return self.predictions.logits
-
-    @property
-    def mask(self) -> Tensor:
-        """The (S, T) bool mask of targets that are neither padding nor ignored."""
-        return self.targets.mask
-
-    @property
-    def layers(self) -> int:
-        """The number of stacked decoder layers."""
-        return self.predictions.layers
 
     @property
     def pred_boxes(self) -> Tensor:
@@ -70,15 +61,10 @@ class Scene:
         return self._boxes("target_boxes", "target['boxes']")
 
     @cached_property
-    def reads_values(self) -> bool:
-        """Whether shapes may depend on values: on a GPU, looking at them would synchronise."""
-        return reads_values(self.logits, validate=False)
-
-    @cached_property
     def finite(self) -> Tensor:
         """The (S, P) bool mask of predictions without NaN or infinity."""
-        finite = self.logits.isfinite().all(-1)
-        for name, value in self.predictions.fields.items():
+        finite: Tensor = self.logits.isfinite().all(-1)
+        for name, value in self.preds.items():
             if name.startswith("pred_") and value.is_floating_point():
                 finite = finite & (value.isfinite().flatten(2).all(-1) if value.dim() > 2 else value.isfinite())
         return finite
@@ -96,11 +82,9 @@ class Scene:
         if name == "pred_logits":
             return self.logits
         if name.startswith(("pred_", "image_")):
-            if name not in self.predictions.fields:
-                raise ValueError(
-                    f"input must have the key {name!r}{reader}, got the keys {sorted(self.predictions.keys)}"
-                )
-            return self.predictions.fields[name]
+            if name not in self.preds:
+                raise ValueError(f"input must have the key {name!r}{reader}, got {['pred_logits', *self.preds]}")
+            return self.preds[name]
         if name.startswith("target_"):
             if name not in self.targets.fields:
                 raise ValueError(f"target must have the key {name.removeprefix('target_')!r}{reader}")
@@ -130,7 +114,7 @@ class Scene:
 
     def where_given(self, names: Sequence[str], values: Tensor) -> Tensor:
         """Return (..., S) values, 0 in the decoder layers that lack one of the named fields."""
-        absent = [self.predictions.absent[name] for name in names if name in self.predictions.absent]
+        absent = [self.absent[name] for name in names if name in self.absent]
         if not absent:
             return values
         given = [all(column) for column in zip(*absent, strict=True)]
@@ -139,36 +123,31 @@ class Scene:
 
     def layer(self, index: int) -> "Scene":
         """Return the scene of one decoder layer; a negative index counts from the final one."""
-        if self.layers == 1:
-            return self
         images, index = len(self.mask) // self.layers, index % self.layers
         found = self.part(slice(index * images, (index + 1) * images))
-        kept = {
-            k: v
-            for k, v in found.predictions.fields.items()
-            if self.predictions.absent.get(k, (True,) * (index + 1))[index]
-        }
-        return replace(found, predictions=replace(found.predictions, fields=kept, layers=1, absent={}))
+        return replace(
+            found, preds={k: x for k, x in found.preds.items() if k not in self.absent or self.absent[k][index]}
+        )
 
     def part(self, images: slice = ALL, targets: Index = ALL, preds: Index = ALL) -> "Scene":
         """Return some of the stacked images with some of their targets and predictions, as if of one layer."""
-        predictions, anchors = self.predictions, self.anchors
+        fields = {
+            name: x[images] if name.startswith("image_") else _take(x[images], preds) for name, x in self.preds.items()
+        }
+        of_targets = self.targets.map(lambda x: _take(x[images], targets))
+        anchors = None if self.anchors is None else self.anchors.map(lambda x: _take(x[images], preds))
         return Scene(
-            Predictions(
-                _take(predictions.logits[images], preds),
-                {
-                    name: value[images] if name.startswith("image_") else _take(value[images], preds)
-                    for name, value in predictions.fields.items()
-                },
-                1,
-                {},
-                predictions.keys,
-            ),
-            self.targets.map(lambda x: _take(x[images], targets)),
-            None if anchors is None else anchors.map(lambda x: _take(x[images], preds)),
+            _take(self.logits[images], preds),
+            fields,
+            of_targets.mask,
+            of_targets,
+            1,
+            {},
+            anchors,
+            self.looks,
+            self.validate,
             self.bg_class,
             self.is_mined,
-            self.validate,
         )
 
     def with_background(self, position: str, is_mined: bool) -> "Scene":
@@ -239,17 +218,17 @@ def parse_scene(
         TypeError: an argument or an entry has the wrong type or dtype.
         ValueError: a key is missing, or a shape, a device or a value is wrong.
     """
-    predictions = parse_predictions(input, reads, nonfinite=nonfinite, validate=validate, auxiliary=auxiliary)
-    layers, logits = predictions.layers, predictions.logits
-    if box_format is not None and "pred_boxes" in predictions.fields:
-        boxes = BOX_FORMATS[box_format](predictions.fields["pred_boxes"])
-        predictions = replace(predictions, fields={**predictions.fields, "pred_boxes": boxes})
-    one = logits[: len(logits) // layers]
+    logits, fields, layers, absent = parse_predictions(input, reads, nonfinite, validate, auxiliary)
+    if "pred_boxes" in fields and box_format is not None:
+        fields["pred_boxes"] = BOX_FORMATS[box_format](fields["pred_boxes"])
+    one = logits if layers == 1 else logits[: len(logits) // layers]
     target_format = box_format if target_format is None else target_format
-    convert = BOX_FORMATS[None if target_format == "xyxy" else target_format]
+    convert = None if target_format in (None, "xyxy") else BOX_FORMATS[target_format]
     targets = parse_targets(target, one, reads, logits.dtype, validate, convert)
+    targets = targets if layers == 1 else targets.repeat(layers)
     locations = None if anchors is None else parse_anchors(anchors, one, layers, validate)
-    return Scene(predictions, targets.repeat(layers), locations, validate=validate)
+    looks = reads_values(logits, validate=False)
+    return Scene(logits, fields, targets.mask, targets, layers, absent, locations, looks, validate)
 
 
 def _take(tensor: Tensor, index: Index, dim: int = 1) -> Tensor:

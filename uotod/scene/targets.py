@@ -60,7 +60,7 @@ class Targets:
 
     def repeat(self, layers: int) -> "Targets":
         """Return the targets once for each of `layers` decoder layers, stacked along the batch."""
-        return self if layers == 1 else self.map(lambda x: x.repeat(layers, *[1] * (x.dim() - 1)))
+        return self.map(lambda x: x.repeat(layers, *[1] * (x.dim() - 1)))
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "Targets":
         """Return the targets with a function applied to every tensor."""
@@ -79,7 +79,7 @@ def parse_targets(
     reads: Sequence[str],
     dtype: torch.dtype,
     validate: bool,
-    to_xyxy: Callable[[Tensor], Tensor],
+    to_xyxy: Callable[[Tensor], Tensor] | None,
 ) -> Targets:
     """Validate the targets of the images of (B, P, C) `logits`; floating fields come out in `dtype`, boxes as xyxy.
 
@@ -118,7 +118,7 @@ def parse_targets(
     for key, tensor in ({"labels": labels} | found | fields).items():
         check_device(f"target[{key!r}]", tensor, logits.device)
     mask = found.get("mask", torch.ones(shape, dtype=torch.bool, device=logits.device))
-    if "boxes" in fields:
+    if to_xyxy is not None and "boxes" in fields:
         fields["boxes"] = to_xyxy(fields["boxes"])
     fields = {f"target_{key}": _parse_field(key, value, mask, dtype, validate) for key, value in fields.items()}
 

@@ -1,6 +1,5 @@
 """Votes of decoder layers: the mass of each layer in, the target with the most mass of each prediction out."""
 
-import torch
 from torch import Tensor
 
 
