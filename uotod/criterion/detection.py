@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.modules.loss import _Loss
 
 from uotod.check import check_choice, check_flag, check_integer, check_number
+from uotod.criterion.layers import check_layer_weights, name_terms, weigh_layers
 from uotod.criterion.normalize import Masses, MassNormalizer, Normalizer, count_rows, is_shared, mean_over_ranks
 from uotod.criterion.terms import Classification, Localization, Term, per_layer
 from uotod.match.base import Matcher
@@ -145,7 +146,7 @@ class DetectionLoss(_Loss):
         self.normalizer = self._check_normalizer(normalizer)
         self.num_classes = None if num_classes is None else check_integer("num_classes", num_classes, low=1)
         self.box_format, self.target_format = box_format, target_format
-        self.layer_weights = _check_layer_weights(layer_weights)
+        self.layer_weights = check_layer_weights(layer_weights)
         self.validate = check_flag("validate", validate)
         self._check_terms()
         self._check_mining()
@@ -280,11 +281,11 @@ class DetectionLoss(_Loss):
                     divisor = divisor if divisor.dim() == 3 else divisor[None]
                 losses[term] = term.losses(plan, scene, divisor).sum(-1)  # (parts, L)
         if self.layer_weights is not None:
-            losses = {term: _weigh_layers(x, self.layer_weights) for term, x in losses.items()}
+            losses = {term: weigh_layers(x, self.layer_weights) for term, x in losses.items()}
         total = torch.stack([x.sum() for x in losses.values()]).sum() if losses else scene.logits.new_zeros(())
         terms = {"loss": total}
         for term, values in losses.items():
-            terms |= _name_terms(term, values)
+            terms |= name_terms(term, values)
         return terms | {"num_pos": local.of("positive")[-1].sum(), "num_neg": local.of("background")[-1].sum()}
 
     def count_parts(self) -> dict[str, int]:
@@ -423,48 +424,3 @@ def share_masses(
         rows = [count_rows(x.count_parts()) for x in criteria]
         shared = mean_over_ranks(sums, rows, main.scene.layers, main.masses.rows)
     return [(own or nothing, mean or nothing) for own, mean in zip(sums, shared, strict=True)]
-
-
-def _check_layer_weights(weights: Sequence[float] | None) -> tuple[float, ...] | None:
-    """Return the weights as a tuple.
-
-    Raises:
-        TypeError: they are not a sequence of numbers.
-        ValueError: there are none, or one is negative.
-    """
-    if weights is None:
-        return None
-    if not isinstance(weights, Sequence):
-        raise TypeError(
-            f"layer_weights must be a sequence of numbers, got {weights!r} of type {type(weights).__name__}"
-        )
-    if not weights:
-        raise ValueError("layer_weights must hold one number a decoder layer, got none")
-    return tuple(check_number(f"layer_weights[{i}]", x, low=0.0) for i, x in enumerate(weights))
-
-
-def _weigh_layers(losses: Tensor, weights: Sequence[float]) -> Tensor:
-    """Return (K, L) losses, those of each layer times its weight.
-
-    Raises:
-        ValueError: the number of weights differs.
-    """
-    if len(weights) != losses.shape[1]:
-        raise ValueError(
-            f"layer_weights must hold {losses.shape[1]} numbers, one a decoder layer of the input, got {len(weights)}"
-        )
-    # layer by layer: a tensor of the weights would be a transfer that synchronises with a GPU
-    return torch.stack([loss * weight for loss, weight in zip(losses.unbind(1), weights, strict=True)], dim=1)
-
-
-def _name_terms(term: Term, losses: Tensor) -> dict[str, Tensor]:
-    """Name the sum and, of a composite, the parts of (K, L) losses; earlier layers get their number behind."""
-    layers, name = losses.shape[1], f"loss_{term.name}"
-    terms: dict[str, Tensor] = {}
-    for layer, (total, column) in enumerate(zip(losses.sum(0).unbind(), losses.unbind(1), strict=True)):
-        suffix = "" if layer == layers - 1 else f"_{layer}"
-        terms[f"{name}{suffix}"] = total
-        if term.parts and term.parts[0].name:
-            values = zip(term.parts, column.unbind(), strict=True)
-            terms |= {f"{name}_{part.name}{suffix}": value for part, value in values}
-    return terms

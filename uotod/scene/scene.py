@@ -78,16 +78,21 @@ class Scene:
         Raises:
             ValueError: the field is unknown or was not given; the message names the class of the `owner`.
         """
-        reader = "" if owner is None else f" for {type(owner).__name__}"
+        reader = "" if owner is None or name.endswith("_boxes") else f" for {type(owner).__name__}"
         if name == "pred_logits":
             return self.logits
         if name.startswith(("pred_", "image_")):
             if name not in self.preds:
-                raise ValueError(f"input must have the key {name!r}{reader}, got {['pred_logits', *self.preds]}")
+                raise ValueError(
+                    f"input must have the key {name!r}{reader}, got the keys {['pred_logits', *self.preds]}"
+                )
             return self.preds[name]
         if name.startswith("target_"):
             if name not in self.targets.fields:
-                raise ValueError(f"target must have the key {name.removeprefix('target_')!r}{reader}")
+                given = ["labels", *(x.removeprefix("target_") for x in self.targets.fields)]
+                raise ValueError(
+                    f"target must have the key {name.removeprefix('target_')!r}{reader}, got the keys {given}"
+                )
             return self.targets.fields[name]
         if name not in ("anchors", "centers", "stride"):
             raise ValueError(

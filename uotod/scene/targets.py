@@ -15,6 +15,7 @@ TargetInput = Mapping[str, Tensor] | Sequence[Mapping[str, Tensor]]
 # what a target without the entry has, and what the entry holds
 MISSING = {"mask": True, "ignore": False, "cost_weight": 1.0, "loss_weight": 1.0}
 CROWD = "iscrowd"  # read as "ignore"
+_KINDS = {key: torch.bool if isinstance(value, bool) else torch.float32 for key, value in MISSING.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,47 +88,43 @@ def parse_targets(
         TypeError: an entry has the wrong type or dtype.
         ValueError: a key is missing, or a shape, a device or a value is wrong.
     """
-    names = dict.fromkeys(("boxes", *(x.removeprefix("target_") for x in reads if x.startswith("target_"))))
+    names = ("boxes", *(x.removeprefix("target_") for x in reads if x.startswith("target_") and x != "target_boxes"))
     valid: dict[str, Tensor] = {}
-    if not isinstance(target, Mapping):
-        target, valid = _pad(target, tuple(names))
-    target = _standard_keys("target", target)
-    labels = entry("target", target, "labels")
-    images, _, num_classes = logits.shape
-    if "boxes" in target:
-        boxes = entry("target", target, "boxes")
-        if boxes.dim() != 3 or len(boxes) != images:
-            raise ValueError(f"target['boxes'] must have shape ({images}, T, 4), got {tuple(boxes.shape)}")
-        shape = tuple(boxes.shape[:2])
-    elif labels.dim() < 2 or len(labels) != images:
-        raise ValueError(f"target['labels'] must have shape ({images}, T), got {tuple(labels.shape)}")
+    if isinstance(target, Mapping):
+        target = _standard_keys("target", target)
     else:
-        shape = tuple(labels.shape[:2])
+        target, valid = _pad(target, names)
+    labels, (images, _, num_classes) = entry("target", target, "labels"), logits.shape
+    found = {key: entry("target", target, key) for key in (*names, *MISSING) if key in target}
+    first = found.get("boxes", labels)
+    if first.dim() < 2 or len(first) != images:
+        key, rest = ("boxes", ", 4") if "boxes" in found else ("labels", "")
+        raise ValueError(f"target[{key!r}] must have shape ({images}, T{rest}), got {tuple(first.shape)}")
+    shape = tuple(first.shape[:2])
     if tuple(labels.shape) not in (shape, (*shape, num_classes)):
         raise ValueError(
             f"target['labels'] must have shape {shape} or {(*shape, num_classes)}, got {tuple(labels.shape)}"
         )
-    found = {key: entry("target", target, key) for key in MISSING if key in target}
-    fields = {key: entry("target", target, key) for key in names if key in target}
     for key, tensor in found.items():
-        _check_kind(f"target[{key!r}]", tensor, MISSING[key])
-    for key, tensor in (found | fields).items():
-        if tuple(tensor.shape[:2]) != shape or (key in found and tensor.dim() != 2):
-            rest = ")" if key in found else ", ...)"
-            raise ValueError(f"target[{key!r}] must have shape {str(shape)[:-1]}{rest}, got {tuple(tensor.shape)}")
-    for key, tensor in ({"labels": labels} | found | fields).items():
+        if key in MISSING:
+            _check_kind(f"target[{key!r}]", tensor, MISSING[key])
+        if tuple(tensor.shape if key in MISSING else tensor.shape[:2]) != shape:
+            expected = shape if key in MISSING else f"{str(shape)[:-1]}, ...)"
+            raise ValueError(f"target[{key!r}] must have shape {expected}, got {tuple(tensor.shape)}")
         check_device(f"target[{key!r}]", tensor, logits.device)
-    mask = found.get("mask", torch.ones(shape, dtype=torch.bool, device=logits.device))
-    if to_xyxy is not None and "boxes" in fields:
-        fields["boxes"] = to_xyxy(fields["boxes"])
-    fields = {f"target_{key}": _parse_field(key, value, mask, dtype, validate) for key, value in fields.items()}
-
+    check_device("target['labels']", labels, logits.device)
+    mask = found["mask"] if "mask" in found else labels.new_ones(shape, dtype=torch.bool)
+    if to_xyxy is not None and "boxes" in found:
+        found["boxes"] = to_xyxy(found["boxes"])
+    fields = {f"target_{key}": _parse_field(key, found[key], mask, dtype, validate) for key in names if key in found}
     ignored = found["ignore"] & mask if "ignore" in found else None
     mask = mask if ignored is None else mask & ~ignored
-    weights = {key: _parse_weight(key, found[key], mask, dtype, validate) for key in found if key.endswith("weight")}
     index, one_hot = _parse_labels(labels, mask, num_classes, dtype, validate)
-    valid = {f"target_{key}": value for key, value in valid.items()}
-    return Targets(mask, index, one_hot, fields, valid, ignored, **weights)
+    weights = [
+        _parse_weight(key, found[key], mask, dtype, validate) if key in found else None
+        for key in ("cost_weight", "loss_weight")
+    ]
+    return Targets(mask, index, one_hot, fields, {f"target_{x}": y for x, y in valid.items()}, ignored, *weights)
 
 
 def _standard_keys(name: str, target: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
@@ -231,25 +228,16 @@ def _pad(targets: Sequence[Mapping[str, Tensor]], names: Sequence[str]) -> tuple
         empty = torch.zeros(0, 0, dtype=torch.long)
         return {"boxes": torch.zeros(0, 0, 4), "labels": empty, "mask": empty.bool()}, {}
     images = [_parse_image(f"target[{i}]", image, names) for i, image in enumerate(targets)]
-    counts = [len(image["labels"]) for image in images]
+    count = max(len(image["labels"]) for image in images)
     padded: dict[str, Tensor] = {}
     valid: dict[str, Tensor] = {}
-    for key in dict.fromkeys(("labels", "mask", *(key for image in images for key in image))):
-        values = [image.get(key) for image in images]
-        if key in MISSING:
-            full = images[0]["labels"].new_full
-            values = [
-                full((n,), MISSING[key], dtype=torch.bool if isinstance(MISSING[key], bool) else torch.float32)
-                if x is None
-                else x
-                for x, n in zip(values, counts, strict=True)
-            ]
-        elif any(x is None for x in values):
-            first = next(i for i, x in enumerate(values) if x is None)
-            raise ValueError(
-                f"target[{first}] must have the key {key!r} like other images, got {sorted(targets[first])}"
-            )
-        padded[key], mask = _pad_key(key, [x for x in values if x is not None], max(counts))
+    for key in dict.fromkeys(key for image in images for key in image):
+        for index, image in enumerate(images):
+            if key not in image and key not in MISSING:
+                raise ValueError(f"target[{index}] must have the key {key!r} like other images, got {sorted(image)}")
+            if key not in image:
+                image[key] = image["labels"].new_full((len(image["labels"]),), MISSING[key], dtype=_KINDS[key])
+        padded[key], mask = _pad_key(key, [image[key] for image in images], count)
         if mask is not None:
             valid[key] = mask
     return padded, valid
@@ -257,29 +245,53 @@ def _pad(targets: Sequence[Mapping[str, Tensor]], names: Sequence[str]) -> tuple
 
 def _pad_key(key: str, values: list[Tensor], count: int) -> tuple[Tensor, Tensor | None]:
     """Return the (T_b, ...) values of the images as one (B, count, ...), and what is not padding if sizes differ."""
+    # an empty tensor has no shape and no dtype to object to
     real = [x for x in values if x.numel()] or [max(values, key=Tensor.dim)]
-    inner = real[0].shape[1:] or ((4,) if key == "boxes" else ())
-    is_open = key not in (*MISSING, "labels", "boxes")
-    if any(x.dim() != real[0].dim() or (x.shape[1:] != inner and not is_open) for x in real):
-        wrong = next(i for i, x in enumerate(values) if x.numel() and x.shape[1:] != inner)
-        expected = ", ".join(["(T_b", *map(str, inner)]) + ("," if not inner else "") + ")"
-        raise ValueError(
-            f"target[{wrong}][{key!r}] must have shape {expected} like other images, got {tuple(values[wrong].shape)}"
-        )
-    dtype, size = real[0].dtype, [max(x.shape[d + 1] for x in real) for d in range(len(inner))]
+    inner = tuple(real[0].shape[1:]) or ((4,) if key == "boxes" else ())
+    dtype = real[0].dtype
     for index, x in enumerate(values):
         check_device(f"target[{index}][{key!r}]", x, values[0].device)
-        dtype = torch.promote_types(dtype, x.dtype) if x.numel() else dtype
-    whole = values[0].new_zeros(len(values), count, *size, dtype=dtype)
-    uneven = any(list(x.shape[1:]) != size for x in real)
-    mask = torch.zeros_like(whole, dtype=torch.bool) if uneven else None
+        if not x.numel():
+            continue
+        if x.dim() != real[0].dim() or (key in ("boxes", "labels") and x.shape[1:] != real[0].shape[1:]):
+            expected = ", ".join(["(T_b", *map(str, inner)]) + ")"
+            raise ValueError(
+                f"target[{index}][{key!r}] must have shape {expected} like target[0], got {tuple(x.shape)}"
+            )
+        inner = tuple(map(max, inner, x.shape[1:]))
+        dtype = torch.promote_types(dtype, x.dtype)
+    whole = values[0].new_zeros(len(values), count, *inner, dtype=dtype)
+    valid = torch.zeros_like(whole, dtype=torch.bool)
     for index, x in enumerate(values):
         if x.numel():
             part = tuple(slice(n) for n in x.shape)
-            whole[index][part] = x.to(dtype)
-            if mask is not None:
-                mask[index][part] = True
-    return whole, mask
+            whole[index][part], valid[index][part] = x.to(dtype), True
+    return whole, None if all(x.shape[1:] == inner for x in real) else valid
+
+
+def _parse_image(name: str, image: Mapping[str, Tensor], names: Sequence[str]) -> dict[str, Tensor]:
+    """Return the entries of one image that are read, its mask among them."""
+    if not isinstance(image, Mapping):
+        raise TypeError(f"{name} must be a dict of tensors, got {type(image).__name__}")
+    image = _standard_keys(name, image)
+    labels = entry(name, image, "labels")
+    found = {key: entry(name, image, key) for key in (*names, *MISSING) if key in image}
+    boxes = found.get("boxes", labels)
+    if boxes.numel() and "boxes" in found and boxes.dim() != 2:
+        raise ValueError(f"{name}['boxes'] must have shape (T_b, 4), got {tuple(boxes.shape)}")
+    count = len(boxes) if boxes.numel() or boxes is labels else 0
+    if labels.dim() not in (1, 2) or len(labels) != count:
+        expected = f"({count},) or ({count}, C)"
+        raise ValueError(f"{name}['labels'] must have shape {expected} like its boxes, got {tuple(labels.shape)}")
+    for key, value in found.items():
+        if key in MISSING:
+            _check_kind(f"{name}[{key!r}]", value, MISSING[key])
+            if tuple(value.shape) != (count,):
+                raise ValueError(f"{name}[{key!r}] must have shape ({count},), got {tuple(value.shape)}")
+        elif value.numel() and len(value) != count:
+            raise ValueError(f"{name}[{key!r}] must have {count} rows like its labels, got {tuple(value.shape)}")
+    mask = labels.new_ones(count, dtype=torch.bool)
+    return {"labels": labels, "mask": mask, **found}
 
 
 def _check_kind(name: str, tensor: Tensor, like: float) -> None:
@@ -289,30 +301,3 @@ def _check_kind(name: str, tensor: Tensor, like: float) -> None:
     raise TypeError(
         f"{name} must have {'dtype torch.bool' if isinstance(like, bool) else 'a floating dtype'}, got {tensor.dtype}"
     )
-
-
-def _parse_image(name: str, image: Mapping[str, Tensor], names: Sequence[str]) -> dict[str, Tensor]:
-    """Return the entries of one image that are read."""
-    if not isinstance(image, Mapping):
-        raise TypeError(f"{name} must be a dict of tensors, got {type(image).__name__}")
-    image = _standard_keys(name, image)
-    found = {key: entry(name, image, key) for key in ("labels", *names, *MISSING) if key in image or key == "labels"}
-    labels = found["labels"]
-    if "boxes" in found:
-        boxes = found["boxes"]
-        count = len(boxes) if boxes.numel() else 0
-        if boxes.numel() and boxes.dim() != 2:
-            raise ValueError(f"{name}['boxes'] must have shape (T_b, 4), got {tuple(boxes.shape)}")
-        if labels.dim() not in (1, 2) or len(labels) != count:
-            expected = f"({count},) or ({count}, C)"
-            raise ValueError(f"{name}['labels'] must have shape {expected} like its boxes, got {tuple(labels.shape)}")
-    elif labels.dim() not in (1, 2):
-        raise ValueError(f"{name}['labels'] must have shape (T_b,) or (T_b, C), got {tuple(labels.shape)}")
-    for key, value in found.items():
-        if key in MISSING:
-            _check_kind(f"{name}[{key!r}]", value, MISSING[key])
-            if tuple(value.shape) != (len(labels),):
-                raise ValueError(f"{name}[{key!r}] must have shape ({len(labels)},), got {tuple(value.shape)}")
-        elif value.numel() and len(value) != len(labels):
-            raise ValueError(f"{name}[{key!r}] must have {len(labels)} rows like its labels, got {tuple(value.shape)}")
-    return found
