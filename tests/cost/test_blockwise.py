@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from uotod.cost import blocks as _blocks
-from uotod.cost import blockwise as _blockwise
+from uotod.cost import blocks as _blocks, blockwise as _blockwise
 from uotod.cost.labels import ClassLabels
 from uotod.cost.row_losses import row_loss
 from uotod.criterion.classify import Classifier

@@ -5,8 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.support.problems import random_problem
-from uotod.cost import adapters as _cost
-from uotod.cost import by_rows as _cost_rows
+from uotod.cost import adapters as _cost, by_rows as _cost_rows
 from uotod.loss import (
     CIoULoss,
     DIoULoss,
@@ -17,7 +16,7 @@ from uotod.loss import (
     SigmoidFocalCost,
     SigmoidFocalLoss,
 )
-from uotod.scene.predictions import parse_scene
+from uotod.scene.scene import parse_scene
 
 WEIGHT = torch.tensor([0.1, 1.0, 2.0, 0.5, 3.0], dtype=torch.float64)
 N = "none"

@@ -9,6 +9,7 @@ from torch import distributed, multiprocessing, nn
 
 from tests.support.problems import random_problem
 from uotod.loss import (
+    Classification,
     DetectionLoss,
     MassNormalizer,
     MovingAverageNormalizer,
@@ -40,7 +41,9 @@ def build(name: str, distributed_divisors: bool) -> DetectionLoss:
     normalizer = NORMALIZERS[name](distributed=distributed_divisors)
     l1 = nn.L1Loss(reduction="none")
     matcher = Hungarian(loc_match_module=l1)
-    return DetectionLoss(nn.CrossEntropyLoss(reduction="none"), l1, matcher, normalizer=normalizer, quality=good)
+    return DetectionLoss(
+        Classification(nn.CrossEntropyLoss(reduction="none"), quality=good), l1, matcher, normalizer=normalizer
+    )
 
 
 def rank_problem(rank: int):

@@ -10,7 +10,7 @@ from torch import nn
 
 from tests.support.matcher_cases import CASES
 from tests.support.problems import random_problem
-from uotod.loss import DetectionLoss, GIoULoss, MultipleObjectiveLoss, ObjectnessLoss, SigmoidFocalLoss
+from uotod.loss import DetectionLoss, GIoULoss, MultipleObjectiveLoss, Objectness, ObjectnessLoss, SigmoidFocalLoss
 from uotod.match import Hungarian, SharedLayers
 
 N = "none"
@@ -24,8 +24,8 @@ def build(matcher=None, **options) -> DetectionLoss:
         MultipleObjectiveLoss([L1, GIoULoss(reduction=N)], [5.0, 2.0]),
         Hungarian(loc_match_module=L1) if matcher is None else matcher,
         "none",
-        obj_loss_module=ObjectnessLoss(reduction=N),
         **options,
+        extra_terms=[Objectness(ObjectnessLoss(reduction=N))],
     )
 
 

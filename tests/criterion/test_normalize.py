@@ -16,6 +16,7 @@ from uotod.loss import (
     MassNormalizer,
     MovingAverageNormalizer,
     Normalizer,
+    Objectness,
     ObjectnessLoss,
     PerImageNormalizer,
     PositiveNormalizer,
@@ -45,10 +46,10 @@ def build(normalizer: Normalizer | None, matcher: str = "Hungarian", **options) 
         nn.L1Loss(reduction=N),
         CASES[matcher].build(),
         "none",
-        obj_loss_module=ObjectnessLoss(reduction=N),
         normalizer=normalizer,
         reduction="sum" if normalizer is None else "mean",
         **options,
+        extra_terms=[Objectness(ObjectnessLoss(reduction=N))],
     )
 
 

@@ -13,11 +13,13 @@ from tests.oracles import classify as oracle
 from tests.support.matcher_cases import CASES
 from tests.support.problems import Problem, random_problem
 from uotod.loss import (
+    Classification,
     DetectionLoss,
     GHMCLoss,
     IoUAwareBCELoss,
     MatchabilityAwareLoss,
     MultipleObjectiveLoss,
+    Objectness,
     ObjectnessLoss,
     QualityFocalLoss,
     ScoreNormalizer,
@@ -28,7 +30,7 @@ from uotod.loss import (
 )
 from uotod.match import Hungarian, SoftMin
 from uotod.plan import AssignedPlan, DensePlan, Plan
-from uotod.scene.predictions import parse_scene
+from uotod.scene.scene import parse_scene
 from uotod.solvers.mining import mine_hard_negatives
 
 N = "none"
@@ -97,7 +99,11 @@ def check(name: str, quality: str | None, matcher, position: str, problem: Probl
     module, scalar = LOSSES[name]
     options = {"use_hard_negative_mining": mining is not None, "neg_to_pos_ratio": mining, "reduction": "sum"}
     criterion = DetectionLoss(
-        module, L1, matcher, position, quality=horizontal if quality == "callable" else quality, **options
+        Classification(module, quality=horizontal if quality == "callable" else quality),
+        L1,
+        matcher,
+        position,
+        **options,
     )
     plan = matcher(problem.input, problem.target, problem.anchors)
     background = {"first": 0, "last": problem.input["pred_logits"].shape[-1] - 1, "none": None}[position]
@@ -127,7 +133,9 @@ def check(name: str, quality: str | None, matcher, position: str, problem: Probl
     (actual_gradient,) = torch.autograd.grad(terms["loss_cls"], logits)
     torch.testing.assert_close(actual_gradient, torch.autograd.grad(expected, logits)[0])
     torch.testing.assert_close(terms["num_pos"], plan[..., :-1].sum())
-    criterion = DetectionLoss(module, L1, matcher, position, quality=criterion.quality, normalizer=ScoreNormalizer())
+    criterion = DetectionLoss(
+        Classification(module, quality=criterion.quality), L1, matcher, position, normalizer=ScoreNormalizer()
+    )
     if mining is None:
         mean = criterion.terms(problem.input, problem.target, problem.anchors)["loss_cls"]
         torch.testing.assert_close(mean, expected / max(scores, 1.0))
@@ -182,7 +190,8 @@ def test_a_quality_of_one_changes_nothing() -> None:
     for module, _ in LOSSES.values():
         for matcher in ("Hungarian", "UnbalancedSinkhorn"):
             losses = [
-                DetectionLoss(module, L1, CASES[matcher].build(), "none", quality=quality) for quality in (None, ones)
+                DetectionLoss(Classification(module, quality=quality), L1, CASES[matcher].build(), "none")
+                for quality in (None, ones)
             ]
             one, other = (x(problem.input, problem.target, problem.anchors) for x in losses)
             torch.testing.assert_close(other, one)
@@ -197,7 +206,9 @@ def test_the_two_representations_of_a_plan_give_the_same() -> None:
     for module, _ in LOSSES.values():
         for quality in (None, "iou", horizontal):
             losses = [
-                DetectionLoss(module, L1, Fixed(plan), "none", quality=quality)(problem.input, problem.target)
+                DetectionLoss(Classification(module, quality=quality), L1, Fixed(plan), "none")(
+                    problem.input, problem.target
+                )
                 for plan in (assigned, dense)
             ]
             torch.testing.assert_close(*losses)
@@ -211,7 +222,9 @@ def test_an_ignored_prediction_contributes_nothing() -> None:
     ignored[0, 2] = ignored[1, 4] = True
     plan = replace(plan, index=plan.index.masked_fill(ignored, -1))
     for module, _ in [*LOSSES.values(), (GHMCLoss(reduction=N), None)]:
-        criterion = DetectionLoss(module, L1, Fixed(plan), "none", quality="iou", obj_loss_module=module)
+        criterion = DetectionLoss(
+            Classification(module, quality="iou"), L1, Fixed(plan), "none", extra_terms=[Objectness(module)]
+        )
         loss = criterion(problem.input | {"pred_objectness": problem.input["pred_logits"][..., 0]}, problem.target)
         (gradient,) = torch.autograd.grad(loss, problem.input["pred_logits"])
         assert (gradient[ignored] == 0).all()
@@ -238,7 +251,7 @@ def test_localisation_keeps_the_mass_of_the_plan() -> None:
     problem = problem_for("none")
     for matcher in ("Hungarian", "UnbalancedSinkhorn"):
         terms = [
-            DetectionLoss(LOSSES["bce"][0], L1, CASES[matcher].build(), "none", quality=quality).terms(
+            DetectionLoss(Classification(LOSSES["bce"][0], quality=quality), L1, CASES[matcher].build(), "none").terms(
                 problem.input, problem.target
             )
             for quality in (None, "iou")
@@ -251,7 +264,9 @@ def test_localisation_keeps_the_mass_of_the_plan() -> None:
 def test_no_gradient_flows_through_the_quality() -> None:
     problem = problem_for("none")
     for quality in ("iou", horizontal):
-        criterion = DetectionLoss(LOSSES["qfl"][0], L1, Hungarian(loc_match_module=L1), "none", quality=quality)
+        criterion = DetectionLoss(
+            Classification(LOSSES["qfl"][0], quality=quality), L1, Hungarian(loc_match_module=L1), "none"
+        )
         loss = criterion.terms(problem.input, problem.target)["loss_cls"]
         (gradient,) = torch.autograd.grad(loss, problem.input["pred_boxes"], allow_unused=True)
         assert gradient is None
@@ -265,7 +280,11 @@ def test_decoder_layers_are_losses_of_their_own() -> None:
     for module in (GHMCLoss(reduction=N), VarifocalLoss(reduction=N)):
         both = MultipleObjectiveLoss({"soft": module, "bce": nn.BCEWithLogitsLoss(reduction=N)}, [2.0, 1.0])
         criterion = DetectionLoss(
-            both, L1, Hungarian(loc_match_module=L1), "none", quality="iou", obj_loss_module=both, obj_quality="iou"
+            Classification(both, quality="iou"),
+            L1,
+            Hungarian(loc_match_module=L1),
+            "none",
+            extra_terms=[Objectness(both, quality="iou")],
         )
         terms = criterion.terms(inputs[2] | {"aux_outputs": inputs[:2]}, target)
         total = torch.zeros((), dtype=torch.float64)
@@ -282,7 +301,7 @@ def test_half_precision_is_computed_in_float32() -> None:
     problem = problem_for("none")
     half = {k: v.detach().half() for k, v in problem.input.items()}
     for module, _ in LOSSES.values():
-        criterion = DetectionLoss(module, L1, Hungarian(loc_match_module=L1), "none", quality="iou")
+        criterion = DetectionLoss(Classification(module, quality="iou"), L1, Hungarian(loc_match_module=L1), "none")
         loss = criterion(half, problem.target)
         assert loss.dtype == torch.float32
         torch.testing.assert_close(loss, criterion({k: v.float() for k, v in half.items()}, problem.target))
@@ -295,7 +314,9 @@ def test_a_weighted_softmax_loss_keeps_its_weights() -> None:
     for matcher in ("Hungarian", "SoftMin"):
         for quality in (None, "iou"):
             one, other = (
-                DetectionLoss(module, L1, CASES[matcher].build(), quality=quality)(problem.input, problem.target)
+                DetectionLoss(Classification(module, quality=quality), L1, CASES[matcher].build())(
+                    problem.input, problem.target
+                )
                 for module in (
                     nn.CrossEntropyLoss(weight, reduction=N),
                     SoftmaxFocalLoss(gamma=0.0, class_weight=weight, reduction=N),
@@ -330,8 +351,7 @@ class TestObjectness:
                     L1,
                     CASES[matcher].build(),
                     "none",
-                    obj_loss_module=module,
-                    obj_quality=horizontal if quality == "callable" else quality,
+                    extra_terms=[Objectness(module, quality=horizontal if quality == "callable" else quality)],
                 )
                 terms = criterion.terms(problem.input, problem.target, problem.anchors)
                 expected, _ = oracle.soft_target_loss(
@@ -351,7 +371,7 @@ class TestObjectness:
             L1,
             Hungarian(loc_match_module=L1),
             "none",
-            obj_loss_module=ObjectnessLoss(negative_weight=0.0, reduction=N),
+            extra_terms=[Objectness(ObjectnessLoss(negative_weight=0.0, reduction=N))],
         )
         loss = criterion.terms(problem.input, problem.target)["loss_obj"]
         (gradient,) = torch.autograd.grad(loss, problem.input["pred_objectness"])
@@ -365,7 +385,7 @@ class TestObjectness:
             L1,
             Hungarian(loc_match_module=L1),
             "none",
-            obj_loss_module=SigmoidFocalLoss(alpha=0.25, reduction=N),
+            extra_terms=[Objectness(SigmoidFocalLoss(alpha=0.25, reduction=N))],
         )
         positive = criterion.matching_method(problem.input, problem.target)[..., :-1].sum(-1)
         expected = SigmoidFocalLoss(alpha=0.25, reduction="sum")(
@@ -378,13 +398,11 @@ class TestObjectness:
             problem = self.problem(2, 6, targets)
             labels = F.one_hot(problem.target["labels"].clamp(min=0), 4)
             criterion = DetectionLoss(
-                SigmoidFocalLoss(reduction=N),
+                Classification(SigmoidFocalLoss(reduction=N), quality="iou"),
                 L1,
                 Hungarian(loc_match_module=L1),
                 "none",
-                quality="iou",
-                obj_loss_module=ObjectnessLoss(reduction=N),
-                obj_quality="iou",
+                extra_terms=[Objectness(ObjectnessLoss(reduction=N), quality="iou")],
             )
             expected = criterion(problem.input, problem.target)
             torch.testing.assert_close(criterion(problem.input, problem.target | {"labels": labels}), expected)
@@ -396,7 +414,7 @@ class TestObjectness:
             L1,
             Hungarian(loc_match_module=L1),
             "none",
-            obj_loss_module=ObjectnessLoss(reduction=N),
+            extra_terms=[Objectness(ObjectnessLoss(reduction=N))],
         )
         with pytest.raises(ValueError, match="input must have the key 'pred_objectness' with an obj_loss_module"):
             criterion(problem.input, problem.target)
@@ -411,7 +429,7 @@ class TestNonFinitePredictions:
         boxes = problem.input["pred_boxes"].detach().clone()
         boxes[0, 3] = torch.nan
         matcher = partial(Hungarian, loc_match_module=L1, nonfinite="propagate")
-        criterion = DetectionLoss(LOSSES["qfl"][0], L1, matcher(), "none", quality="iou")
+        criterion = DetectionLoss(Classification(LOSSES["qfl"][0], quality="iou"), L1, matcher(), "none")
         input = problem.input | {"pred_boxes": boxes}
         assert criterion(input, problem.target).isfinite()
         few = {k: v[:, 2:4] for k, v in input.items()}
@@ -463,7 +481,7 @@ def test_a_quality_that_is_none_raises(quality, message) -> None:
     problem.target["boxes"] = problem.target["boxes"].nan_to_num(0.1)
     problem.target["labels"] = problem.target["labels"].clamp(min=0)
     criterion = DetectionLoss(
-        SigmoidFocalLoss(reduction=N), L1, Hungarian(loc_match_module=L1), "none", quality=quality
+        Classification(SigmoidFocalLoss(reduction=N), quality=quality), L1, Hungarian(loc_match_module=L1), "none"
     )
     with pytest.raises(ValueError, match=re.escape(message)):
         criterion(problem.input, problem.target)

@@ -14,8 +14,10 @@ from tests.support.matcher_cases import CASES
 from tests.support.problems import Problem, random_problem
 from uotod.criterion.quality import centerness
 from uotod.loss import (
+    Classification,
     DetectionLoss,
     MassNormalizer,
+    Objectness,
     ObjectnessLoss,
     PerImageNormalizer,
     PositiveNormalizer,
@@ -42,7 +44,7 @@ def problem_of(images: int = 2, preds: int = 7, targets: int = 3) -> Problem:
 
 def build(matcher=None, **options) -> DetectionLoss:
     matcher = Hungarian(loc_match_module=L1) if matcher is None else matcher
-    return DetectionLoss(BCE, L1, matcher, "none", obj_loss_module=ObjectnessLoss(reduction=N), **options)
+    return DetectionLoss(BCE, L1, matcher, "none", **options, extra_terms=[Objectness(ObjectnessLoss(reduction=N))])
 
 
 def check(matcher: str, problem: Problem, **options) -> None:
@@ -120,7 +122,7 @@ def test_a_mean_leaves_out_a_background_that_classification_does_not_see(positio
     weight = torch.rand(5, dtype=torch.float64) + 0.5
     module = nn.CrossEntropyLoss(weight, reduction=N)
     matcher = Hungarian(loc_match_module=L1)
-    criterion = DetectionLoss(module, L1, matcher, position, cls_background=False)
+    criterion = DetectionLoss(Classification(module, background=False), L1, matcher, position)
     pairs = matcher(problem.input, problem.target)[..., :-1].nonzero().T
     labels = problem.target["labels"][pairs[0], pairs[2]]
     expected = nn.functional.cross_entropy(problem.input["pred_logits"][pairs[0], pairs[1]], labels, weight)
@@ -239,7 +241,10 @@ def test_a_criterion_of_qualities_holds_no_state() -> None:
 def test_a_quality_focal_loss_takes_the_mass_that_is_left() -> None:
     problem = problem_of(2, 8, 3)
     criterion = DetectionLoss(
-        QualityFocalLoss(reduction=N), L1, Hungarian(loc_match_module=L1), "none", cls_background=False, quality="iou"
+        Classification(QualityFocalLoss(reduction=N), quality="iou", background=False),
+        L1,
+        Hungarian(loc_match_module=L1),
+        "none",
     )
     terms = criterion.terms(problem.input, problem.target)
     (gradient,) = torch.autograd.grad(terms["loss_cls"], problem.input["pred_logits"])
@@ -289,8 +294,8 @@ def test_what_a_quality_needs_must_be_there(name) -> None:
         L1,
         Hungarian(loc_match_module=L1),
         "last",
-        obj_loss_module=ObjectnessLoss(reduction=N),
         **{name: "score"},
+        extra_terms=[Objectness(ObjectnessLoss(reduction=N))],
     )
     problem.target["labels"] = problem.target["labels"].clamp(0, 2)
     with pytest.raises(ValueError, match=f'{name}="score" is a sigmoid score and needs bg_class_position="none"'):

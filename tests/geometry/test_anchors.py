@@ -8,7 +8,7 @@ import torch
 
 from tests.support.problems import random_boxes, random_problem
 from uotod.match import IoUThreshold
-from uotod.scene.predictions import parse_scene
+from uotod.scene.scene import parse_scene
 from uotod.utils import Anchors, Points
 
 

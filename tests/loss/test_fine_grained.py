@@ -8,7 +8,7 @@ from tests.oracles import fine_grained as oracle
 from tests.oracles.box_loss import iou
 from tests.support.problems import random_boxes, random_problem
 from uotod import match
-from uotod.loss import DetectionLoss, DistillationLoss, FineGrainedLoss
+from uotod.loss import DetectionLoss, Distillation, DistillationLoss, FineGrainedLoss
 from uotod.loss.fine_grained import fine_grained_bins
 from uotod.match import Hungarian
 
@@ -121,8 +121,8 @@ def test_a_criterion_distils_the_final_layer_into_earlier_ones_with_distribution
         nn.L1Loss(reduction=N),
         matching,
         "none",
-        distillation_module=distillation,
         layer_weights=[1, 1, 2, 1],
+        extra_terms=[Distillation(distillation)],
     )
     for _ in range(10):
         problem = random_problem(2, preds, targets, low=0)
@@ -153,9 +153,9 @@ def test_distillation_needs_distributions() -> None:
     l1, problem = nn.L1Loss(reduction=N), random_problem(2, 5, 3, low=0)
     parts = (nn.BCEWithLogitsLoss(reduction=N), l1, Hungarian(loc_match_module=l1), "none")
     with pytest.raises(ValueError, match="must have the key 'pred_dist' with a distillation_module"):
-        DetectionLoss(*parts, distillation_module=DistillationLoss())(problem.input, problem.target)
+        DetectionLoss(*parts, extra_terms=[Distillation(DistillationLoss())])(problem.input, problem.target)
     with pytest.raises(TypeError, match="distillation_module must be a DistillationLoss"):
-        DetectionLoss(*parts, distillation_module=l1)
+        DetectionLoss(*parts, extra_terms=[Distillation(l1)])
 
 
 @pytest.mark.parametrize(

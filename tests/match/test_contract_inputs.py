@@ -8,7 +8,7 @@ from tests.support.matcher_cases import CASES
 from tests.support.problems import Problem, jittered, matched, random_problem
 from uotod.loss import DetectionLoss
 from uotod.match import Matcher
-from uotod.scene.predictions import parse_scene
+from uotod.scene.scene import parse_scene
 from uotod.utils import Anchors, Points
 
 JOINT = ("SharedLayers", "UnionVote")  # match all layers together

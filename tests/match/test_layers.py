@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from tests.oracles import sets as oracle
 from tests.support.matcher_cases import CASES, COSTS
 from tests.support.problems import random_boxes, random_problem
-from uotod.loss import DetectionLoss, GIoULoss, PositiveNormalizer
+from uotod.loss import DetectionLoss, GIoULoss, Localization, PositiveNormalizer
 from uotod.match import BalancedSinkhorn, Hungarian, IoUThreshold, SharedLayers, SoftMin, UnionVote, WeightedSum
-from uotod.scene.predictions import parse_scene
+from uotod.scene.scene import parse_scene
 from uotod.solvers.vote import union_vote
 from uotod.utils import Anchors
 
@@ -198,7 +198,7 @@ def test_localisation_alone_may_learn_from_the_union(preds, targets) -> None:
         problem = random_problem(2, preds, targets, low=0)
         layers = [random_problem(2, preds, targets).input for _ in range(3)]
         input = problem.input | {"aux_outputs": layers}
-        both = DetectionLoss(cls_loss, l1, own, loc_union=True, **parts).terms(input, problem.target)
+        both = DetectionLoss(cls_loss, Localization(l1, union=True), own, **parts).terms(input, problem.target)
         alone = DetectionLoss(cls_loss, l1, own, **parts).terms(input, problem.target)
         union = DetectionLoss(cls_loss, l1, UnionVote(own), **parts).terms(input, problem.target)
         for suffix in ("", "_0", "_1", "_2"):
@@ -209,7 +209,7 @@ def test_localisation_alone_may_learn_from_the_union(preds, targets) -> None:
 def test_a_union_of_soft_plans_is_refused() -> None:
     l1, problem = nn.L1Loss(reduction="none"), random_problem(2, 5, 3, low=0)
     criterion = DetectionLoss(
-        nn.BCEWithLogitsLoss(reduction="none"), l1, SoftMin(loc_match_module=l1), "none", loc_union=True
+        nn.BCEWithLogitsLoss(reduction="none"), Localization(l1, union=True), SoftMin(loc_match_module=l1), "none"
     )
     with pytest.raises(ValueError, match="loc_union=True needs a matcher that gives each prediction to one target"):
         criterion(problem.input | {"aux_outputs": [problem.input]}, problem.target)

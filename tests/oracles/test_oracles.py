@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from tests.oracles import loss as L
-from tests.oracles import transport as tr
+from tests.oracles import loss as L, transport as tr
 
 INF = math.inf
 PENALTIES = (0.0, 1e-3, 0.01, 0.1, 1.0, 100.0, 1e3, INF)

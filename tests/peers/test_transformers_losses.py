@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from tests.support.problems import Problem, random_boxes, random_problem
 from uotod.geometry.boxes import aligned_overlap
 from uotod.loss import (
+    Classification,
     DetectionLoss,
     DistillationLoss,
     FineGrainedLoss,
@@ -84,11 +85,10 @@ def rt_detr_family(name: str):
 
 def test_varifocal_loss_of_rt_detr() -> None:
     criterion = DetectionLoss(
-        VarifocalLoss(form="rtdetr", reduction=N),
+        Classification(VarifocalLoss(form="rtdetr", reduction=N), quality="iou"),
         nn.L1Loss(reduction=N),
         matcher(),
         "none",
-        quality="iou",
         normalizer=TargetNormalizer(),
     )
     check(criterion, rt_detr_family("rt_detr").loss_labels_vfl, "loss_vfl")
@@ -98,11 +98,10 @@ def test_matchability_aware_loss_of_deim() -> None:
     pytest.importorskip("transformers.loss.loss_deimv2")
     reference = rt_detr_family("deim")
     criterion = DetectionLoss(
-        MatchabilityAwareLoss(gamma=reference.gamma, reduction=N),
+        Classification(MatchabilityAwareLoss(gamma=reference.gamma, reduction=N), quality="iou"),
         nn.L1Loss(reduction=N),
         matcher(),
         "none",
-        quality="iou",
         normalizer=TargetNormalizer(),
     )
     check(criterion, reference.loss_labels_mal, "loss_mal")
@@ -112,11 +111,10 @@ def test_iou_aware_cross_entropy_of_lw_detr() -> None:
     lw_detr = pytest.importorskip("transformers.loss.loss_lw_detr")
     reference = lw_detr.LwDetrImageLoss(None, CLASSES, 0.25, ["labels"], 1)
     criterion = DetectionLoss(
-        IoUAwareBCELoss(reduction=N),
+        Classification(IoUAwareBCELoss(reduction=N), quality="iou"),
         nn.L1Loss(reduction=N),
         matcher(),
         "none",
-        quality="iou",
         normalizer=TargetNormalizer(),
     )
     check(criterion, reference.loss_labels, "loss_ce")

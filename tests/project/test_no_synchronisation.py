@@ -10,9 +10,12 @@ from uotod import plan as _plan
 from uotod.loss import (
     Branch,
     Branches,
+    Classification,
     DetectionLoss,
     GIoULoss,
+    Localization,
     MultipleObjectiveLoss,
+    Objectness,
     ObjectnessLoss,
     PositiveNormalizer,
     QualityFocalLoss,
@@ -52,18 +55,17 @@ def distance(boxes: Tensor, target_boxes: Tensor) -> Tensor:
 def test_a_criterion_with_every_keyword_reads_no_value(matcher, quality, background, dense) -> None:
     def loss(**options) -> DetectionLoss:
         return DetectionLoss(
-            MultipleObjectiveLoss([SigmoidFocalLoss(reduction=N), QualityFocalLoss(reduction=N)]),
-            MultipleObjectiveLoss([L1, GIoULoss(reduction=N)], [5.0, 2.0]),
+            Classification(
+                MultipleObjectiveLoss([SigmoidFocalLoss(reduction=N), QualityFocalLoss(reduction=N)]),
+                quality=quality,
+                background=background,
+            ),
+            Localization(MultipleObjectiveLoss([L1, GIoULoss(reduction=N)], [5.0, 2.0]), quality=quality),
             matcher(loc_match_module=L1),
             "none",
-            quality=quality,
-            obj_loss_module=ObjectnessLoss(reduction=N),
-            obj_quality=quality,
-            loc_quality=quality,
-            cls_background=background,
-            obj_background=background,
             normalizer=PositiveNormalizer(),
             **options,
+            extra_terms=[Objectness(ObjectnessLoss(reduction=N), quality=quality, background=background)],
         )
 
     criterion = Branches(

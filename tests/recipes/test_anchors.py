@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.oracles import anchor_recipes as oracle
-from tests.oracles import loss as loss_oracle
+from tests.oracles import anchor_recipes as oracle, loss as loss_oracle
 from tests.support.problems import random_boxes
 from uotod.loss import DetectionLoss, GIoULoss, IoULoss, PositiveNormalizer, SoftmaxFocalLoss
 from uotod.match import ClosestTarget

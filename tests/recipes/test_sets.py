@@ -7,8 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.oracles import loss as loops
-from tests.oracles import set_recipes as oracle
+from tests.oracles import loss as loops, set_recipes as oracle
 from tests.oracles.transport import marginals, unbalanced_plan
 from tests.support.problems import random_problem
 from uotod import recipes
