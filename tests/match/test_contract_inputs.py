@@ -52,7 +52,7 @@ def rows(values: dict[str, Tensor], image: int) -> dict[str, Tensor]:
 @pytest.mark.parametrize("kind", ["anchors of each image", "points", "points of each image"])
 def test_a_plan_does_not_depend_on_its_batch_wherever_its_places_are(matcher: Matcher, kind: str) -> None:
     problem = random_problem(4, 24, 4)
-    problem.target["weight"] = 0.5 + torch.rand(4, 4)
+    problem.target["cost_weight"] = 0.5 + torch.rand(4, 4)
     places = placed(problem, kind)
     together = matched(matcher(problem.input, problem.target, places))
     assert together.shape == (4, 24, 5)
@@ -71,7 +71,7 @@ def test_one_hot_labels_are_as_good_as_integers(matcher: Matcher) -> None:
 
 def test_a_list_of_targets_is_as_good_as_a_padded_dict(matcher: Matcher) -> None:
     problem = random_problem(3, 16, 4)
-    problem.target["weight"] = 0.5 + torch.rand(3, 4, dtype=torch.float64)
+    problem.target["cost_weight"] = 0.5 + torch.rand(3, 4, dtype=torch.float64)
     problem.target["ignore"] = torch.rand(3, 4) < 0.2
     mask = problem.target["mask"]
     images = [{k: v[b][mask[b]] for k, v in problem.target.items() if k != "mask"} for b in range(3)]
@@ -86,7 +86,7 @@ def test_a_list_of_targets_is_as_good_as_a_padded_dict(matcher: Matcher) -> None
 def test_equal_weights_of_one_change_nothing(matcher: Matcher) -> None:
     problem = random_problem(3, 16, 4)
     plan = matched(matcher(problem.input, problem.target, problem.anchors))
-    weighted = problem.target | {"weight": torch.ones(3, 4).masked_fill(~problem.target["mask"], torch.nan)}
+    weighted = problem.target | {"cost_weight": torch.ones(3, 4).masked_fill(~problem.target["mask"], torch.nan)}
     assert torch.equal(matcher(problem.input, weighted, problem.anchors), plan)
 
 

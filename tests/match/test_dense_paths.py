@@ -45,7 +45,7 @@ def test_blocks_and_devices_change_nothing(name: str, seed: int, soft: bool, mon
     input, target, points = scene(seed)
     if soft:
         target["labels"] = torch.nn.functional.one_hot(target["labels"], 3).double()
-        target["weight"] = 0.5 + torch.rand(target["mask"].shape)
+        target["cost_weight"] = 0.5 + torch.rand(target["mask"].shape)
     nonfinite = "propagate" if seed % 5 == 1 else "error"
     if nonfinite == "propagate":
         input["pred_logits"][0, ::7], input["pred_boxes"][1, 3::5] = torch.nan, torch.inf

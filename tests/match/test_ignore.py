@@ -101,11 +101,11 @@ def test_an_ignored_region_carries_no_classification_loss() -> None:
 def test_the_ignored_targets_of_a_list_are_padded() -> None:
     images = [
         {"boxes": random_boxes(2), "labels": torch.ones(2).long(), "ignore": torch.tensor([True, False])},
-        {"boxes": random_boxes(3), "labels": torch.ones(3).long(), "weight": torch.tensor([1.0, 2.0, 3.0])},
+        {"boxes": random_boxes(3), "labels": torch.ones(3).long(), "cost_weight": torch.tensor([1.0, 2.0, 3.0])},
     ]
     padded = pad_targets(images)
     assert padded["ignore"].tolist() == [[True, False, False], [False] * 3]
-    assert padded["weight"].tolist() == [[1, 1, 0], [1, 2, 3]]
+    assert padded["cost_weight"].tolist() == [[1, 1, 0], [1, 2, 3]]
     problem = random_problem(2, 5, 3)
     matcher = Hungarian(**COSTS)
     assert torch.equal(matcher(problem.input, images), matcher(problem.input, padded))
@@ -115,7 +115,7 @@ def test_the_weight_of_a_target_multiplies_its_cost() -> None:
     problem = random_problem(2, 6, 3)
     weight = 0.5 + torch.rand(2, 3)
     matcher = SoftMin(**COSTS)
-    cost = matcher.compute_cost_matrix(problem.input, problem.target | {"weight": weight})
+    cost = matcher.compute_cost_matrix(problem.input, problem.target | {"cost_weight": weight})
     plain = matcher.compute_cost_matrix(problem.input, problem.target)
     mask = problem.target["mask"][:, None, :].expand(-1, 6, -1)
     torch.testing.assert_close(cost[..., :3][mask], (plain[..., :3] * weight[:, None, :])[mask])
@@ -127,10 +127,10 @@ def test_the_weight_of_a_target_multiplies_its_cost() -> None:
     [
         ("ignore", torch.zeros(2, 3), "target['ignore'] must have dtype torch.bool, got torch.float32", TypeError),
         ("ignore", torch.zeros(2, 1).bool(), "target['ignore'] must have shape (2, 3), got (2, 1)", ValueError),
-        ("weight", torch.ones(2, 3).long(), "target['weight'] must have a floating dtype, got torch.int64", TypeError),
-        ("weight", torch.ones(3), "target['weight'] must have shape (2, 3), got (3,)", ValueError),
-        ("weight", torch.zeros(2, 3), "target['weight'] must be finite and above 0", ValueError),
-        ("weight", torch.full((2, 3), math.nan), "target['weight'] must be finite and above 0", ValueError),
+        ("cost_weight", torch.ones(2, 3).long(), "target['cost_weight'] must have a floating dtype, got torch.int64", TypeError),
+        ("cost_weight", torch.ones(3), "target['cost_weight'] must have shape (2, 3), got (3,)", ValueError),
+        ("cost_weight", torch.zeros(2, 3), "target['cost_weight'] must be finite and above 0", ValueError),
+        ("cost_weight", torch.full((2, 3), math.nan), "target['cost_weight'] must be finite and above 0", ValueError),
     ],
 )
 def test_bad_values_raise(key, value, message, error) -> None:

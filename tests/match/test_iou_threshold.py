@@ -148,7 +148,7 @@ class TestIoUThreshold:
         target = {"boxes": boxes[:, 1:], "labels": torch.zeros(1, 1, dtype=torch.long)}
         matcher = IoUThreshold(positive=0.7, force_match=None)
         assert assigned(matcher(input, target)) == [[0]]  # an IoU of 0.75
-        assert assigned(matcher(input, target | {"weight": torch.full((1, 1), 2.0)})) == [[1]]  # 1 - 2 (1 - 0.75)
+        assert assigned(matcher(input, target | {"cost_weight": torch.full((1, 1), 2.0)})) == [[1]]  # 1 - 2 (1 - 0.75)
 
     def test_a_module_may_have_similarities_above_one(self) -> None:
         assert IoUThreshold(positive=1.5, loc_match_module=nn.L1Loss(reduction="none")).positive == 1.5

@@ -20,7 +20,7 @@ def layers_problem(layers: int, images: int = 3, preds: int = 12, targets: int =
     """Return the inputs of the layers, the final one last, with a target and anchors for each image."""
     inputs = [random_problem(images, preds, targets).input for _ in range(layers)]
     target = random_problem(images, preds, targets).target
-    target |= {"ignore": torch.rand(images, targets) < 0.2, "weight": 0.5 + torch.rand(images, targets)}
+    target |= {"ignore": torch.rand(images, targets) < 0.2, "cost_weight": 0.5 + torch.rand(images, targets)}
     return inputs, target, Anchors(random_boxes(images, preds), 0.1)
 
 

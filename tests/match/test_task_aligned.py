@@ -141,7 +141,7 @@ def test_one_hot_labels_equal_integer_labels() -> None:
 
 def test_the_weight_of_a_target_is_an_exponent_of_its_metric() -> None:
     input, target, points = scene(5)
-    weighted = target | {"weight": torch.full(target["mask"].shape, 2.0)}
+    weighted = target | {"cost_weight": torch.full(target["mask"].shape, 2.0)}
     squared = TaskAligned(alpha=1.0, beta=12.0, eps=0.0)(input, target, points)
     torch.testing.assert_close(TaskAligned(eps=0.0)(input, weighted, points), squared)
 
@@ -221,7 +221,7 @@ def test_listed_pairs_and_all_pairs_give_one_plan(seed: int, monkeypatch: pytest
 
 def test_heavy_targets_keep_their_matches() -> None:
     input, target, points = scene(5, dtype=torch.float32)
-    heavy = target | {"weight": torch.full(target["mask"].shape, 40.0)}
+    heavy = target | {"cost_weight": torch.full(target["mask"].shape, 40.0)}
     hard = TaskAligned(scores=None)
     assert torch.equal(hard(input, heavy, points), hard(input, target, points))
     plain, soft = TaskAligned()(input, target, points)[..., :-1], TaskAligned()(input, heavy, points)[..., :-1]

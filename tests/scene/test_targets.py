@@ -74,8 +74,8 @@ def test_images_that_do_not_fit_together_raise(second, message, error) -> None:
     ("key", "values", "message"),
     [
         ("ignore", (torch.zeros(2).bool(), torch.zeros(2)), "target[1]['ignore'] must have dtype torch.bool, got"),
-        ("weight", (None, torch.ones(2).long()), "target[1]['weight'] must have a floating dtype, got torch.int64"),
-        ("weight", (torch.ones(2), torch.ones(2).double()), "target[1]['weight'] must be torch.float32 like that of"),
+        ("cost_weight", (None, torch.ones(2).long()), "target[1]['cost_weight'] must have a floating dtype, got torch.int64"),
+        ("cost_weight", (torch.ones(2), torch.ones(2).double()), "target[1]['cost_weight'] must be torch.float32 like that of"),
         ("mask", (None, torch.ones(2)), "target[1]['mask'] must have dtype torch.bool, got torch.float32"),
         ("mask", (None, torch.ones(1).bool()), "target[1]['mask'] must have shape (2,), got (1,)"),
         (
@@ -83,7 +83,7 @@ def test_images_that_do_not_fit_together_raise(second, message, error) -> None:
             (None, torch.ones(2, device="meta").bool()),
             "target[1]['mask'] must be on cpu like the rest, got meta",
         ),
-        ("weight", (None, torch.ones(2, device="meta")), "target[1]['weight'] must be on cpu like the rest, got meta"),
+        ("cost_weight", (None, torch.ones(2, device="meta")), "target[1]['cost_weight'] must be on cpu like the rest, got meta"),
     ],
 )
 def test_optional_entries_of_images_must_fit_together(key, values, message) -> None:
