@@ -59,7 +59,9 @@ def test_every_matcher_takes_class_weights_like_weights_of_its_targets(name) -> 
     for first, second in ((None, own), (also, own * also)):
         given = problem.target | ({} if first is None else {"cost_weight": first})
         plan = by_class(problem.input, given, problem.anchors)
-        torch.testing.assert_close(plan, plain(problem.input, problem.target | {"cost_weight": second}, problem.anchors))
+        torch.testing.assert_close(
+            plan, plain(problem.input, problem.target | {"cost_weight": second}, problem.anchors)
+        )
     ones = CASES[name].build(class_weight=[1.0] * 5)
     torch.testing.assert_close(
         ones(problem.input, problem.target, problem.anchors), plain(problem.input, problem.target, problem.anchors)

@@ -127,7 +127,12 @@ def test_the_weight_of_a_target_multiplies_its_cost() -> None:
     [
         ("ignore", torch.zeros(2, 3), "target['ignore'] must have dtype torch.bool, got torch.float32", TypeError),
         ("ignore", torch.zeros(2, 1).bool(), "target['ignore'] must have shape (2, 3), got (2, 1)", ValueError),
-        ("cost_weight", torch.ones(2, 3).long(), "target['cost_weight'] must have a floating dtype, got torch.int64", TypeError),
+        (
+            "cost_weight",
+            torch.ones(2, 3).long(),
+            "target['cost_weight'] must have a floating dtype, got torch.int64",
+            TypeError,
+        ),
         ("cost_weight", torch.ones(3), "target['cost_weight'] must have shape (2, 3), got (3,)", ValueError),
         ("cost_weight", torch.zeros(2, 3), "target['cost_weight'] must be finite and above 0", ValueError),
         ("cost_weight", torch.full((2, 3), math.nan), "target['cost_weight'] must be finite and above 0", ValueError),

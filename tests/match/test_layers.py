@@ -1,5 +1,6 @@
 """Matchers for stacked decoder layers: one matching for all of them, and the union of theirs."""
 
+import itertools
 import re
 
 import pytest
@@ -33,6 +34,51 @@ def plans(matcher, inputs, target, anchors=None) -> Tensor:
     batch = parse_scene(stacked(inputs), target, anchors, auxiliary=True)
     plan = matcher.scene_plan(batch).to_dense()
     return plan.view(len(inputs), len(plan) // len(inputs), *plan.shape[1:])
+
+
+@pytest.mark.parametrize("size", [(3, 12, 4), (2, 5, 0), (0, 5, 3), (2, 3, 6), (1, 1, 1)])
+@pytest.mark.parametrize("layers", [1, 2, 4])
+def test_all_layers_share_the_plan_of_one(size, layers) -> None:
+    inputs, target, _ = layers_problem(layers, *size)
+    for layer in range(-layers, layers):
+        found = plans(SharedLayers(Hungarian(**COSTS), layer=layer), inputs, target)
+        expected = Hungarian(**COSTS)(inputs[layer], target)
+        assert torch.equal(found, expected.expand_as(found))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_matcher_can_be_shared(name) -> None:
+    inputs, target, anchors = layers_problem(3, preds=20)
+    matcher = CASES[name].build()
+    found = plans(SharedLayers(matcher, layer=1), inputs, target, anchors)
+    expected = matcher(inputs[1], target, anchors)
+    torch.testing.assert_close(found, expected.expand_as(found), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("targets", [1, 3])
+@pytest.mark.parametrize("layers", [1, 2, 5])
+def test_the_vote_equals_a_loop(targets, layers) -> None:
+    for _ in range(20):
+        index = torch.randint(-1, targets + 1, (layers, 3, 8))
+        mass = (index.unsqueeze(2) == torch.arange(targets)[:, None]).float()  # (L, B, T, P)
+        agreed, found = union_vote(mass)
+        for b in range(3):
+            expected = oracle.union_vote(index[:, b].tolist(), targets)
+            for i in range(8):
+                voted = [row[i] for row in expected if row[i] not in (-1, targets)]
+                assert bool(agreed[b, i]) == bool(voted)
+                assert not voted or found[b, i] == voted[0]
+
+
+def test_votes_are_mass_and_the_winner_has_the_mean_of_those_that_gave_some() -> None:
+    mass = torch.rand(4, 2, 3, 8) * (torch.rand(4, 2, 3, 8) < 0.5)
+    agreed, found = union_vote(mass)
+    for b, i in itertools.product(range(2), range(8)):
+        votes = mass[:, b, :, i].sum(0).tolist()
+        winner = votes.index(max(votes))
+        given = [float(x) for x in mass[:, b, winner, i] if x > 0]
+        assert int(found[b, i]) == (winner if given else 0)
+        assert float(agreed[b, i]) == pytest.approx(sum(given) / max(len(given), 1))
 
 
 @pytest.mark.parametrize("size", [(3, 12, 4), (2, 5, 0), (0, 5, 3), (2, 3, 6), (1, 1, 1)])
@@ -184,9 +230,6 @@ def test_bad_arguments_raise() -> None:
         message = f"layer must lie in [-2, 2) for 2 decoder layers, got {layer}"
         with pytest.raises(ValueError, match=re.escape(message)):
             plans(SharedLayers(Hungarian(**COSTS), layer=layer), inputs, target)
-    message = "UnionVote needs a matcher that gives each prediction to one target or none, got SoftMin, whose plan may"
-    with pytest.raises(ValueError, match=message):
-        plans(UnionVote(SoftMin(**COSTS)), inputs, target)
 
 
 @pytest.mark.parametrize(("preds", "targets"), [(9, 4), (5, 1), (6, 0), (3, 6)])
@@ -206,10 +249,20 @@ def test_localisation_alone_may_learn_from_the_union(preds, targets) -> None:
             torch.testing.assert_close(both[f"loss_loc{suffix}"], union[f"loss_loc{suffix}"])
 
 
-def test_a_union_of_soft_plans_is_refused() -> None:
-    l1, problem = nn.L1Loss(reduction="none"), random_problem(2, 5, 3, low=0)
-    criterion = DetectionLoss(
-        nn.BCEWithLogitsLoss(reduction="none"), Localization(l1, union=True), SoftMin(loc_match_module=l1), "none"
-    )
-    with pytest.raises(ValueError, match="loc_union=True needs a matcher that gives each prediction to one target"):
-        criterion(problem.input | {"aux_outputs": [problem.input]}, problem.target)
+def test_a_union_of_soft_plans_keeps_the_heaviest_target() -> None:
+    l1 = nn.L1Loss(reduction="none")
+    matcher = SoftMin(loc_match_module=l1, reg=0.3)
+    problem, earlier = random_problem(2, 5, 3, low=0), random_problem(2, 5, 3).input
+    layers = [matcher(x, problem.target) for x in (earlier, problem.input)]
+    scene = parse_scene(problem.input | {"aux_outputs": [earlier]}, problem.target, None, auxiliary=True)
+    plan = UnionVote(matcher).scene_plan(scene).to_dense()
+    for image, pred in itertools.product(range(2), range(5)):
+        votes = sum(plan_of[image, pred, :-1] for plan_of in layers)
+        winner = int(votes.argmax())
+        mass = float(votes[winner]) / max(sum(bool(x[image, pred, winner] > 0) for x in layers), 1)
+        for index, own in enumerate(layers):
+            expected = torch.zeros(4)
+            expected[winner] = mass
+            rest = float(own[image, pred].sum()) - mass
+            expected[-1] = max(rest, 0.0) if mass > 0 else own[image, pred, -1]
+            torch.testing.assert_close(plan[2 * index + image, pred], expected)

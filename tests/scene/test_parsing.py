@@ -81,7 +81,13 @@ BAD = [
         "input['aux_outputs'][0] must have the key 'pred_logits', got the keys []",
         ValueError,
     ),
-    ("target", "boxes", lambda x: x[..., :3], "target['boxes'] must have shape (2, T, 4), got (2, 4, 3)", ValueError),
+    (
+        "target",
+        "boxes",
+        lambda x: x[..., :3],
+        "target['boxes'] must have shape (2, 4, 4) to be compared, got (2, 4, 3)",
+        ValueError,
+    ),
     ("target", "boxes", lambda x: x[:1], "target['boxes'] must have shape (2, T, 4), got (1, 4, 4)", ValueError),
     ("target", "boxes", lambda x: x > 0, "target['boxes'] must have a real dtype, got torch.bool", TypeError),
     (

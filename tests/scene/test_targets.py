@@ -38,13 +38,34 @@ def test_padding_without_targets_has_no_columns(counts) -> None:
     assert padded["labels"].shape == padded["mask"].shape == (len(counts), 0)
 
 
+def test_an_empty_tensor_has_no_dtype_and_no_shape_to_object_to() -> None:
+    one = {"boxes": torch.zeros(1, 4, dtype=torch.float64), "labels": torch.tensor([2]), "cost_weight": torch.ones(1)}
+    for images in (
+        [one, {"boxes": torch.tensor([]), "labels": torch.tensor([])}],
+        [{"boxes": torch.tensor([]), "labels": torch.tensor([])}, one],
+    ):
+        padded = pad_targets(images)
+        assert padded["boxes"].shape == (2, 1, 4)
+        assert padded["labels"].dtype == torch.long
+        assert padded["mask"].sum() == 1
+
+
+def test_real_dtypes_mix_to_the_widest() -> None:
+    images = [
+        {"boxes": torch.zeros(1, 4, dtype=x), "labels": torch.zeros(1, dtype=y)}
+        for x, y in ((torch.float32, torch.int32), (torch.float64, torch.int64))
+    ]
+    padded = pad_targets(images)
+    assert (padded["boxes"].dtype, padded["labels"].dtype) == (torch.float64, torch.int64)
+
+
 @pytest.mark.parametrize(
     ("second", "message", "error"),
     [
         ({"boxes": torch.zeros(1, 4)}, "target[1] must have the key 'labels', got the keys ['boxes']", ValueError),
         (
-            {"boxes": torch.zeros(0), "labels": torch.zeros(0).long()},
-            "target[1]['boxes'] must have shape (T_b, 4), got (0,)",
+            {"boxes": torch.zeros(4), "labels": torch.zeros(4).long()},
+            "target[1]['boxes'] must have shape (T_b, 4), got (4,)",
             ValueError,
         ),
         (
@@ -54,7 +75,7 @@ def test_padding_without_targets_has_no_columns(counts) -> None:
         ),
         (
             {"boxes": torch.zeros(1, 4), "labels": torch.zeros(1)},
-            "target[1]['labels'] must be torch.int64 like target[0], got torch.float32",
+            "target[1]['labels'] must be torch.int64 like other images, got torch.float32",
             TypeError,
         ),
         (
@@ -74,8 +95,11 @@ def test_images_that_do_not_fit_together_raise(second, message, error) -> None:
     ("key", "values", "message"),
     [
         ("ignore", (torch.zeros(2).bool(), torch.zeros(2)), "target[1]['ignore'] must have dtype torch.bool, got"),
-        ("cost_weight", (None, torch.ones(2).long()), "target[1]['cost_weight'] must have a floating dtype, got torch.int64"),
-        ("cost_weight", (torch.ones(2), torch.ones(2).double()), "target[1]['cost_weight'] must be torch.float32 like that of"),
+        (
+            "cost_weight",
+            (None, torch.ones(2).long()),
+            "target[1]['cost_weight'] must have a floating dtype, got torch.int64",
+        ),
         ("mask", (None, torch.ones(2)), "target[1]['mask'] must have dtype torch.bool, got torch.float32"),
         ("mask", (None, torch.ones(1).bool()), "target[1]['mask'] must have shape (2,), got (1,)"),
         (
@@ -83,7 +107,11 @@ def test_images_that_do_not_fit_together_raise(second, message, error) -> None:
             (None, torch.ones(2, device="meta").bool()),
             "target[1]['mask'] must be on cpu like the rest, got meta",
         ),
-        ("cost_weight", (None, torch.ones(2, device="meta")), "target[1]['cost_weight'] must be on cpu like the rest, got meta"),
+        (
+            "cost_weight",
+            (None, torch.ones(2, device="meta")),
+            "target[1]['cost_weight'] must be on cpu like the rest, got meta",
+        ),
     ],
 )
 def test_optional_entries_of_images_must_fit_together(key, values, message) -> None:

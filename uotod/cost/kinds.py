@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from uotod.check import reads_values
 from uotod.cost import blocks
 from uotod.cost.labels import ClassLabels, SoftTarget
+from uotod.scene.scene import Scene
 from uotod.scene.targets import Targets
 
 BOXES = ("pred_boxes", "target_boxes")
@@ -49,6 +50,15 @@ class Adapter:
         self.reads = (*BOXES, *declared) if self.takes_boxes else declared
 
     # --- localisation
+
+    def fields(self, scene: Scene) -> dict[str, Tensor]:
+        """Return what it reads of a scene; boxes that it takes as such have four numbers.
+
+        Raises:
+            ValueError: a field is missing, or boxes have another shape.
+        """
+        boxes = {"pred_boxes": scene.pred_boxes, "target_boxes": scene.target_boxes} if self.takes_boxes else {}
+        return boxes | {name: scene.field(name, self.module) for name in self.reads if name not in boxes}
 
     def rows(self, fields: Fields, name: str) -> Tensor:
         """Return the loss (N,) of aligned fields (N, ...); `name` is what errors call the module."""

@@ -28,7 +28,7 @@ def matched_losses(parts: tuple[Part, ...], scene: Scene, plan: Plan, divisor: T
     Raises:
         ValueError: a field is missing, or a part does not return one loss a row.
     """
-    fields = scene.fields(reads_of(parts), owner=parts[0].module)
+    fields = {name: x for part in parts for name, x in part.adapter.fields(scene).items()}
     static = not scene.looks
     if not plan.mass.shape[1]:  # a prediction may stand for no pair without targets
         return _nothing(fields, parts, scene)

@@ -77,9 +77,9 @@ class Cost(NamedTuple):
             total = part.weight * cost if total is None else total.add_(cost, alpha=part.weight)
         shape = (*scene.mask.shape, scene.logits.shape[1])
         for part in self.loc if loc else ():
-            fields = {name: scene.field(name, part.module) for name in part.adapter.reads}
+            fields = part.adapter.fields(scene)
             if self.by_anchors and "pred_boxes" in fields:
-                fields["pred_boxes"] = scene.field("anchors")
+                fields["pred_boxes"] = scene.anchor_boxes
             cost = part.adapter.pair_cost(fields, shape)
             total = part.weight * cost if total is None else total.add_(cost, alpha=part.weight)
         assert total is not None

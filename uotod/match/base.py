@@ -267,11 +267,7 @@ class Matcher(Adapting):
 
     def _located_boxes(self, scene: Scene) -> Tensor:
         """Return the (B, P, 4) boxes whose position is compared with the targets."""
-        if not self.is_anchor_based:
-            return scene.pred_boxes
-        if scene.anchors is None:
-            raise ValueError("anchors must be given with is_anchor_based=True, got None")
-        return scene.anchors.boxes
+        return scene.anchor_boxes if self.is_anchor_based else scene.pred_boxes
 
     def parse(self, input: PredictionDict, target: TargetInput, anchors: AnchorInput | None) -> Scene:
         """Return what the matcher reads of the input, validated. Arguments as in `forward`."""

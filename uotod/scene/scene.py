@@ -60,6 +60,13 @@ class Scene:
         """The (S, T, 4) target boxes, xyxy, those of ignored targets included."""
         return self._boxes("target_boxes", "target['boxes']")
 
+    @property
+    def anchor_boxes(self) -> Tensor:
+        """The (S, P, 4) anchors, which must be given."""
+        if self.anchors is None:
+            raise ValueError("anchors must be given with is_anchor_based=True, got None")
+        return self.anchors.boxes
+
     @cached_property
     def finite(self) -> Tensor:
         """The (S, P) bool mask of predictions without NaN or infinity."""
@@ -105,10 +112,6 @@ class Scene:
         if value is None:
             raise ValueError(f"anchors must have strides (Anchors or Points){reader}, got none")
         return value
-
-    def fields(self, names: Sequence[str], owner: object = None) -> dict[str, Tensor]:
-        """Return several fields by their names; see `field`."""
-        return {name: self.field(name, owner) for name in names}
 
     def valid(self, name: str) -> Tensor:
         """Return what of a field of targets is not padding, (S, T, ...) bool, inner sizes that differ included."""
@@ -186,7 +189,7 @@ class Scene:
         boxes = self.field(name)
         if boxes.shape[-1] != 4:
             raise ValueError(
-                f"{shown} must have shape {(*boxes.shape[:-1], 4)} where boxes are compared, got {tuple(boxes.shape)}"
+                f"{shown} must have shape {(*boxes.shape[:-1], 4)} to be compared, got {tuple(boxes.shape)}"
             )
         return boxes
 

@@ -258,6 +258,8 @@ def _pad_key(key: str, values: list[Tensor], count: int) -> tuple[Tensor, Tensor
             raise ValueError(
                 f"target[{index}][{key!r}] must have shape {expected} like target[0], got {tuple(x.shape)}"
             )
+        if x.is_floating_point() != real[0].is_floating_point():
+            raise TypeError(f"target[{index}][{key!r}] must be {real[0].dtype} like other images, got {x.dtype}")
         inner = tuple(map(max, inner, x.shape[1:]))
         dtype = torch.promote_types(dtype, x.dtype)
     whole = values[0].new_zeros(len(values), count, *inner, dtype=dtype)
