@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from uotod.cost import blocks as _blocks, blockwise as _blockwise
+from tests.support.costs import row_values, row_values_by_autograd
+from uotod.cost import blocks
+from uotod.cost.adapters import adapt
+from uotod.cost.kinds import Affine, ClassTerms
 from uotod.cost.labels import ClassLabels
-from uotod.cost.row_losses import row_loss
-from uotod.criterion.classify import Classifier
 from uotod.loss import (
     ConfidenceLoss,
     GHMCLoss,
@@ -42,9 +43,12 @@ class LearnedAffine(SigmoidFocalLoss):
         super().__init__(reduction=N)
         self.scale = nn.Parameter(torch.tensor(1.5, dtype=torch.float64))
 
-    def class_terms(self, logits: Tensor):
-        terms = super().class_terms(logits)
-        return terms._replace(gain=self.scale * terms.gain, base=self.scale * terms.base)
+    def adapter(self) -> Affine:
+        return Affine(self, self.scaled_terms)
+
+    def scaled_terms(self, logits: Tensor) -> ClassTerms:
+        gain, base = super().adapter().terms(logits)
+        return ClassTerms(self.scale * gain, self.scale * base)
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         return self.scale * super().forward(input, target)
@@ -100,29 +104,28 @@ def labels_of(soft: bool, bg_class: int | None, mined: bool) -> ClassLabels:
 @pytest.mark.parametrize("name", list(MODULES))
 def test_blocks_have_the_values_and_gradients_of_autograd(name, bg_class, soft, mined, monkeypatch) -> None:
     module, logits, labels = MODULES[name](), logits_of(), labels_of(soft, bg_class, mined)
-    loss = row_loss(module, logits)
-    assert loss is not None
-    expected = loss.values(logits.flatten(0, 1), labels.flat()).view(B, P)
+    assert all(part.adapter.by_row for part in adapt(module))
+    expected = row_values_by_autograd(module, logits, labels)
     outer = torch.rand(B, P, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     (slope,) = torch.autograd.grad(expected, logits, outer, retain_graph=True)
     for elements in (1 << 17, 5 * C):
-        monkeypatch.setattr(_blocks, "MAX_ROW_ELEMENTS", elements)
-        values = _blockwise.row_losses(loss, logits, labels)
+        monkeypatch.setattr(blocks, "MAX_ROW_ELEMENTS", elements)
+        values = row_values(module, logits, labels)
         torch.testing.assert_close(values, expected, rtol=1e-12, atol=1e-12)
         (actual,) = torch.autograd.grad(values, logits, outer, retain_graph=True)
         torch.testing.assert_close(actual, slope, rtol=1e-11, atol=1e-12)
         (again,) = torch.autograd.grad(values, logits, 2 * outer)
         torch.testing.assert_close(again, 2 * slope, rtol=1e-11, atol=1e-12)
     with torch.no_grad():
-        torch.testing.assert_close(_blockwise.row_losses(loss, logits, labels), expected, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(row_values(module, logits, labels), expected, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", ["cross_entropy", "weighted", "bce", "focal", "qfl"])
 def test_a_second_derivative_is_right(name) -> None:
     logits, labels = logits_of().detach()[:, 1:4].requires_grad_(), labels_of(False, None, False)
     some = ClassLabels(*(x[:, 1:4] for x in (labels.positive, labels.background, labels.index)), None, None)
-    loss = row_loss(MODULES[name](), logits)
-    torch.autograd.gradgradcheck(lambda x: _blockwise.row_losses(loss, x, some), (logits,))
+    module = MODULES[name]()
+    torch.autograd.gradgradcheck(lambda x: row_values(module, x, some), (logits,))
 
 
 def test_float32_is_as_exact_as_autograd() -> None:
@@ -130,9 +133,8 @@ def test_float32_is_as_exact_as_autograd() -> None:
     index = torch.randint(0, 20, (2, 50), generator=torch.Generator().manual_seed(1))
     labels = ClassLabels(torch.ones(2, 50), torch.zeros(2, 50), index, None, None)
     for name in ("cross_entropy", "bce", "focal"):
-        loss = row_loss(MODULES[name](), logits)
-        exact = loss.values(logits.double().flatten(0, 1), labels.flat()).view(2, 50)
-        values = _blockwise.row_losses(loss, logits, labels)
+        exact = row_values_by_autograd(MODULES[name](), logits.double(), labels)
+        values = row_values(MODULES[name](), logits, labels)
         torch.testing.assert_close(values.double(), exact, rtol=2e-6, atol=2e-6)
         found, expected = (torch.autograd.grad(x.sum(), logits)[0] for x in (values, exact))
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
@@ -142,7 +144,7 @@ def test_a_row_that_is_not_finite_reaches_the_loss_even_without_mass() -> None:
     logits = logits_of().detach()
     logits[1, 3, 2] = torch.nan
     labels = ClassLabels(torch.zeros(B, P).double(), torch.zeros(B, P).double(), torch.full((B, P), C), None, None)
-    values = _blockwise.row_losses(row_loss(nn.BCEWithLogitsLoss(reduction=N), logits), logits, labels)
+    values = row_values(nn.BCEWithLogitsLoss(reduction=N), logits, labels)
     assert values[1, 3].isnan()
     assert values.nan_to_num().eq(0).all()
 
@@ -152,12 +154,12 @@ def test_a_loss_that_learns_gets_its_gradient(module, monkeypatch) -> None:
     logits, labels, learned = logits_of(), labels_of(False, 0, False), module()
 
     def gradients() -> tuple[Tensor, Tensor, Tensor]:
-        total = Classifier(learned, logits, 0).losses(labels).sum()
+        total = row_values(learned, logits, labels).sum()
         return (total, *torch.autograd.grad(total, (logits, learned.scale)))
 
     whole = gradients()
     torch.testing.assert_close(whole[2], whole[0].detach() / learned.scale.detach())  # the loss is linear in it
-    monkeypatch.setattr(_blockwise, "MAX_MODULE_ELEMENTS", 5 * C)
+    monkeypatch.setattr(blocks, "MAX_MODULE_ELEMENTS", 5 * C)
     for actual, expected in zip(gradients(), whole, strict=True):
         torch.testing.assert_close(actual, expected)
 
@@ -171,9 +173,9 @@ def test_an_unknown_module_sees_a_bounded_number_of_rows(monkeypatch) -> None:
             return nn.functional.cross_entropy(input, target, reduction=N)
 
     logits, labels = logits_of(), labels_of(True, 0, False)
-    expected = Classifier(nn.CrossEntropyLoss(reduction=N), logits, 0).losses(labels)[0]
-    monkeypatch.setattr(_blockwise, "MAX_MODULE_ELEMENTS", 5 * C)
-    actual = Classifier(Spy(), logits, 0).losses(labels)[0]
+    expected = row_values(nn.CrossEntropyLoss(reduction=N), logits, labels).sum(1)
+    monkeypatch.setattr(blocks, "MAX_MODULE_ELEMENTS", 5 * C)
+    actual = row_values(Spy(), logits, labels).sum(1)
     assert max(seen) <= 5 * C  # a row may have every class
     torch.testing.assert_close(actual, expected)
     slopes = [torch.autograd.grad(x.sum(), logits)[0] for x in (actual, expected)]
@@ -182,33 +184,36 @@ def test_an_unknown_module_sees_a_bounded_number_of_rows(monkeypatch) -> None:
 
 def test_a_histogram_over_all_rows_is_not_cut_into_blocks(monkeypatch) -> None:
     logits, labels = logits_of(), labels_of(False, None, False)
-    assert row_loss(GHMCLoss(reduction=N), logits) is None
-    whole = Classifier(GHMCLoss(reduction=N), logits, None).losses(labels)[0]
-    monkeypatch.setattr(_blocks, "MAX_ROW_ELEMENTS", C)
-    torch.testing.assert_close(Classifier(GHMCLoss(reduction=N), logits, None).losses(labels)[0], whole)
+    assert not any(part.adapter.by_row for part in adapt(GHMCLoss(reduction=N)))
+    whole = row_values(GHMCLoss(reduction=N), logits, labels).sum(1)
+    monkeypatch.setattr(blocks, "MAX_ROW_ELEMENTS", C)
+    torch.testing.assert_close(row_values(GHMCLoss(reduction=N), logits, labels).sum(1), whole)
 
 
 class Doubled(SigmoidFocalLoss):
     """A subclass that replaces the affine form alone, not `forward`."""
 
-    def class_terms(self, logits: Tensor):
-        terms = super().class_terms(logits)
-        return terms._replace(gain=2 * terms.gain, base=2 * terms.base)
+    def adapter(self) -> Affine:
+        return Affine(self, self.doubled_terms)
+
+    def doubled_terms(self, logits: Tensor) -> ClassTerms:
+        gain, base = super().adapter().terms(logits)
+        return ClassTerms(2 * gain, 2 * base)
 
 
 def test_a_replaced_affine_form_is_used_with_and_without_a_gradient() -> None:
     logits, labels = logits_of(), labels_of(False, None, False)
-    expected = 2 * Classifier(SigmoidFocalLoss(reduction=N), logits, None).losses(labels)
-    torch.testing.assert_close(Classifier(Doubled(reduction=N), logits, None).losses(labels), expected)
+    expected = 2 * row_values(SigmoidFocalLoss(reduction=N), logits, labels)
+    torch.testing.assert_close(row_values(Doubled(reduction=N), logits, labels), expected)
     with torch.no_grad():
-        torch.testing.assert_close(Classifier(Doubled(reduction=N), logits, None).losses(labels), expected)
+        torch.testing.assert_close(row_values(Doubled(reduction=N), logits, labels), expected)
 
 
 def test_gradients_of_several_outputs_may_be_taken_at_once() -> None:
     logits, labels = logits_of(), labels_of(False, 0, False)
-    loss = row_loss(nn.CrossEntropyLoss(reduction=N), logits)
-    terms = _blockwise.row_losses(loss, logits, labels).sum(1)
+    loss = nn.CrossEntropyLoss(reduction=N)
+    terms = row_values(loss, logits, labels).sum(1)
     one_by_one = [torch.autograd.grad(x, logits, retain_graph=True)[0] for x in terms]
-    terms = _blockwise.row_losses(loss, logits, labels).sum(1)
+    terms = row_values(loss, logits, labels).sum(1)
     (batched,) = torch.autograd.grad(terms, logits, torch.eye(B).double(), is_grads_batched=True)
     torch.testing.assert_close(batched, torch.stack(one_by_one))

@@ -4,8 +4,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.support.costs import box_cost, class_cost
 from tests.support.problems import random_problem
-from uotod.cost import adapters as _cost, by_rows as _cost_rows
+from uotod.cost import blocks
+from uotod.cost.kinds import Adapter
 from uotod.loss import (
     CIoULoss,
     DIoULoss,
@@ -54,7 +56,7 @@ class Opaque(nn.Module):
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
         self.module = module
-        self.takes_one_hot = _cost.takes_one_hot(module)
+        self.takes_one_hot = Adapter(module).takes_one_hot
         self.rows: list[int] = []
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
@@ -78,13 +80,13 @@ def test_class_cost_equals_the_module_on_every_pair(name: str, one_hot: bool) ->
         problem.target["labels"] = nn.functional.one_hot(labels, 5)
     batch = parse_scene(problem.input, problem.target, None)
     module = CLASS_LOSSES[name]
-    cost = _cost.class_cost(module, batch.predictions.logits, batch.targets)
+    cost = class_cost(module, batch.logits, batch.targets)
     for b in range(3):
         for t in range(4):
             target = labels[b, t].expand(7)
             if isinstance(module, nn.BCEWithLogitsLoss):
                 target = nn.functional.one_hot(target, 5).double()
-            expected = module(batch.predictions.logits[b], target)
+            expected = module(batch.logits[b], target)
             expected = expected.sum(-1) if expected.dim() > 1 else expected
             torch.testing.assert_close(cost[b, t], expected, rtol=1e-9, atol=1e-12)
 
@@ -93,26 +95,26 @@ def test_class_cost_equals_the_module_on_every_pair(name: str, one_hot: bool) ->
 def test_box_cost_equals_the_module_on_every_pair(name: str) -> None:
     batch = parsed()
     module = BOX_LOSSES[name]
-    cost = _cost.box_cost(module, batch.predictions.boxes, batch.targets.boxes)
+    cost = box_cost(module, batch.pred_boxes, batch.target_boxes)
     for b in range(3):
         for t in range(4):
-            expected = module(batch.predictions.boxes[b], batch.targets.boxes[b, t].expand(7, 4))
+            expected = module(batch.pred_boxes[b], batch.target_boxes[b, t].expand(7, 4))
             expected = expected.sum(-1) if expected.dim() > 1 else expected
             torch.testing.assert_close(cost[b, t], expected, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("limit", [1, 50, 1 << 20])
 def test_an_unknown_module_costs_the_same_and_sees_bounded_rows(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_cost_rows, "MAX_MODULE_ELEMENTS", limit)
+    monkeypatch.setattr(blocks, "MAX_COST_ROW_ELEMENTS", limit)
     batch = parsed()
     for name in ("ce-smooth", "bce-weight", "focal"):
         opaque = Opaque(CLASS_LOSSES[name])
-        cost = _cost.class_cost(opaque, batch.predictions.logits, batch.targets)
-        torch.testing.assert_close(cost, _cost.class_cost(CLASS_LOSSES[name], batch.predictions.logits, batch.targets))
+        cost = class_cost(opaque, batch.logits, batch.targets)
+        torch.testing.assert_close(cost, class_cost(CLASS_LOSSES[name], batch.logits, batch.targets))
         assert max(opaque.rows) <= max(limit // 5, 1)
     opaque = Opaque(BOX_LOSSES["giou"])
-    cost = _cost.box_cost(opaque, batch.predictions.boxes, batch.targets.boxes)
-    torch.testing.assert_close(cost, _cost.box_cost(BOX_LOSSES["giou"], batch.predictions.boxes, batch.targets.boxes))
+    cost = box_cost(opaque, batch.pred_boxes, batch.target_boxes)
+    torch.testing.assert_close(cost, box_cost(BOX_LOSSES["giou"], batch.pred_boxes, batch.target_boxes))
     assert max(opaque.rows) <= max(limit // 4, 1)
 
 
@@ -126,12 +128,12 @@ def test_a_subclass_with_its_own_forward_is_not_taken_for_its_parent() -> None:
             return super().forward(input, target) ** 2
 
     batch = parsed()
-    boxes, target = batch.predictions.boxes, batch.targets.boxes
+    boxes, target = batch.pred_boxes, batch.target_boxes
     torch.testing.assert_close(
-        _cost.box_cost(Doubled(reduction=N), boxes, target), 2 * _cost.box_cost(GIoULoss(reduction=N), boxes, target)
+        box_cost(Doubled(reduction=N), boxes, target), 2 * box_cost(GIoULoss(reduction=N), boxes, target)
     )
     torch.testing.assert_close(
-        _cost.box_cost(Squared(reduction=N), boxes, target), _cost.box_cost(nn.MSELoss(reduction=N), boxes, target)
+        box_cost(Squared(reduction=N), boxes, target), box_cost(nn.MSELoss(reduction=N), boxes, target)
     )
 
 
@@ -144,4 +146,4 @@ def test_a_module_that_reduces_its_rows_raises() -> None:
     with pytest.raises(
         ValueError, match=r"loc_match_module must return one loss a row, \(84,\) or \(84, K\), got \(\)"
     ):
-        _cost.box_cost(Mean(), batch.predictions.boxes, batch.targets.boxes)
+        box_cost(Mean(), batch.pred_boxes, batch.target_boxes)

@@ -10,9 +10,9 @@ from torch.nn import functional as F
 
 from tests.geometry.test_boxes import EDGE_CASES
 from tests.oracles import box_loss as oracle
+from tests.support.costs import box_cost
 from tests.support.mmdet_losses import mmdet_losses
 from tests.support.problems import random_boxes
-from uotod.cost import adapters as _cost
 from uotod.geometry.boxes import aligned_overlap
 from uotod.geometry.overlap import OVERLAP_KINDS
 from uotod.loss import (
@@ -243,7 +243,7 @@ def test_all_pairs_equal_the_rows(name: str, sizes: tuple[int, int, int]) -> Non
         target[:, :, None].expand(-1, -1, preds, -1).reshape(-1, 4),
     )
     rows = rows.sum(-1) if name == "balanced-l1" else rows
-    cost = _cost.box_cost(module, boxes, target)
+    cost = box_cost(module, boxes, target)
     assert cost.shape == (images, targets, preds)
     torch.testing.assert_close(cost, rows.view(cost.shape))
 

@@ -8,9 +8,10 @@ from torch import Tensor, nn
 
 from tests.geometry.test_boxes import EDGE_CASES
 from tests.oracles import box_loss as oracle
+from tests.support.costs import box_cost
+from tests.support.guards import take_gpu_path
 from tests.support.problems import random_boxes, random_problem
-from uotod.cost import adapters as _cost
-from uotod.criterion import locate as _locate
+from uotod.cost import kinds
 from uotod.loss import (
     BalancedL1Loss,
     BoxSpace,
@@ -125,13 +126,13 @@ def test_all_pairs_equal_the_rows(space, size, inner, sizes) -> None:
     module = SPACES[space](loss=inner(reduction=N), image_size=size)
     boxes, target = random_boxes(images, preds), random_boxes(images, targets)
     left, right = boxes[:, None].expand(-1, targets, -1, -1), target[:, :, None].expand(-1, -1, preds, -1)
-    cost = _cost.box_cost(module, boxes, target)
+    cost = box_cost(module, boxes, target)
     assert cost.shape == (images, targets, preds)
     torch.testing.assert_close(cost, module(left, right).sum(-1))
 
 
 def test_the_cost_of_detr_never_makes_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_cost, "cost_by_rows", None)
+    monkeypatch.setattr(kinds, "cost_by_rows", None)
     problem = random_problem()
     module = BoxSpace(nn.L1Loss(reduction=N), "cxcywh")
     cost = Hungarian(loc_match_module=module).compute_cost_matrix(problem.input, problem.target)[..., :-1]
@@ -226,7 +227,8 @@ class TestFields:
         loss = criterion(MultipleObjectiveLoss(parts), kind(loc_match_module=nn.L1Loss(reduction=N)))
         results = []
         for static in (False, True):
-            monkeypatch.setattr(_locate, "_has_static_shapes", lambda boxes, static=static: static)
+            if static:
+                take_gpu_path(monkeypatch)
             value = loss(problem.input, problem.target, problem.anchors)
             results.append([value, *torch.autograd.grad(value, list(problem.input.values()), allow_unused=False)])
         for dynamic, static in zip(*results, strict=True):
@@ -270,7 +272,11 @@ class TestFields:
                 "anchors must have strides (Anchors or Points) for Seen",
             ),
             (("stride",), Anchors(torch.tensor([0.0, 0, 1, 1]).expand(4, 4)), "anchors must have strides (Anchors or"),
-            (("color",), None, "Seen.needs must hold names among ['anchors', 'centers', 'stride', 'pred_dist']"),
+            (
+                ("color",),
+                None,
+                "Seen.needs must hold names of the kinds 'pred_…', 'target_…' and 'image_…', or 'anchors', 'centers' or 'stride'",
+            ),
         ],
     )
     @pytest.mark.parametrize("targets", [0, 2])
@@ -279,12 +285,25 @@ class TestFields:
         with pytest.raises(ValueError, match=re.escape(message)):
             criterion(Seen(needs))(problem.input, problem.target, anchors)
 
-    def test_a_module_that_needs_fields_is_no_matching_cost(self) -> None:
+    def test_a_cost_of_rows_gets_the_fields_that_it_needs(self) -> None:
+        class FromAnchors(nn.Module):
+            reduction, needs = N, ("anchors",)
+
+            def forward(self, boxes: Tensor, target: Tensor, anchors: Tensor) -> Tensor:
+                return (boxes - target).abs().sum(-1) + (anchors - target).square().sum(-1)
+
+        problem = random_problem(2, 5, 3)
+        cost = Hungarian(loc_match_module=FromAnchors()).compute_cost_matrix(
+            problem.input, problem.target, problem.anchors
+        )
+        boxes, target = problem.input["pred_boxes"][:, :, None], problem.target["boxes"][:, None]
+        anchors = problem.anchors.boxes.expand(2, -1, -1)[:, :, None]
+        expected = (boxes - target).abs().sum(-1) + (anchors - target).square().sum(-1)
+        mask = problem.target["mask"][:, None].expand_as(expected)
+        torch.testing.assert_close(cost[..., :-1][mask], expected[mask].detach())
+
+    def test_a_coder_is_no_matching_cost(self) -> None:
         problem = random_problem()
-        with pytest.raises(
-            ValueError, match=re.escape("Seen cannot be a matching cost: each row of it needs ('anchors',)")
-        ):
-            Hungarian(loc_match_module=Seen(("anchors",)))(problem.input, problem.target, problem.anchors)
         module = BoxSpace(nn.L1Loss(reduction=N), DeltaCoder())
         with pytest.raises(ValueError, match="a BoxSpace with DeltaCoder cannot be a matching cost: it needs anchors"):
             Hungarian(loc_match_module=module)(problem.input, problem.target, problem.anchors)

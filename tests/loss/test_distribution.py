@@ -37,7 +37,7 @@ def loop(target: Tensor, anchor: Tensor, stride: float, logits: Tensor, bins: li
 @pytest.mark.parametrize(("count", "bins"), [(2, None), (5, None), (17, None), (6, BINS)])
 def test_the_loss_equals_a_loop_over_plain_floats(count: int, bins: list[float] | None) -> None:
     target, fields = rows(150, count)
-    loss = DistributionFocalLoss(bins=bins, reduction=N)(target, target, **fields)
+    loss = DistributionFocalLoss(bins=bins, reduction=N)(target_boxes=target, **fields)
     positions = list(map(float, range(count))) if bins is None else bins
     expected = [
         loop(target[i], fields["anchors"][i], float(fields["stride"][i]), fields["pred_dist"][i], positions)
@@ -53,19 +53,19 @@ def test_it_equals_the_loss_of_mmdet(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = reference(fields["pred_dist"].flatten(0, 1), distance.flatten(), reduction=N).view(300, 4).mean(1)
     point = (fields["anchors"][:, :2] + fields["anchors"][:, 2:]) / 2
     target = DistanceCoder(by_stride=True).decode(distance, point, fields["stride"])
-    actual = DistributionFocalLoss(reduction=N)(target, target, **fields)
+    actual = DistributionFocalLoss(reduction=N)(target_boxes=target, **fields)
     torch.testing.assert_close(actual, expected)
 
 
 def test_reductions_and_the_mean_of_nothing() -> None:
     target, fields = rows(6, 5)
-    none = DistributionFocalLoss(reduction=N)(target, target, **fields)
+    none = DistributionFocalLoss(reduction=N)(target_boxes=target, **fields)
     assert none.shape == (6,)
-    torch.testing.assert_close(DistributionFocalLoss()(target, target, **fields), none.mean())
-    torch.testing.assert_close(DistributionFocalLoss(reduction="sum")(target, target, **fields), none.sum())
+    torch.testing.assert_close(DistributionFocalLoss()(target_boxes=target, **fields), none.mean())
+    torch.testing.assert_close(DistributionFocalLoss(reduction="sum")(target_boxes=target, **fields), none.sum())
     target, fields = rows(0, 5)
     fields["pred_dist"].requires_grad_()
-    loss = DistributionFocalLoss()(target, target, **fields)
+    loss = DistributionFocalLoss()(target_boxes=target, **fields)
     loss.backward()
     assert loss.detach() == 0
 
@@ -74,7 +74,7 @@ def test_the_loss_passes_gradcheck() -> None:
     target, fields = rows(5, 6)
     logits = fields.pop("pred_dist").requires_grad_()
     loss = DistributionFocalLoss(bins=BINS, reduction=N)
-    assert torch.autograd.gradcheck(lambda x: loss(target, target, pred_dist=x, **fields), (logits,))
+    assert torch.autograd.gradcheck(lambda x: loss(target_boxes=target, pred_dist=x, **fields), (logits,))
     to_box = lambda x: distribution_to_box(x, fields["anchors"], fields["stride"])  # noqa: E731
     assert torch.autograd.gradcheck(to_box, (logits,))
 
@@ -92,7 +92,7 @@ def test_the_loss_is_least_where_the_expected_box_is_the_target(bins) -> None:
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        value = loss(target, target, pred_dist=logits, **fields)
+        value = loss(target_boxes=target, pred_dist=logits, **fields)
         value.backward()
         return value
 
@@ -116,7 +116,7 @@ def test_a_sharp_distribution_is_one_distance() -> None:
 def test_degenerate_targets_and_extreme_logits_are_finite(case: str, scale: float) -> None:
     target, anchor = (torch.tensor([x]) for x in EDGE_CASES[case])
     logits = (scale * torch.randn(1, 4, 5)).requires_grad_()
-    loss = DistributionFocalLoss()(target, target, pred_dist=logits, anchors=anchor, stride=torch.ones(1))
+    loss = DistributionFocalLoss()(target_boxes=target, pred_dist=logits, anchors=anchor, stride=torch.ones(1))
     loss.backward()
     assert loss.isfinite()
     assert logits.grad.isfinite().all()
@@ -128,9 +128,9 @@ def test_half_precision_is_computed_in_float32(dtype: torch.dtype) -> None:
     half = fields["pred_dist"].to(dtype)
     single = fields | {"pred_dist": half.float()}
     loss = DistributionFocalLoss(bins=BINS[:5], reduction=N)
-    value = loss(target, target, **(fields | {"pred_dist": half}))
+    value = loss(target_boxes=target, **(fields | {"pred_dist": half}))
     assert value.dtype == torch.float32
-    torch.testing.assert_close(value, loss(target, target, **single))
+    torch.testing.assert_close(value, loss(target_boxes=target, **single))
     assert distribution_to_box(half, fields["anchors"], fields["stride"]).dtype == torch.float32
 
 
@@ -195,10 +195,10 @@ class TestDetectionLoss:
         ("dist", "message", "error"),
         [
             (None, "input must have the key 'pred_dist' for DistributionFocalLoss", ValueError),
-            (torch.zeros(2, 5, 4), "input['pred_dist'] must have shape (2, 5, 4) + (K + 1,) with K >= 1", ValueError),
+            (torch.zeros(2, 5, 4), "input['pred_dist'] must have shape (2, 5, 4, K + 1) with K >= 1", ValueError),
             (
                 torch.zeros(2, 5, 4, 1),
-                "input['pred_dist'] must have shape (2, 5, 4) + (K + 1,) with K >= 1",
+                "input['pred_dist'] must have shape (2, 5, 4, K + 1) with K >= 1",
                 ValueError,
             ),
             (torch.zeros(2, 4, 4, 6), "to fit its logits, got (2, 4, 4, 6)", ValueError),
@@ -255,11 +255,11 @@ class TestDetectionLoss:
         ),
         (lambda: DistributionFocalLoss(reduction="avg"), "reduction must be one of ['none', 'mean', 'sum'], got 'avg'"),
         (
-            lambda: DistributionFocalLoss(bins=BINS)(torch.zeros(2, 4), *rows(2, 6)[:1], **rows(2, 5)[1]),
+            lambda: DistributionFocalLoss(bins=BINS)(target_boxes=rows(2, 6)[0], **rows(2, 5)[1]),
             "pred_dist must have 6 bins like the argument bins, got 5",
         ),
         (
-            lambda: DistributionFocalLoss()(torch.zeros(3, 4), torch.zeros(3, 4), **rows(2, 5)[1]),
+            lambda: DistributionFocalLoss()(target_boxes=torch.zeros(3, 4), **rows(2, 5)[1]),
             "the shapes (..., 4) and (..., 4, K + 1), got (3, 4) and (2, 4, 5)",
         ),
         (

@@ -152,10 +152,10 @@ def test_a_criterion_distils_the_final_layer_into_earlier_ones_with_distribution
 def test_distillation_needs_distributions() -> None:
     l1, problem = nn.L1Loss(reduction=N), random_problem(2, 5, 3, low=0)
     parts = (nn.BCEWithLogitsLoss(reduction=N), l1, Hungarian(loc_match_module=l1), "none")
-    with pytest.raises(ValueError, match="must have the key 'pred_dist' with a distillation_module"):
+    with pytest.raises(ValueError, match="must have the key 'pred_dist' for Distillation"):
         DetectionLoss(*parts, extra_terms=[Distillation(DistillationLoss())])(problem.input, problem.target)
-    with pytest.raises(TypeError, match="distillation_module must be a DistillationLoss"):
-        DetectionLoss(*parts, extra_terms=[Distillation(l1)])
+    with pytest.raises(TypeError, match=r"module must be a torch.nn.Module, got 'l1'"):
+        Distillation("l1")
 
 
 @pytest.mark.parametrize(

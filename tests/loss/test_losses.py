@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from tests.support.problems import random_boxes
 from uotod import loss as losses
-from uotod.cost.adapters import class_terms
+from uotod.cost.adapters import adapt
 from uotod.loss import (
     CIoULoss,
     DIoULoss,
@@ -166,8 +166,8 @@ def test_extreme_logits_with_a_quality_are_finite(name: str, scale: float) -> No
 def test_class_terms_are_the_loss_of_a_one_hot_target(name: str) -> None:
     logits, labels = rows(name)
     module = CLASS_LOSSES[name](reduction="none")
-    terms = class_terms(module, logits)
-    assert terms is not None
+    ((_, _, adapter),) = adapt(module)
+    terms = adapter.terms(logits)
     value = terms.gain.gather(1, labels[:, None])[:, 0] + (0 if terms.base is None else terms.base)
     loss = module(logits, labels)
     torch.testing.assert_close(value, loss.sum(-1) if loss.dim() > 1 else loss)
