@@ -137,6 +137,6 @@ def check_unit(name: str, tensor: Tensor, validate: bool) -> None:
 
 def known_positive(tensor: Tensor) -> bool:
     """Tell whether all of a tensor is above 0, where that can be asked without waiting for a GPU or a compiler."""
-    if tensor.device.type != "cpu" or torch.compiler.is_compiling() or not tensor.numel():
+    if torch.compiler.is_compiling() or not reads_values(tensor, validate=False) or not tensor.numel():
         return False
     return bool(tensor.detach().amin() > 0)

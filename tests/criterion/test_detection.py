@@ -22,6 +22,7 @@ from uotod.loss import (
     TargetNormalizer,
 )
 from uotod.match import ClosestTarget, Hungarian, IoUThreshold, SoftMin, UnbalancedSinkhorn
+from uotod.plan import Plan
 from uotod.solvers.mining import mine_hard_negatives
 
 N = "none"
@@ -122,9 +123,7 @@ class TestEdges:
 
         class Fixed(type(criterion.matching_method)):
             def match(self, cost, mask):
-                from uotod.plan import DensePlan
-
-                return DensePlan.from_columns(plan.transpose(1, 2), mask.shape[1])
+                return Plan.from_columns(plan.transpose(1, 2), mask.shape[1])
 
         fixed = simple(Fixed(loc_match_module=nn.L1Loss(reduction=N)))
         expected = gradients(fixed(problem.input, problem.target, problem.anchors), problem)
@@ -166,17 +165,13 @@ class TestEdges:
         assert boxes.grad.abs().sum() > 0
 
     def test_the_static_path_of_a_gpu_gives_the_same(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        from uotod import plan as _plan
-
         problem = random_problem(3, 9, 4)
         for name in ("Hungarian", "SoftMin", "IoUThreshold-band"):
             criterion = simple(CASES[name].build())
             expected = criterion(problem.input, problem.target, problem.anchors)
             expected_gradients = gradients(expected, problem)
             with monkeypatch.context() as patch:
-                for plan in (_plan.DensePlan, _plan.AssignedPlan):
-                    pairs = plan.pairs
-                    patch.setattr(plan, "pairs", lambda self, static, *block, pairs=pairs: pairs(self, True, *block))
+                take_gpu_path(patch)
                 loss = criterion(problem.input, problem.target, problem.anchors)
                 torch.testing.assert_close(loss, expected)
                 for a, e in zip(gradients(loss, problem), expected_gradients, strict=True):

@@ -11,8 +11,8 @@ from torch import nn
 from tests.support.matcher_cases import CASES
 from tests.support.problems import random_problem
 from uotod.loss import (
+    Classification,
     DetectionLoss,
-    Divisors,
     MassNormalizer,
     MovingAverageNormalizer,
     Normalizer,
@@ -40,16 +40,15 @@ NORMALIZERS = {
 TERMS = ("loss_cls", "loss_loc", "loss_obj", "loss_cls_0", "loss_loc_0", "loss_obj_0")
 
 
-def build(normalizer: Normalizer | None, matcher: str = "Hungarian", **options) -> DetectionLoss:
+def build(normalizer: Normalizer | None, matcher: str = "Hungarian", quality=None, obj_quality=None) -> DetectionLoss:
     return DetectionLoss(
-        SigmoidFocalLoss(alpha=0.25, reduction=N),
+        Classification(SigmoidFocalLoss(alpha=0.25, reduction=N), quality=quality),
         nn.L1Loss(reduction=N),
         CASES[matcher].build(),
         "none",
         normalizer=normalizer,
         reduction="sum" if normalizer is None else "mean",
-        **options,
-        extra_terms=[Objectness(ObjectnessLoss(reduction=N))],
+        extra_terms=[Objectness(ObjectnessLoss(reduction=N), quality=obj_quality)],
     )
 
 
@@ -128,9 +127,8 @@ def test_scores_are_the_mass_times_the_quality() -> None:
     problem.target["mask"][:] = True
     problem.target["boxes"] = problem.target["boxes"].nan_to_num(0.1)
     problem.target["labels"] = problem.target["labels"].clamp(min=0)
-    options = {"quality": half}
-    mean = build(ScoreNormalizer(), **options).terms(problem.input, problem.target)
-    total = build(None, **options).terms(problem.input, problem.target)
+    mean = build(ScoreNormalizer(), quality=half).terms(problem.input, problem.target)
+    total = build(None, quality=half).terms(problem.input, problem.target)
     for term in TERMS:
         torch.testing.assert_close(mean[term], total[term] / 6)  # 12 pairs of a half
 
@@ -142,7 +140,7 @@ def test_empty_and_crowded_input_is_ordinary(name, images, preds, targets) -> No
         for matcher in ("Hungarian", "UnbalancedSinkhorn"):
             problem = problem_of(images, preds, targets)
             criterion = build(NORMALIZERS[name](), matcher, quality="iou", obj_quality="iou")
-            criterion.cls_loss_module = cls
+            criterion.cls_loss_module = Classification(cls, quality="iou")
             loss = criterion(problem.input, problem.target, problem.anchors)
             assert loss.isfinite()
             loss.backward()
@@ -201,8 +199,8 @@ class TestMovingAverage:
 
 def test_a_policy_of_the_user_is_a_subclass() -> None:
     class Constant(Normalizer):
-        def divisors(self, masses) -> Divisors:
-            return Divisors(masses.class_positive.new_full((1, 1, 1), 5.0), masses.positive.new_full((1, 1), 0.5))
+        def divisor(self, term, local, total) -> torch.Tensor:
+            return torch.full_like(total.of("positive"), 5.0 if term == "cls" else 0.5)
 
     problem = problem_of()
     mean = build(Constant()).terms(problem.input, problem.target)

@@ -29,7 +29,7 @@ from uotod.loss import (
     VarifocalLoss,
 )
 from uotod.match import Hungarian, SoftMin
-from uotod.plan import AssignedPlan, DensePlan, Plan
+from uotod.plan import Plan
 from uotod.scene.scene import parse_scene
 from uotod.solvers.mining import mine_hard_negatives
 
@@ -201,8 +201,8 @@ def test_the_two_representations_of_a_plan_give_the_same() -> None:
     problem = problem_for("none", 3, 8, 4)
     batch = parse_scene(problem.input, problem.target, problem.anchors)
     assigned = CASES["IoUThreshold-band"].build().scene_plan(batch)
-    assert isinstance(assigned, AssignedPlan)
-    dense = DensePlan.from_columns(assigned.to_dense().transpose(1, 2), 4)
+    assert assigned.mass.shape[1] == 1
+    dense = Plan.from_columns(assigned.to_dense().transpose(1, 2), 4)
     for module, _ in LOSSES.values():
         for quality in (None, "iou", horizontal):
             losses = [
@@ -220,7 +220,8 @@ def test_an_ignored_prediction_contributes_nothing() -> None:
     plan = Hungarian(loc_match_module=L1).scene_plan(batch)
     ignored = torch.zeros(2, 6, dtype=torch.bool)
     ignored[0, 2] = ignored[1, 4] = True
-    plan = replace(plan, index=plan.index.masked_fill(ignored, -1))
+    background = plan.background.masked_fill(ignored, 0)
+    plan = replace(plan, mass=plan.mass.masked_fill(ignored.unsqueeze(1), 0), background=background)
     for module, _ in [*LOSSES.values(), (GHMCLoss(reduction=N), None)]:
         criterion = DetectionLoss(
             Classification(module, quality="iou"), L1, Fixed(plan), "none", extra_terms=[Objectness(module)]

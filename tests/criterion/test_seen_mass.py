@@ -10,6 +10,7 @@ from torch import nn
 
 from tests.oracles import criterion as oracle
 from tests.oracles.loss import binary_cross_entropy, l1
+from tests.support.guards import take_gpu_path
 from tests.support.matcher_cases import CASES
 from tests.support.problems import Problem, random_problem
 from uotod.criterion.quality import centerness
@@ -206,8 +207,6 @@ def test_no_gradient_flows_through_the_quality_of_localisation() -> None:
 
 
 def test_the_static_path_of_a_gpu_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    from uotod import plan as _plan
-
     for name in ("Hungarian", "SoftMin", "IoUThreshold-band"):
         problem = problem_of(3, 9, 4)
         criterion = build(
@@ -220,9 +219,7 @@ def test_the_static_path_of_a_gpu_gives_the_same(monkeypatch: pytest.MonkeyPatch
         )
         expected = criterion(problem.input, problem.target, problem.anchors)
         with monkeypatch.context() as patch:
-            for plan in (_plan.DensePlan, _plan.AssignedPlan):
-                pairs = plan.pairs
-                patch.setattr(plan, "pairs", lambda self, static, *block, pairs=pairs: pairs(self, True, *block))
+            take_gpu_path(patch)
             loss = criterion(problem.input, problem.target, problem.anchors)
         torch.testing.assert_close(loss, expected)
 

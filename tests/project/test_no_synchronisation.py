@@ -6,7 +6,6 @@ from torch import Tensor, nn
 
 from tests.support.guards import NoSynchronisation, take_gpu_path
 from tests.support.problems import random_boxes, random_problem
-from uotod import plan as _plan
 from uotod.loss import (
     Branch,
     Branches,
@@ -32,9 +31,6 @@ L1 = nn.L1Loss(reduction=N)
 def on_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the library take the path of a GPU."""
     take_gpu_path(monkeypatch)
-    for plan in (_plan.DensePlan, _plan.AssignedPlan):
-        pairs = plan.pairs
-        monkeypatch.setattr(plan, "pairs", lambda self, static, *block, pairs=pairs: pairs(self, True, *block))
 
 
 def output(preds: int) -> dict[str, Tensor]:
