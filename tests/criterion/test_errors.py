@@ -9,7 +9,7 @@ from torch import nn
 from tests.oracles import criterion as oracle
 from tests.support.matcher_cases import CASES
 from tests.support.problems import random_problem
-from uotod.loss import DetectionLoss, ObjectnessLoss, SigmoidFocalLoss, detection_errors
+from uotod.loss import DetectionLoss, Objectness, ObjectnessLoss, SigmoidFocalLoss, detection_errors
 from uotod.match import Hungarian, SharedLayers
 
 N = "none"
@@ -29,7 +29,7 @@ def test_the_errors_equal_loops(matcher, position, objectness, shape) -> None:
     background = {"first": 0, "last": 3, "none": None}[position]
     for threshold in (0.5, 0.0, 0.8):
         problem = random_problem(*shape, 4, low=int(position == "first"), high=4 - (position == "last"))
-        extra = {"obj_loss_module": ObjectnessLoss(reduction=N)} if objectness else {}
+        extra = {"extra_terms": [Objectness(ObjectnessLoss(reduction=N))]} if objectness else {}
         criterion = build(position, CASES[matcher].build(), **extra)
         problem.input["pred_objectness"] = torch.randn(shape[:2], dtype=torch.float64)
         logits, labels = problem.input["pred_logits"].detach(), problem.target["labels"]
@@ -109,6 +109,6 @@ def test_bad_arguments_raise() -> None:
         detection_errors(problem.input, problem.target, Hungarian())
     with pytest.raises(ValueError, match=re.escape("threshold must lie in [0.0, 1.0], got 2.0")):
         detection_errors(problem.input, problem.target, build(), threshold=2.0)
-    criterion = build(obj_loss_module=ObjectnessLoss(reduction=N))
-    with pytest.raises(ValueError, match="input must have the key 'pred_objectness' with an obj_loss_module"):
+    criterion = build(extra_terms=[Objectness(ObjectnessLoss(reduction=N))])
+    with pytest.raises(ValueError, match="input must have the key 'pred_objectness' for Objectness"):
         detection_errors(problem.input, problem.target, criterion)

@@ -10,6 +10,7 @@ from torch import nn
 
 from tests.oracles import criterion as oracle
 from tests.oracles.loss import binary_cross_entropy, l1
+from tests.support.criteria import detection_loss
 from tests.support.guards import take_gpu_path
 from tests.support.matcher_cases import CASES
 from tests.support.problems import Problem, random_problem
@@ -18,7 +19,6 @@ from uotod.loss import (
     Classification,
     DetectionLoss,
     MassNormalizer,
-    Objectness,
     ObjectnessLoss,
     PerImageNormalizer,
     PositiveNormalizer,
@@ -45,7 +45,7 @@ def problem_of(images: int = 2, preds: int = 7, targets: int = 3) -> Problem:
 
 def build(matcher=None, **options) -> DetectionLoss:
     matcher = Hungarian(loc_match_module=L1) if matcher is None else matcher
-    return DetectionLoss(BCE, L1, matcher, "none", **options, extra_terms=[Objectness(ObjectnessLoss(reduction=N))])
+    return detection_loss(BCE, L1, matcher, obj_loss=ObjectnessLoss(reduction=N), **options)
 
 
 def check(matcher: str, problem: Problem, **options) -> None:
@@ -252,48 +252,42 @@ def test_a_quality_focal_loss_takes_the_mass_that_is_left() -> None:
 @pytest.mark.parametrize(
     ("options", "message", "error"),
     [
-        ({"loc_quality": "giou"}, "loc_quality must be None, 'iou', 'centerness', 'score' or a callable", ValueError),
-        ({"loc_quality": ["iou"]}, "loc_quality must be None, 'iou', 'centerness', 'score' or a callable", ValueError),
-        ({"cls_background": None}, "cls_background must be a bool, got None", TypeError),
-        ({"obj_background": 1}, "obj_background must be a bool, got 1", TypeError),
-        (
-            {"obj_background": False, "obj_loss_module": None},
-            "obj_background=False needs an obj_loss_module, got none",
-            ValueError,
-        ),
+        ({"loc_quality": "giou"}, "quality must be None, 'iou', 'centerness', 'score' or a callable", ValueError),
+        ({"loc_quality": ["iou"]}, "quality must be None, 'iou', 'centerness', 'score' or a callable", ValueError),
+        ({"cls_background": None}, "background must be a bool, got None", TypeError),
+        ({"obj_background": 1}, "background must be a bool, got 1", TypeError),
         (
             {"cls_background": False, "use_hard_negative_mining": True, "neg_to_pos_ratio": 3.0},
-            "use_hard_negative_mining=True needs cls_background=True, got False",
+            "use_hard_negative_mining=True needs a Classification with background=True",
             ValueError,
         ),
         (
-            {"matching_method": Hungarian(background=False)},
-            "obj_loss_module needs a matching_method with background=True, or obj_background=False",
+            {"matcher": Hungarian(background=False)},
+            "Objectness needs a matching_method with background=True, or background=False itself",
             ValueError,
         ),
     ],
 )
 def test_bad_arguments_raise(options, message, error) -> None:
-    valid = {"matching_method": Hungarian(), "obj_loss_module": ObjectnessLoss(reduction=N)}
     with pytest.raises(error, match=re.escape(message)):
-        DetectionLoss(BCE, L1, bg_class_position="none", **(valid | options))
+        build(**options)
 
 
 @pytest.mark.parametrize("name", ["quality", "obj_quality", "loc_quality"])
 def test_what_a_quality_needs_must_be_there(name) -> None:
     problem = problem_of()
-    with pytest.raises(ValueError, match=f'anchors must be given for {name}="centerness": .*, got None'):
+    with pytest.raises(ValueError, match='anchors must be given for quality="centerness": .*, got None'):
         build(**{name: "centerness"})(problem.input, problem.target)
-    with pytest.raises(ValueError, match=re.escape(f"{name} must return one value a pair")):
+    with pytest.raises(ValueError, match=re.escape("quality must return one value a pair")):
         build(**{name: lambda boxes, target_boxes: boxes})(problem.input, problem.target)
-    criterion = DetectionLoss(
+    criterion = detection_loss(
         nn.CrossEntropyLoss(reduction=N),
         L1,
         Hungarian(loc_match_module=L1),
         "last",
+        obj_loss=ObjectnessLoss(reduction=N),
         **{name: "score"},
-        extra_terms=[Objectness(ObjectnessLoss(reduction=N))],
     )
     problem.target["labels"] = problem.target["labels"].clamp(0, 2)
-    with pytest.raises(ValueError, match=f'{name}="score" is a sigmoid score and needs bg_class_position="none"'):
+    with pytest.raises(ValueError, match='quality="score" is a sigmoid score and needs bg_class_position="none"'):
         criterion(problem.input, problem.target)

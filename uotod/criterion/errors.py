@@ -67,7 +67,7 @@ def detection_errors(
     if not isinstance(criterion, DetectionLoss):
         raise TypeError(f"criterion must be a DetectionLoss, got {criterion!r} of type {type(criterion).__name__}")
     threshold = check_number("threshold", threshold, low=0.0, high=1.0)
-    scene, matched, *_ = criterion.match(input, target, anchors, plan)
+    scene, matched, *_ = criterion.match(input, target, anchors, plan, known=tuple(input))
     with torch.autocast(scene.logits.device.type, enabled=False):
         with_objectness = any(isinstance(term, Objectness) for term in criterion.all_terms)
         is_object = _is_object(scene, with_objectness, threshold)

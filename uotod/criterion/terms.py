@@ -95,7 +95,7 @@ class Classification(Term):
 
     def __init__(self, module: nn.Module, *, quality: Quality | None = None, background: bool = True) -> None:
         super().__init__()
-        check_sub_loss("cls_loss_module", module)
+        check_sub_loss(f"{self.name}_loss_module", module)
         self.module = module
         self.quality = check_quality("quality", quality)
         self.background = check_flag("background", background)
