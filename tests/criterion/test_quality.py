@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from tests.oracles import classify as oracle
 from tests.support.matcher_cases import CASES
 from tests.support.problems import Problem, random_problem
+from uotod.cost.kinds import Soft
 from uotod.loss import (
     Classification,
     DetectionLoss,
@@ -63,7 +64,10 @@ class SoftBCE(nn.Module):
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         raise AssertionError("a module with a soft loss is not called on rows")
 
-    def soft_loss(self, logits: Tensor, target) -> Tensor:
+    def adapter(self) -> Soft:
+        return Soft(self, self.of_target, by_row=False)
+
+    def of_target(self, logits: Tensor, target) -> Tensor:
         return F.binary_cross_entropy_with_logits(logits, target.quality, reduction=N).sum(-1)
 
 
