@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -25,18 +26,13 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
-class MatcherOptions(TypedDict, total=False):
-    """Types of the arguments that every matcher hands on to `Matcher`."""
+def shared(owner: type[nn.Module], arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those of a constructor's arguments that the constructor of the class `owner` takes, too.
 
-    cls_match_module: nn.Module | None
-    loc_match_module: nn.Module | None
-    background: bool
-    background_cost: float
-    is_anchor_based: bool
-    nonfinite: str
-    ignore_threshold: float
-    class_weight: Sequence[float] | Tensor | None
-    validate: bool
+    Every constructor writes its options out, so that its signature shows them and a misspelt one is an error of the
+    class that was called; `super().__init__(**shared(owner, locals()))` hands on what it does not read itself.
+    """
+    return {name: arguments[name] for name in inspect.signature(owner).parameters if name in arguments}
 
 
 class Matcher(nn.Module, ABC):

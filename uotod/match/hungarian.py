@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from uotod.check import check_integer, reads_values
 from uotod.cost.images import cost_blocks
 from uotod.match.assigned import assigned_plan
-from uotod.match.base import PlanMatcher
+from uotod.match.base import Matcher, PlanMatcher, shared
 from uotod.plan import Plan
 from uotod.scene.predictions import Scene
 from uotod.solvers.assignment import assign_predictions
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
-    from uotod.match.base import MatcherOptions
 
 
 class Hungarian(PlanMatcher):
@@ -73,8 +68,23 @@ class Hungarian(PlanMatcher):
         tensor([[1, 0, 1, 0]])
     """
 
-    def __init__(self, *, copies: int = 1, groups: int = 1, rounds: int = 1, **matcher: Unpack[MatcherOptions]) -> None:
-        super().__init__(**matcher)
+    def __init__(
+        self,
+        *,
+        copies: int = 1,
+        groups: int = 1,
+        rounds: int = 1,
+        cls_match_module: nn.Module | None = None,
+        loc_match_module: nn.Module | None = None,
+        background: bool = True,
+        background_cost: float = 10.0,
+        is_anchor_based: bool = False,
+        nonfinite: str = "error",
+        ignore_threshold: float = 0.5,
+        class_weight: Sequence[float] | Tensor | None = None,
+        validate: bool = False,
+    ) -> None:
+        super().__init__(**shared(Matcher, locals()))
         self.copies = check_integer("copies", copies, low=1)
         self.groups = check_integer("groups", groups, low=1)
         self.rounds = check_integer("rounds", rounds, low=1)

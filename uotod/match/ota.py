@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from uotod.check import check_integer, check_number
 from uotod.cost.adapters import gather_classes
@@ -13,18 +13,13 @@ from uotod.cost.checks import finite_predictions
 from uotod.cost.focal import focal_terms
 from uotod.geometry.region import contains, near_center
 from uotod.match.assigned import assigned_plan
-from uotod.match.base import PlanMatcher
+from uotod.match.base import Matcher, PlanMatcher, shared
 from uotod.match.dynamic import weighted_cost
 from uotod.match.similarity import pairwise_iou
 from uotod.plan import Plan
 from uotod.scene.predictions import Scene
 from uotod.solvers.dynamic_k import dynamic_count
 from uotod.solvers.ota import ota_match
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
-    from uotod.match.base import MatcherOptions
 
 
 class OTA(PlanMatcher):
@@ -96,9 +91,17 @@ class OTA(PlanMatcher):
         reg: float = 0.1,
         num_iter: int = 100,
         tol: float = 1e-6,
-        **matcher: Unpack[MatcherOptions],
+        cls_match_module: nn.Module | None = None,
+        loc_match_module: nn.Module | None = None,
+        background: bool = True,
+        background_cost: float = 10.0,
+        is_anchor_based: bool = False,
+        nonfinite: str = "error",
+        ignore_threshold: float = 0.5,
+        class_weight: Sequence[float] | Tensor | None = None,
+        validate: bool = False,
     ) -> None:
-        super().__init__(**matcher)
+        super().__init__(**shared(Matcher, locals()))
         self.radius = check_number("radius", radius, low=0.0, low_open=True)
         self.topk = check_integer("topk", topk, low=1)
         self.cls_weight = check_number("cls_weight", cls_weight, low=0.0)

@@ -5,25 +5,22 @@ from __future__ import annotations
 import math
 import warnings
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from uotod.check import check_choice, check_flag, check_integer, check_number, reads_values
 from uotod.cost.checks import check_cost, finite_predictions
-from uotod.match.base import MatcherOptions
+from uotod.match.base import Matcher, shared
 from uotod.match.schedule import Regularization, RegularizedMatcher
 from uotod.plan import DensePlan, Plan
 from uotod.scene.predictions import Scene
 from uotod.solvers.pot import pot_methods, solve_pot
-from uotod.solvers.sinkhorn import NUM_ITER, TOL, Transport, solve_sinkhorn
+from uotod.solvers.sinkhorn import Transport, solve_sinkhorn
 from uotod.solvers.triton.launch import solve_triton
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
 
 
 class SinkhornResult(NamedTuple):
@@ -45,44 +42,29 @@ class SinkhornResult(NamedTuple):
     residual: Tensor
 
 
-class EntropicOptions(MatcherOptions, total=False):
-    """Types of the arguments that every matcher with an entropy takes."""
-
-    reg_dimless: Regularization
-    reg: Regularization | None
-    normalize_cost_matrix: bool
-    num_iter: int
-    tol: float
-    on_unconverged: str
-
-
-class PotOptions(EntropicOptions, total=False):
-    """Types of the arguments of a balanced matcher that POT solves."""
-
-    pot_method: str | None
-
-
-class SinkhornOptions(PotOptions, total=False):
-    """Types of the arguments that every Sinkhorn matcher takes."""
-
-    solver: str
-
-
 class EntropicMatcher(RegularizedMatcher):
     """Match by a transport problem with entropy; the subclasses document the arguments and implement `_transport`."""
 
     def __init__(
         self,
         *,
-        reg_dimless: Regularization = 0.12,
-        reg: Regularization | None = None,
-        normalize_cost_matrix: bool = True,
-        num_iter: int = NUM_ITER,
-        tol: float = TOL,
-        on_unconverged: str = "warn",
-        **matcher: Unpack[MatcherOptions],
+        reg_dimless: Regularization,
+        reg: Regularization | None,
+        normalize_cost_matrix: bool,
+        num_iter: int,
+        tol: float,
+        on_unconverged: str,
+        cls_match_module: nn.Module | None,
+        loc_match_module: nn.Module | None,
+        background: bool,
+        background_cost: float,
+        is_anchor_based: bool,
+        nonfinite: str,
+        ignore_threshold: float,
+        class_weight: Sequence[float] | Tensor | None,
+        validate: bool,
     ) -> None:
-        super().__init__(**matcher)
+        super().__init__(**shared(Matcher, locals()))
         check_choice("on_unconverged", on_unconverged, ("warn", "raise", "ignore"))
         self._set_regularization(reg_dimless, reg)
         self.normalize_cost_matrix = check_flag("normalize_cost_matrix", normalize_cost_matrix)
@@ -146,11 +128,25 @@ class SinkhornMatcher(EntropicMatcher):
         *,
         reg_pred: float,
         reg_target: float,
-        solver: str = "torch",
-        pot_method: str | None = None,
-        **entropic: Unpack[EntropicOptions],
+        reg_dimless: Regularization,
+        reg: Regularization | None,
+        normalize_cost_matrix: bool,
+        num_iter: int,
+        tol: float,
+        solver: str,
+        pot_method: str | None,
+        on_unconverged: str,
+        cls_match_module: nn.Module | None,
+        loc_match_module: nn.Module | None,
+        background: bool,
+        background_cost: float,
+        is_anchor_based: bool,
+        nonfinite: str,
+        ignore_threshold: float,
+        class_weight: Sequence[float] | Tensor | None,
+        validate: bool,
     ) -> None:
-        super().__init__(**entropic)
+        super().__init__(**shared(EntropicMatcher, locals()))
         check_choice("solver", solver, ("torch", "pot", "triton"))
         self.reg_pred = check_number("reg_pred", reg_pred, low=0.0, finite=False)
         self.reg_target = check_number("reg_target", reg_target, low=0.0, finite=False)

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from uotod.check import check_choice, check_flag, check_number
-from uotod.match.base import PlanMatcher
+from uotod.match.base import Matcher, PlanMatcher, shared
 from uotod.plan import DensePlan, Plan
 from uotod.solvers.nearest import left_over, soft_minimum
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
-    from uotod.match.base import MatcherOptions
 
 
 class SoftMin(PlanMatcher):
@@ -58,9 +53,17 @@ class SoftMin(PlanMatcher):
         source: str = "target",
         reg: float = 1.0,
         uniform_background: bool = False,
-        **matcher: Unpack[MatcherOptions],
+        cls_match_module: nn.Module | None = None,
+        loc_match_module: nn.Module | None = None,
+        background: bool = True,
+        background_cost: float = 10.0,
+        is_anchor_based: bool = False,
+        nonfinite: str = "error",
+        ignore_threshold: float = 0.5,
+        class_weight: Sequence[float] | Tensor | None = None,
+        validate: bool = False,
     ) -> None:
-        super().__init__(**matcher)
+        super().__init__(**shared(Matcher, locals()))
         check_choice("source", source, ("target", "prediction"))
         self.source = source
         self.reg = check_number("reg", reg, low=0.0, low_open=True)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
+from torch import Tensor, nn
+
+from uotod.match.base import shared
+from uotod.match.schedule import Regularization
 from uotod.match.sinkhorn import SinkhornMatcher
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
-    from uotod.match.sinkhorn import SinkhornOptions
+from uotod.solvers.sinkhorn import NUM_ITER, TOL
 
 
 class UnbalancedSinkhorn(SinkhornMatcher):
@@ -76,5 +76,27 @@ class UnbalancedSinkhorn(SinkhornMatcher):
                  [0., 0., 1.]]])
     """
 
-    def __init__(self, *, reg_pred: float = 1.0, reg_target: float = 1.0, **sinkhorn: Unpack[SinkhornOptions]) -> None:
-        super().__init__(reg_pred=reg_pred, reg_target=reg_target, **sinkhorn)
+    def __init__(
+        self,
+        *,
+        reg_pred: float = 1.0,
+        reg_target: float = 1.0,
+        reg_dimless: Regularization = 0.12,
+        reg: Regularization | None = None,
+        normalize_cost_matrix: bool = True,
+        num_iter: int = NUM_ITER,
+        tol: float = TOL,
+        solver: str = "torch",
+        pot_method: str | None = None,
+        on_unconverged: str = "warn",
+        cls_match_module: nn.Module | None = None,
+        loc_match_module: nn.Module | None = None,
+        background: bool = True,
+        background_cost: float = 10.0,
+        is_anchor_based: bool = False,
+        nonfinite: str = "error",
+        ignore_threshold: float = 0.5,
+        class_weight: Sequence[float] | Tensor | None = None,
+        validate: bool = False,
+    ) -> None:
+        super().__init__(**shared(SinkhornMatcher, locals()))

@@ -44,6 +44,9 @@ class UnionVote(LayerMatcher):
         tensor(2.)
     """
 
+    def __init__(self, matcher: Matcher) -> None:
+        super().__init__(matcher)
+
     def scene_plan(self, scene: Scene) -> Plan:
         """Return the united plan of all layers."""
         return unite_layers(self.matcher.scene_plan(scene), scene.layers, "UnionVote", self.matcher)
