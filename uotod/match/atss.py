@@ -15,6 +15,7 @@ from uotod.cost.checks import finite_predictions
 from uotod.geometry.boxes import aligned_overlap, box_centers
 from uotod.match.assigned import assigned_plan
 from uotod.match.base import Matcher, shared
+from uotod.match.schedule import Schedule
 from uotod.match.similarity import OverlapMatcher
 from uotod.plan import Plan
 from uotod.scene.predictions import Scene
@@ -79,7 +80,7 @@ class ATSS(OverlapMatcher):
         cls_match_module: nn.Module | None = None,
         loc_match_module: nn.Module | None = None,
         background: bool = True,
-        background_cost: float = 10.0,
+        background_cost: float | Schedule = 10.0,
         is_anchor_based: bool = True,
         nonfinite: str = "error",
         ignore_threshold: float = 0.5,

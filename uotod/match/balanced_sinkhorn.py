@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from uotod.match.base import shared
-from uotod.match.schedule import Regularization
+from uotod.match.schedule import Schedule
 from uotod.match.sinkhorn import SinkhornMatcher
 from uotod.solvers.sinkhorn import NUM_ITER, TOL
 
@@ -70,8 +70,8 @@ class BalancedSinkhorn(SinkhornMatcher):
     def __init__(
         self,
         *,
-        reg_dimless: Regularization = 0.12,
-        reg: Regularization | None = None,
+        reg_dimless: float | Schedule = 0.12,
+        reg: float | Schedule | None = None,
         normalize_cost_matrix: bool = True,
         num_iter: int = NUM_ITER,
         tol: float = TOL,
@@ -81,7 +81,7 @@ class BalancedSinkhorn(SinkhornMatcher):
         cls_match_module: nn.Module | None = None,
         loc_match_module: nn.Module | None = None,
         background: bool = True,
-        background_cost: float = 10.0,
+        background_cost: float | Schedule = 10.0,
         is_anchor_based: bool = False,
         nonfinite: str = "error",
         ignore_threshold: float = 0.5,

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from uotod.check import check_choice, check_flag, check_integer, check_number, check_sub_loss
+from uotod.check import check_choice, check_flag, check_number, check_sub_loss
 from uotod.cost.adapters import box_cost, class_cost, class_cost_by_blocks
 from uotod.cost.checks import check_cost, check_cost_values, replace_nonfinite
 from uotod.cost.images import cost_by_images
 from uotod.cost.weights import parse_class_weight, target_weight
 from uotod.geometry.anchors import Locations
 from uotod.match.ignore import ignore_background
+from uotod.match.schedule import Schedule, Scheduled
 from uotod.plan import DensePlan, Plan
 from uotod.scene.predictions import AnchorInput, PredictionDict, Scene, parse_scene
 from uotod.scene.targets import TargetInput
@@ -35,7 +36,7 @@ def shared(owner: type[nn.Module], arguments: Mapping[str, Any]) -> dict[str, An
     return {name: arguments[name] for name in inspect.signature(owner).parameters if name in arguments}
 
 
-class Matcher(nn.Module, ABC):
+class Matcher(Scheduled, ABC):
     """Match predictions to targets: the base class of every matching rule.
 
     The cost of the pair of prediction `i` and target `j` is `L_cls(ĉ_i, c_j) + L_loc(b̂_i, b_j)`, and that of the
@@ -46,7 +47,8 @@ class Matcher(nn.Module, ABC):
             labels, or one-hot ones if the targets are or if it has the attribute `takes_one_hot = True`.
         loc_match_module: localisation cost, a loss module with `reduction="none"`; four values a box are summed.
         background: whether cost and plan have a background column.
-        background_cost: cost of matching a prediction to the background.
+        background_cost: cost of matching a prediction to the background; a number, or a schedule: a callable that
+            returns one for the step given to `set_step`.
         is_anchor_based: compute the localisation cost of the anchors instead of the predicted boxes. Otherwise
             only the rules of anchors and points read those that are given; the others check them.
         nonfinite: what to do with NaN or infinite predictions. "error" raises; "propagate" lets them through to the
@@ -78,7 +80,7 @@ class Matcher(nn.Module, ABC):
         cls_match_module: nn.Module | None = None,
         loc_match_module: nn.Module | None = None,
         background: bool = True,
-        background_cost: float = 10.0,
+        background_cost: float | Schedule = 10.0,
         is_anchor_based: bool = False,
         nonfinite: str = "error",
         ignore_threshold: float = 0.5,
@@ -92,7 +94,7 @@ class Matcher(nn.Module, ABC):
         self.cls_match_module = cls_match_module
         self.loc_match_module = loc_match_module
         self.background = check_flag("background", background)
-        self.background_cost = check_number("background_cost", background_cost)
+        self.background_cost = self.scheduled("background_cost", background_cost)
         self.is_anchor_based = check_flag("is_anchor_based", is_anchor_based)
         self.nonfinite = nonfinite
         self.ignore_threshold = check_number("ignore_threshold", ignore_threshold, low=0.0, high=1.0)
@@ -144,15 +146,6 @@ class Matcher(nn.Module, ABC):
             TypeError: an argument is not a tensor of the right dtype.
             ValueError: shapes do not fit, or the cost holds NaN or -inf.
         """
-
-    def set_step(self, step: int) -> None:
-        """Set the step of training, for the rules that have a schedule; the others only check it.
-
-        Raises:
-            TypeError: `step` is not an integer.
-            ValueError: `step` is negative.
-        """
-        check_integer("step", step, low=0)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Move the class weights with the module, and leave them their dtype: in half precision 1e6 is infinite."""

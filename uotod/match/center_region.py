@@ -14,6 +14,7 @@ from uotod.geometry.boxes import box_scaled
 from uotod.geometry.region import contains, overlaps
 from uotod.match.base import Matcher, shared
 from uotod.match.point_region import RegionMatcher
+from uotod.match.schedule import Schedule
 from uotod.plan import AssignedPlan, Plan
 from uotod.scene.predictions import Scene
 
@@ -76,7 +77,7 @@ class CenterRegion(RegionMatcher):
         cls_match_module: nn.Module | None = None,
         loc_match_module: nn.Module | None = None,
         background: bool = True,
-        background_cost: float = 10.0,
+        background_cost: float | Schedule = 10.0,
         is_anchor_based: bool = False,
         nonfinite: str = "error",
         ignore_threshold: float = 0.5,

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from uotod.check import check_choice, check_flag, check_number
 from uotod.match.assigned import assigned_plan
 from uotod.match.base import Matcher, PlanMatcher, shared
+from uotod.match.schedule import Schedule
 from uotod.plan import AssignedPlan, DensePlan, Plan
 from uotod.solvers.nearest import left_over, nearest_prediction, nearest_target
 
@@ -45,7 +46,7 @@ class ClosestTarget(PlanMatcher):
         cls_match_module: nn.Module | None = None,
         loc_match_module: nn.Module | None = None,
         background: bool = True,
-        background_cost: float = 10.0,
+        background_cost: float | Schedule = 10.0,
         is_anchor_based: bool = False,
         nonfinite: str = "error",
         ignore_threshold: float = 0.5,
@@ -100,7 +101,7 @@ class ClosestPrediction(PlanMatcher):
         cls_match_module: nn.Module | None = None,
         loc_match_module: nn.Module | None = None,
         background: bool = True,
-        background_cost: float = 10.0,
+        background_cost: float | Schedule = 10.0,
         is_anchor_based: bool = False,
         nonfinite: str = "error",
         ignore_threshold: float = 0.5,
@@ -144,7 +145,7 @@ class Min(PlanMatcher):
         cls_match_module: nn.Module | None = None,
         loc_match_module: nn.Module | None = None,
         background: bool = True,
-        background_cost: float = 10.0,
+        background_cost: float | Schedule = 10.0,
         is_anchor_based: bool = False,
         nonfinite: str = "error",
         ignore_threshold: float = 0.5,

@@ -16,6 +16,7 @@ from uotod.cost.blocks import MAX_BLOCK_ELEMENTS, MAX_GPU_BLOCK_ELEMENTS
 from uotod.cost.checks import finite_predictions
 from uotod.match.assigned import assigned_plan
 from uotod.match.base import Matcher, PlanMatcher, shared
+from uotod.match.schedule import Schedule
 from uotod.match.similarity import pairwise_iou
 from uotod.plan import Plan
 from uotod.scene.predictions import Scene
@@ -39,7 +40,7 @@ class DynamicMatcher(PlanMatcher):
         cls_match_module: nn.Module | None,
         loc_match_module: nn.Module | None,
         background: bool,
-        background_cost: float,
+        background_cost: float | Schedule,
         is_anchor_based: bool,
         nonfinite: str,
         ignore_threshold: float,

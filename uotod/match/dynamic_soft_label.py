@@ -13,6 +13,7 @@ from uotod.cost.adapters import gather_classes
 from uotod.geometry.region import center_distance, contains
 from uotod.match.base import shared
 from uotod.match.dynamic import DynamicMatcher, of_any_target
+from uotod.match.schedule import Schedule
 from uotod.scene.predictions import Scene
 from uotod.scene.targets import Targets
 
@@ -79,7 +80,7 @@ class DynamicSoftLabel(DynamicMatcher):
         cls_match_module: nn.Module | None = None,
         loc_match_module: nn.Module | None = None,
         background: bool = True,
-        background_cost: float = 10.0,
+        background_cost: float | Schedule = 10.0,
         is_anchor_based: bool = False,
         nonfinite: str = "error",
         ignore_threshold: float = 0.5,

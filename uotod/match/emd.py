@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from uotod.match.base import Matcher, PlanMatcher, shared
+from uotod.match.schedule import Schedule
 from uotod.match.sinkhorn import column_masses
 from uotod.plan import DensePlan, Plan
 from uotod.solvers.emd import solve_emd
@@ -51,7 +52,7 @@ class EMD(PlanMatcher):
         cls_match_module: nn.Module | None = None,
         loc_match_module: nn.Module | None = None,
         background: bool = True,
-        background_cost: float = 10.0,
+        background_cost: float | Schedule = 10.0,
         is_anchor_based: bool = False,
         nonfinite: str = "error",
         ignore_threshold: float = 0.5,

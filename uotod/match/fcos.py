@@ -14,6 +14,7 @@ from uotod.geometry.anchors import Locations
 from uotod.geometry.region import reaches
 from uotod.match.base import Matcher, shared
 from uotod.match.point_region import RegionMatcher
+from uotod.match.schedule import Schedule
 from uotod.scene.predictions import Scene
 
 
@@ -78,7 +79,7 @@ class FCOS(RegionMatcher):
         cls_match_module: nn.Module | None = None,
         loc_match_module: nn.Module | None = None,
         background: bool = True,
-        background_cost: float = 10.0,
+        background_cost: float | Schedule = 10.0,
         is_anchor_based: bool = False,
         nonfinite: str = "error",
         ignore_threshold: float = 0.5,

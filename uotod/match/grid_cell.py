@@ -16,6 +16,7 @@ from uotod.geometry.region import cells, in_cell
 from uotod.match.assigned import assigned_plan
 from uotod.match.base import Matcher, shared
 from uotod.match.point_region import RegionMatcher
+from uotod.match.schedule import Schedule
 from uotod.match.similarity import largest_iou, pairwise_iou
 from uotod.plan import AssignedPlan, Plan
 from uotod.scene.predictions import Scene
@@ -90,7 +91,7 @@ class GridCell(RegionMatcher):
         cls_match_module: nn.Module | None = None,
         loc_match_module: nn.Module | None = None,
         background: bool = True,
-        background_cost: float = 10.0,
+        background_cost: float | Schedule = 10.0,
         is_anchor_based: bool = False,
         nonfinite: str = "error",
         ignore_threshold: float = 0.5,

@@ -11,6 +11,7 @@ from uotod.check import check_integer, reads_values
 from uotod.cost.images import cost_blocks
 from uotod.match.assigned import assigned_plan
 from uotod.match.base import Matcher, PlanMatcher, shared
+from uotod.match.schedule import Schedule
 from uotod.plan import Plan
 from uotod.scene.predictions import Scene
 from uotod.solvers.assignment import assign_predictions
@@ -77,7 +78,7 @@ class Hungarian(PlanMatcher):
         cls_match_module: nn.Module | None = None,
         loc_match_module: nn.Module | None = None,
         background: bool = True,
-        background_cost: float = 10.0,
+        background_cost: float | Schedule = 10.0,
         is_anchor_based: bool = False,
         nonfinite: str = "error",
         ignore_threshold: float = 0.5,

@@ -13,6 +13,7 @@ from uotod.cost.checks import finite_predictions
 from uotod.geometry.boxes import pairwise_overlap
 from uotod.match.assigned import assigned_plan
 from uotod.match.base import Matcher, shared
+from uotod.match.schedule import Schedule
 from uotod.match.similarity import NOT_FINITE, ImageIoU, OverlapMatcher, rows_of_images
 from uotod.plan import Plan
 from uotod.scene.predictions import Scene
@@ -72,7 +73,7 @@ class IoUThreshold(OverlapMatcher):
         cls_match_module: nn.Module | None = None,
         loc_match_module: nn.Module | None = None,
         background: bool = True,
-        background_cost: float = 10.0,
+        background_cost: float | Schedule = 10.0,
         is_anchor_based: bool = False,
         nonfinite: str = "error",
         ignore_threshold: float = 0.5,

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from uotod.check import check_choice, check_number
 from uotod.match.base import shared
-from uotod.match.schedule import Regularization
+from uotod.match.schedule import Schedule
 from uotod.match.sinkhorn import EntropicMatcher, normalized
 from uotod.solvers.partial_ot import solve_partial, solve_partial_exact
 from uotod.solvers.sinkhorn import NUM_ITER, TOL, Transport, blank
@@ -68,8 +68,8 @@ class PartialOT(EntropicMatcher):
         *,
         mass: float = 1.0,
         solver: str = "torch",
-        reg_dimless: Regularization = 0.12,
-        reg: Regularization | None = None,
+        reg_dimless: float | Schedule = 0.12,
+        reg: float | Schedule | None = None,
         normalize_cost_matrix: bool = True,
         num_iter: int = NUM_ITER,
         tol: float = TOL,
@@ -77,7 +77,7 @@ class PartialOT(EntropicMatcher):
         cls_match_module: nn.Module | None = None,
         loc_match_module: nn.Module | None = None,
         background: bool = True,
-        background_cost: float = 10.0,
+        background_cost: float | Schedule = 10.0,
         is_anchor_based: bool = False,
         nonfinite: str = "error",
         ignore_threshold: float = 0.5,
@@ -93,7 +93,7 @@ class PartialOT(EntropicMatcher):
 
     def extra_repr(self) -> str:
         """Return the arguments for `repr`."""
-        return f"mass={self.mass}, {self._regularization_repr()}, solver={self.solver!r}"
+        return f"mass={self.mass}, {self.describe_numbers(self._entropy_name())}, solver={self.solver!r}"
 
     def _transport(self, cost: Tensor, mask: Tensor, seen: Tensor | None = None) -> Transport:
         targets, preds = mask.shape[1], cost.shape[2]

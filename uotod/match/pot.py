@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from uotod.match.balanced_sinkhorn import BalancedSinkhorn
 from uotod.match.base import shared
-from uotod.match.schedule import Regularization
+from uotod.match.schedule import Schedule
 from uotod.match.unbalanced_sinkhorn import UnbalancedSinkhorn
 from uotod.solvers.sinkhorn import NUM_ITER, TOL
 
@@ -34,8 +34,8 @@ class BalancedPOT(BalancedSinkhorn):
     def __init__(
         self,
         *,
-        reg_dimless: Regularization = 0.12,
-        reg: Regularization | None = None,
+        reg_dimless: float | Schedule = 0.12,
+        reg: float | Schedule | None = None,
         normalize_cost_matrix: bool = True,
         num_iter: int = NUM_ITER,
         tol: float = TOL,
@@ -44,7 +44,7 @@ class BalancedPOT(BalancedSinkhorn):
         cls_match_module: nn.Module | None = None,
         loc_match_module: nn.Module | None = None,
         background: bool = True,
-        background_cost: float = 10.0,
+        background_cost: float | Schedule = 10.0,
         is_anchor_based: bool = False,
         nonfinite: str = "error",
         ignore_threshold: float = 0.5,
@@ -75,10 +75,10 @@ class UnbalancedPOT(UnbalancedSinkhorn):
     def __init__(
         self,
         *,
-        reg_pred: float = 1.0,
-        reg_target: float = 1.0,
-        reg_dimless: Regularization = 0.12,
-        reg: Regularization | None = None,
+        reg_pred: float | Schedule = 1.0,
+        reg_target: float | Schedule = 1.0,
+        reg_dimless: float | Schedule = 0.12,
+        reg: float | Schedule | None = None,
         normalize_cost_matrix: bool = True,
         num_iter: int = NUM_ITER,
         tol: float = TOL,
@@ -87,7 +87,7 @@ class UnbalancedPOT(UnbalancedSinkhorn):
         cls_match_module: nn.Module | None = None,
         loc_match_module: nn.Module | None = None,
         background: bool = True,
-        background_cost: float = 10.0,
+        background_cost: float | Schedule = 10.0,
         is_anchor_based: bool = False,
         nonfinite: str = "error",
         ignore_threshold: float = 0.5,

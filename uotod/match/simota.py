@@ -14,6 +14,7 @@ from uotod.cost.adapters import ClassTerms, gather_classes
 from uotod.geometry.region import contains, near_center
 from uotod.match.base import shared
 from uotod.match.dynamic import DynamicMatcher, of_any_target
+from uotod.match.schedule import Schedule
 from uotod.scene.predictions import Scene
 
 
@@ -82,7 +83,7 @@ class SimOTA(DynamicMatcher):
         cls_match_module: nn.Module | None = None,
         loc_match_module: nn.Module | None = None,
         background: bool = True,
-        background_cost: float = 10.0,
+        background_cost: float | Schedule = 10.0,
         is_anchor_based: bool = False,
         nonfinite: str = "error",
         ignore_threshold: float = 0.5,

@@ -19,6 +19,7 @@ from uotod.geometry.region import contains
 from uotod.match.aligned_pairs import AlignedValues, PairMeasure, align_images
 from uotod.match.assigned import assigned_plan
 from uotod.match.base import Matcher, PlanMatcher, shared
+from uotod.match.schedule import Schedule
 from uotod.plan import AssignedPlan, Plan
 from uotod.scene.predictions import Scene
 from uotod.solvers.aligned import Block, align, best_of_target, keep_best, pick, relative_scores
@@ -103,7 +104,7 @@ class TaskAligned(PlanMatcher):
         cls_match_module: nn.Module | None = None,
         loc_match_module: nn.Module | None = None,
         background: bool = True,
-        background_cost: float = 10.0,
+        background_cost: float | Schedule = 10.0,
         is_anchor_based: bool = False,
         nonfinite: str = "error",
         ignore_threshold: float = 0.5,

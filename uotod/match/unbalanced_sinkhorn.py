@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from uotod.match.base import shared
-from uotod.match.schedule import Regularization
+from uotod.match.schedule import Schedule
 from uotod.match.sinkhorn import SinkhornMatcher
 from uotod.solvers.sinkhorn import NUM_ITER, TOL
 
@@ -33,10 +33,10 @@ class UnbalancedSinkhorn(SinkhornMatcher):
     one is a double. `solver="pot"` takes the images one by one, in O(P·T) doubles each.
 
     Args:
-        reg_pred: penalty on the mass of the predictions, in [0, inf], in units of the normalised cost.
+        reg_pred: penalty on the mass of the predictions, in [0, inf], in units of the normalised cost; a number, or a
+            schedule: a callable that returns one for the step given to `set_step`.
         reg_target: penalty on the mass of targets and background, in [0, inf], likewise.
-        reg_dimless: the entropic regularisation is `reg_dimless / (ln(2 P) + 1)`; a number, or a schedule: a callable
-            that returns one for the step given to `set_step`.
+        reg_dimless: the entropic regularisation is `reg_dimless / (ln(2 P) + 1)`; a number or a schedule.
         reg: the entropic regularisation itself, in units of the normalised cost, a number or a schedule; overrides
             `reg_dimless`.
         normalize_cost_matrix: divide each image's cost by its largest absolute entry, background included.
@@ -79,10 +79,10 @@ class UnbalancedSinkhorn(SinkhornMatcher):
     def __init__(
         self,
         *,
-        reg_pred: float = 1.0,
-        reg_target: float = 1.0,
-        reg_dimless: Regularization = 0.12,
-        reg: Regularization | None = None,
+        reg_pred: float | Schedule = 1.0,
+        reg_target: float | Schedule = 1.0,
+        reg_dimless: float | Schedule = 0.12,
+        reg: float | Schedule | None = None,
         normalize_cost_matrix: bool = True,
         num_iter: int = NUM_ITER,
         tol: float = TOL,
@@ -92,7 +92,7 @@ class UnbalancedSinkhorn(SinkhornMatcher):
         cls_match_module: nn.Module | None = None,
         loc_match_module: nn.Module | None = None,
         background: bool = True,
-        background_cost: float = 10.0,
+        background_cost: float | Schedule = 10.0,
         is_anchor_based: bool = False,
         nonfinite: str = "error",
         ignore_threshold: float = 0.5,

@@ -14,6 +14,7 @@ from uotod.cost.checks import finite_predictions
 from uotod.geometry.boxes import aligned_overlap, box_xyxy_to_cxcywh
 from uotod.match.assigned import assigned_plan
 from uotod.match.base import Matcher, PlanMatcher, shared
+from uotod.match.schedule import Schedule
 from uotod.match.similarity import largest_iou, present_boxes
 from uotod.plan import Plan
 from uotod.scene.predictions import Scene
@@ -72,7 +73,7 @@ class Uniform(PlanMatcher):
         cls_match_module: nn.Module | None = None,
         loc_match_module: nn.Module | None = None,
         background: bool = True,
-        background_cost: float = 10.0,
+        background_cost: float | Schedule = 10.0,
         is_anchor_based: bool = False,
         nonfinite: str = "error",
         ignore_threshold: float = 0.5,
