@@ -128,3 +128,16 @@ def check_ordered(name: str, boxes: Tensor) -> None:
         first = tuple(int(x) for x in inverted.nonzero()[0])
         values = [float(x) for x in boxes[first]]
         raise ValueError(f"{name} must have x1 <= x2 and y1 <= y2 (xyxy), got {values} at index {first}")
+
+
+def check_unit(name: str, tensor: Tensor, validate: bool) -> None:
+    """Raise a ValueError unless all values lie in [0, 1], where they may be looked at."""
+    if reads_values(tensor, validate) and bool(((tensor < 0) | (tensor > 1)).any()):
+        raise ValueError(f"{name} must lie in [0, 1], got a value outside")
+
+
+def known_positive(tensor: Tensor) -> bool:
+    """Tell whether all of a tensor is above 0, where that can be asked without waiting for a GPU or a compiler."""
+    if torch.compiler.is_compiling() or not reads_values(tensor, validate=False) or not tensor.numel():
+        return False
+    return bool(tensor.detach().amin() > 0)

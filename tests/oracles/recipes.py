@@ -13,8 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tests.oracles import anchors as anchor_rules
-from tests.oracles import dynamic, points
+from tests.oracles import anchors as anchor_rules, dynamic, points
 from tests.oracles.classify import cross_entropy, quality_focal
 from tests.oracles.loss import ciou_loss, giou_loss, iou, iou_loss, sigmoid_focal
 from tests.oracles.task_aligned import task_aligned

@@ -1,31 +1,54 @@
-"""Blocks of images: what is computed for all pairs of targets and predictions is computed a few images at a time."""
+"""Blocks, pieces of work that fit a cache: how large they are, and functions that are computed a block at a time."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
+
+from uotod.check import reads_values
 
 MAX_BLOCK_ELEMENTS = 1 << 17  # of a (B, T, P) block on the CPU: the dozen temporaries of an overlap stay in its cache
 MAX_GPU_BLOCK_ELEMENTS = 1 << 24  # of a (B, t, P) block on a GPU: large enough to keep it busy
 MAX_ROW_ELEMENTS = 1 << 18  # of a block of rows on the CPU
 MAX_GPU_ROW_ELEMENTS = 1 << 24  # of a block of rows on a GPU: enough to keep it busy
+MAX_COST_ROW_ELEMENTS = 1 << 18  # of the rows handed at once to a cost without a fast path
+MAX_MODULE_ELEMENTS = 1 << 20  # of the logits that an unknown module sees at once
+MAX_PAIR_ELEMENTS = 1 << 19  # of the plan's entries that are looked at together on the CPU
+MAX_GPU_PAIR_ELEMENTS = 1 << 24
+MAX_PAIRS = 1 << 18  # of several blocks, if they are evaluated together and remembered for the backward pass
 
 
-def images_per_block(images: int, elements: int, device: torch.device) -> int:
-    """Return how many images of `elements` pairs each to compute at once, at least 1: all of them on a GPU."""
-    return max(MAX_BLOCK_ELEMENTS // max(elements, 1), 1) if device.type == "cpu" else max(images, 1)
+def image_blocks(mask: Tensor, preds: int) -> Iterator[tuple[slice, int]]:
+    """Yield slices of the images of a (B, T) mask of targets, and the targets that the fullest of them has.
+
+    Where values may be read, a block has at most `MAX_BLOCK_ELEMENTS` pairs with `preds` predictions, or one image.
+    """
+    images, num_targets = mask.shape
+    if not reads_values(mask, validate=False) or not mask.numel():
+        yield slice(0, images), num_targets
+        return
+    counts = (mask * torch.arange(1, num_targets + 1)).amax(1).tolist()
+    start, most = 0, 0
+    for image, count in enumerate(counts):
+        if image > start and (image + 1 - start) * max(most, count) * preds > MAX_BLOCK_ELEMENTS:
+            yield slice(start, image), most
+            start, most = image, 0
+        most = max(most, count)
+    yield slice(start, images), most
 
 
-def rows_per_block(width: int, device: torch.device) -> int:
-    """Return how many rows of `width` elements each to compute at once, at least 1."""
-    limit = MAX_ROW_ELEMENTS if device.type == "cpu" else MAX_GPU_ROW_ELEMENTS
-    return max(limit // max(width, 1), 1)
+def row_blocks(rows: Tensor) -> Iterator[slice]:
+    """Yield slices of (N, C) rows that fit the cache of a CPU."""
+    limit = MAX_ROW_ELEMENTS if rows.device.type == "cpu" else MAX_GPU_ROW_ELEMENTS
+    size = max(limit // max(rows.shape[1], 1), 1)
+    for start in range(0, len(rows), size):
+        yield slice(start, start + size)
 
 
 def by_blocks(function: Callable[[Tensor, Tensor], Tensor], target_boxes: Tensor, boxes: Tensor) -> Tensor:
     """Return `function(target_boxes, boxes)`, of shape (B, T, P), computed on the CPU a few images at a time."""
-    images = len(boxes)
-    size = images_per_block(images, target_boxes.shape[1] * boxes.shape[1], boxes.device)
+    images, pairs = len(boxes), max(target_boxes.shape[1] * boxes.shape[1], 1)
+    size = max(MAX_BLOCK_ELEMENTS // pairs, 1) if boxes.device.type == "cpu" else max(images, 1)
     if size >= images:
         return function(target_boxes, boxes)
     starts = range(0, images, size)

@@ -2,20 +2,32 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from uotod.cost.adapters import SoftTarget
-from uotod.plan import AssignedPlan, DensePlan, Plan, carries_mass
+from uotod.plan import Plan, rounding
 from uotod.scene.targets import Targets
 
-Rows = slice | Tensor
+
+class SoftTarget(NamedTuple):
+    """What a classification loss that is not affine in its target sees of rows that share a mass between classes.
+
+    Attributes:
+        quality: (..., C) share of the row's mass on each class, in [0, 1], scaled by the quality of its pairs.
+        positive: (..., C) the same before that scaling: the one-hot label of a row with a single target.
+        mass: (...) mass of the row, by which its loss is multiplied afterwards; 0 for an ignored prediction.
+    """
+
+    quality: Tensor
+    positive: Tensor
+    mass: Tensor
 
 
 @dataclass(frozen=True)
 class ClassLabels:
-    """What classification sees of a plan: the mass of each prediction, folded onto classes.
+    """The mass of each prediction on classes.
 
     Attributes:
         positive: (B, P) mass on targets.
@@ -34,6 +46,11 @@ class ClassLabels:
     bg_class: int | None
     unscaled: "ClassLabels | None" = None
 
+    def masses(self) -> Tensor:
+        """Return the (B, P, C) mass on the classes of targets, of labels that may have several classes a prediction."""
+        assert self.soft is not None
+        return self.soft
+
     def soft_target(self, num_classes: int) -> SoftTarget:
         """Return the share of each prediction's mass on every class, the background's included if it has a class."""
         mass = self.positive + self.background
@@ -47,21 +64,27 @@ class ClassLabels:
             shares.scatter_(-1, self.index.unsqueeze(-1), (self.positive / scale).unsqueeze(-1))
             shares = shares[..., :num_classes]
         else:
-            assert self.soft is not None
-            shares = self.soft / scale.unsqueeze(-1)
+            shares = self.masses() / scale.unsqueeze(-1)
         if self.bg_class is not None:
             shares[..., self.bg_class] += self.background / scale
         return shares
 
+    def entries(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return row, class and mass (N,) of what flat labels put on targets."""
+        if self.index is None:
+            row, label = self.masses().nonzero(as_tuple=True)
+            return row, label, self.masses()[row, label]
+        row = self.positive.nonzero().squeeze(1)
+        return row, self.index[row], self.positive[row]
+
     def pruned(self) -> "ClassLabels":
         """Return the labels without the masses on targets that are below the rounding of their image's largest."""
         if self.soft is not None:
-            return replace(self, soft=self.soft * carries_mass(self.soft))
-        return replace(self, positive=self.positive * carries_mass(self.positive))
+            return replace(self, soft=self.soft * (self.soft > rounding(self.soft)))
+        return replace(self, positive=self.positive * (self.positive > rounding(self.positive)))
 
     def over(self, divisor: Tensor) -> "ClassLabels":
         """Return the labels with all masses over a (B, 1) divisor, for labels of one class a prediction."""
-        assert self.soft is None
         before = None if self.unscaled is None else self.unscaled.over(divisor)
         return replace(self, positive=self.positive / divisor, background=self.background / divisor, unscaled=before)
 
@@ -69,8 +92,8 @@ class ClassLabels:
         """Return the labels of all predictions as rows, (N,) and (N, C)."""
         return self._map(lambda x: x.flatten(0, 1))
 
-    def rows(self, some: Rows) -> "ClassLabels":
-        """Return some of the rows of flat labels."""
+    def rows(self, some: slice | Tensor) -> "ClassLabels":
+        """Return some of the rows of flat labels, or some of the images of others."""
         return self._map(lambda x: x[some])
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> "ClassLabels":
@@ -80,53 +103,43 @@ class ClassLabels:
         return ClassLabels(function(self.positive), function(self.background), index, soft, self.bg_class, before)
 
 
-def fold_quality(
-    plan: Plan, quality: Tensor | None, targets: Targets, num_classes: int, bg_class: int | None
-) -> ClassLabels:
-    """Fold the mass on targets, scaled by the quality of each pair; the rest of it goes to the background.
+def fold(plan: Plan, targets: Targets, num_classes: int, bg_class: int | None) -> ClassLabels:
+    """Fold the mass on targets onto their classes: `S[b, p, c] = Σ_t plan[b, p, t] · [label_t = c]`.
 
     Args:
-        plan: the plan.
-        quality: (B, T, P) for a dense plan, (B, P) for an assigned one, both in [0, 1]; None for 1.
+        plan: what classification sees of the plan, whose mass may be scaled by the quality of pairs.
         targets: the targets of the same images.
         num_classes: C.
         bg_class: class of the background, or None if it has none.
     """
-    labels = fold_plan(plan, targets, num_classes, bg_class)
-    if quality is None:
+    labels = _fold_mass(plan, plan.mass, targets, num_classes, bg_class)
+    if plan.unscaled is None:
         return labels
-    if isinstance(plan, DensePlan):
-        positive = plan.positive * quality
-        background = plan.background_mass() + (plan.positive - positive).sum(1)
-        return replace(fold_plan(DensePlan(positive, background), targets, num_classes, bg_class), unscaled=labels)
-    positive = labels.positive * quality
-    return replace(
-        labels,
-        positive=positive,
-        background=labels.background + (labels.positive - positive),
-        soft=None if labels.soft is None else labels.soft * quality.unsqueeze(-1),
-        unscaled=labels,
-    )
+    before = _fold_mass(plan, plan.unscaled, targets, num_classes, bg_class)
+    rest = labels.background - (before.positive - labels.positive)
+    return replace(labels, unscaled=replace(before, background=rest))
 
 
-def fold_plan(plan: Plan, targets: Targets, num_classes: int, bg_class: int | None) -> ClassLabels:
-    """Fold the mass on targets onto their classes: `S[b, p, c] = Σ_t plan[b, p, t] · [label_t = c]`."""
-    positive, background = plan.positive_mass(), plan.background_mass()
-    if isinstance(plan, AssignedPlan):
-        matched = plan.is_positive
-        none = num_classes if bg_class is None else bg_class
-        target = plan.index.clamp(0, max(plan.num_targets - 1, 0))
+def _fold_mass(plan: Plan, mass: Tensor, targets: Targets, num_classes: int, bg_class: int | None) -> ClassLabels:
+    """Return the labels of (B, K, P) masses in the slots of a plan."""
+    slots, background = mass.shape[1], plan.background_mass()
+    none = num_classes if bg_class is None else bg_class
+    if not slots:
+        index = torch.full_like(background, none, dtype=torch.long)
+        return ClassLabels(torch.zeros_like(background), background, index, None, bg_class)
+    if slots == 1 and plan.target is not None:  # never of the size (B, P, C) with integer labels
+        positive, target = mass.squeeze(1), plan.target.squeeze(1)
         if targets.labels is not None:
-            if not plan.num_targets:
-                return ClassLabels(positive, background, torch.full_like(plan.index, none), None, bg_class)
-            index = torch.where(matched, targets.labels.gather(1, target), none)
+            index = targets.labels.gather(1, target).masked_fill(positive <= 0, none)
             return ClassLabels(positive, background, index, None, bg_class)
-        assert targets.one_hot is not None
-        if plan.num_targets:
-            rows = targets.one_hot.gather(1, target.unsqueeze(-1).expand(-1, -1, num_classes))
-            soft = rows.to(positive.dtype) * positive.unsqueeze(-1)
-        else:
-            soft = positive.new_zeros(*positive.shape, num_classes)
+        labels = targets.class_matrix(num_classes, mass.dtype)
+        soft = labels.gather(1, target.unsqueeze(-1).expand(-1, -1, num_classes)) * positive.unsqueeze(-1)
         return ClassLabels(positive, background, None, soft, bg_class)
-    soft = plan.positive.transpose(1, 2) @ targets.class_matrix(num_classes, plan.positive.dtype)
+    positive, labels = mass.sum(1), targets.class_matrix(num_classes, mass.dtype)
+    if plan.target is None:
+        return ClassLabels(positive, background, None, mass.transpose(1, 2) @ labels, bg_class)
+    soft = mass.new_zeros(*positive.shape, num_classes)
+    for share, target in zip(mass.unbind(1), plan.target.unbind(1), strict=True):
+        rows = labels.gather(1, target.unsqueeze(-1).expand(-1, -1, num_classes))
+        soft = soft + share.unsqueeze(-1) * rows
     return ClassLabels(positive, background, None, soft, bg_class)

@@ -5,12 +5,14 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from uotod.check import check_flag, check_number
-from uotod.criterion.detection import DetectionLoss
-from uotod.scene.predictions import AnchorInput, PredictionDict
+from uotod.check import check_choice, check_flag, check_integer, check_number
+from uotod.criterion.detection import DetectionLoss, Matched, PlanInput, share_masses
+from uotod.criterion.normalize import Masses
+from uotod.scene.predictions import STANDARD, PredictionDict
+from uotod.scene.scene import AnchorInput
 from uotod.scene.targets import TargetInput, pad_targets
 
-_OWN_KEYS = ("pred_logits", "pred_boxes", "pred_objectness", "pred_dist", "aux_outputs", "anchors", "plan")
+_OWN_KEYS = ("pred_logits", *STANDARD, "aux_outputs", "anchors", "plan")
 
 
 class Branch(nn.Module):
@@ -20,29 +22,32 @@ class Branch(nn.Module):
         loss: the loss of the branch.
         weight: factor of the branch, at least 0.
         class_agnostic: give all targets the label 0, as for proposals that tell objects from background.
+        plan: "match" to match the output, unless it brings a `plan`; "given" to demand one, as denoising queries have.
 
     Raises:
         TypeError: an argument has the wrong type.
         ValueError: the weight is negative, or the label 0 is that of the background.
     """
 
-    def __init__(self, loss: DetectionLoss, weight: float = 1.0, *, class_agnostic: bool = False) -> None:
+    def __init__(
+        self, loss: DetectionLoss, weight: float = 1.0, *, class_agnostic: bool = False, plan: str = "match"
+    ) -> None:
         super().__init__()
         if not isinstance(loss, DetectionLoss):
             raise TypeError(f"loss must be a DetectionLoss, got {loss!r} of type {type(loss).__name__}")
+        check_choice("plan", plan, ("match", "given"))
         self.loss = loss
         self.weight = check_number("weight", weight, low=0.0)
         self.class_agnostic = check_flag("class_agnostic", class_agnostic)
+        self.plan = plan
         if class_agnostic and loss.bg_class_position == "first":
             raise ValueError(
                 "class_agnostic=True gives all targets the label 0 and needs a loss with bg_class_position='last' or "
                 "'none', got 'first'"
             )
 
-    def terms(
-        self, name: str, output: PredictionDict, target: TargetInput, anchors: AnchorInput | None = None
-    ) -> dict[str, Tensor]:
-        """Return the weighted terms of the branch's `output`, which errors call `name`.
+    def match(self, name: str, output: PredictionDict, target: TargetInput, anchors: AnchorInput | None) -> Matched:
+        """Return what the losses of the branch's `output` are made of, which errors call `name`.
 
         Raises:
             TypeError: an argument or an entry has the wrong type or dtype.
@@ -52,17 +57,27 @@ class Branch(nn.Module):
             raise TypeError(f"{name} must be a dict of tensors, got {type(output).__name__}")
         if self.class_agnostic:
             target = _without_classes(target)
+        plan = output.get("plan")
+        if plan is None and self.plan == "given":
+            raise ValueError(
+                f"{name} must have the key 'plan': which target each query stands for is known and not to be matched; "
+                "denoising_plan makes it from what models return"
+            )
         anchors = anchors if output.get("anchors") is None else output["anchors"]
         try:
-            terms = self.loss.terms(output, target, anchors, output.get("plan"))
+            return self.loss.match(output, target, anchors, plan)
         except (TypeError, ValueError) as error:  # the same entries are in every branch: say in which
             kind = TypeError if isinstance(error, TypeError) else ValueError
             raise kind(f"{name}: {error}") from error
+
+    def lose(self, matched: Matched, own: Masses, shared: Masses) -> dict[str, Tensor]:
+        """Return the weighted terms of the branch; see `DetectionLoss.lose`."""
+        terms = self.loss.lose(matched, own, shared)
         return {key: self.weight * value if key.startswith("loss") else value for key, value in terms.items()}
 
     def extra_repr(self) -> str:
         """Return the arguments for `repr`."""
-        return f"weight={self.weight}, class_agnostic={self.class_agnostic}"
+        return f"weight={self.weight}, class_agnostic={self.class_agnostic}, plan={self.plan!r}"
 
 
 class Branches(nn.Module):
@@ -121,7 +136,12 @@ class Branches(nn.Module):
         self.branches = nn.ModuleDict(branches)
 
     def forward(
-        self, input: PredictionDict, target: TargetInput, anchors: AnchorInput | None = None, plan: Tensor | None = None
+        self,
+        input: PredictionDict,
+        target: TargetInput,
+        anchors: AnchorInput | None = None,
+        plan: PlanInput | None = None,
+        masses: Masses | None = None,
     ) -> Tensor:
         """Return the loss, a tensor without dimensions.
 
@@ -130,17 +150,26 @@ class Branches(nn.Module):
             target: as for `DetectionLoss`; the branches have the same targets.
             anchors: for the main loss, and for branches without `anchors` of their own.
             plan: for the main loss.
+            masses: for the main loss.
 
         Raises:
             TypeError: an argument or an entry has the wrong type or dtype.
             ValueError: a key is missing, or a shape, a device or a value is wrong.
         """
-        return self.terms(input, target, anchors, plan)["loss"]
+        return self.terms(input, target, anchors, plan, masses)["loss"]
 
     def terms(
-        self, input: PredictionDict, target: TargetInput, anchors: AnchorInput | None = None, plan: Tensor | None = None
+        self,
+        input: PredictionDict,
+        target: TargetInput,
+        anchors: AnchorInput | None = None,
+        plan: PlanInput | None = None,
+        masses: Masses | None = None,
     ) -> dict[str, Tensor]:
         """Return the loss and what it is made of. Arguments as in `forward`.
+
+        All outputs are matched first, the masses of all are shared over the ranks in one reduction, and then come the
+        losses.
 
         Returns:
             The terms of the main loss, and those of each branch in the input times its weight, with the key of the
@@ -150,20 +179,85 @@ class Branches(nn.Module):
         Raises:
             ValueError: a branch and a part of a loss share the name of a term.
         """
-        terms = self.main.terms(input, target, anchors, plan)
+        branches = self._branches()
+        main = self.main.match(input, target, anchors, plan, known=tuple(branches))
+        found = {
+            key: None if input.get(key) is None else branch.match(f"input[{key!r}]", input[key], target, anchors)
+            for key, branch in branches.items()
+        }
+        criteria = [self.main, *(branch.loss for branch in branches.values())]
+        first, *shares = share_masses(criteria, [main, *found.values()], masses)
+        terms = self.main.lose(main, *first)
         total = terms["loss"]
-        for key, branch in self.branches.items():
-            output = input.get(key)
-            if output is None:
+        for (key, matched), sums in zip(found.items(), shares, strict=True):
+            if matched is None:
                 continue
-            assert isinstance(branch, Branch)
-            of_branch = branch.terms(f"input[{key!r}]", output, target, anchors)
+            of_branch = branches[key].lose(matched, *sums)
             total = total + of_branch["loss"]
             for name, value in of_branch.items():
                 if name + _suffix(key) in terms:
                     raise ValueError(f"branch {key!r} needs another name: there is a term {name + _suffix(key)!r}")
                 terms[name + _suffix(key)] = value
         return terms | {"loss": total}
+
+    def masses(
+        self,
+        input: PredictionDict,
+        target: TargetInput,
+        anchors: AnchorInput | None = None,
+        plan: PlanInput | None = None,
+    ) -> Masses:
+        """Return what the normaliser of the main loss divides by; see `DetectionLoss.masses`."""
+        with torch.no_grad():
+            return self.main.match(input, target, anchors, plan, known=tuple(self._branches())).masses.total()
+
+    def set_step(self, step: int) -> None:
+        """Set the step of training at which schedules are read, in all branches; see `Matcher.set_step`."""
+        for loss in (self.main, *(branch.loss for branch in self._branches().values())):
+            loss.set_step(step)
+
+    def _branches(self) -> dict[str, Branch]:
+        return {key: branch for key, branch in self.branches.items() if isinstance(branch, Branch)}
+
+
+def denoising_plan(
+    positions: "list[Tensor] | tuple[Tensor, ...]", groups: int, num_queries: int, num_targets: int
+) -> Tensor:
+    """Return the plan of denoising queries: which target each of them was made from.
+
+    Models of the families of DINO and RT-DETR make `groups` copies of the targets of an image, each followed by its
+    negatives, and return the positions of the positive queries among all of them.
+
+    Args:
+        positions: for each image the positions of its positive queries, (groups * T_b,), group after group and in each
+            in the order of the targets (`dn_positive_idx` of RT-DETR's `dn_meta`).
+        groups: number of groups (`dn_num_group`).
+        num_queries: number of denoising queries of an image.
+        num_targets: T, the largest number of targets in an image.
+
+    Returns:
+        (B, num_queries) index of the target of each query, T for negatives and padding, for `output["plan"]`.
+
+    Raises:
+        ValueError: the positions do not make equal groups, or lie outside of the queries.
+
+    Examples:
+        >>> denoising_plan([torch.tensor([0, 1, 4, 5]), torch.tensor([0, 4])], 2, 8, 2)
+        tensor([[0, 1, 2, 2, 0, 1, 2, 2],
+                [0, 2, 2, 2, 0, 2, 2, 2]])
+    """
+    check_integer("groups", groups, low=1)
+    rows = []
+    for image, position in enumerate(positions):
+        count, rest = divmod(len(position), groups)
+        if rest or count > num_targets:
+            raise ValueError(
+                f"positions[{image}] must hold groups={groups} times at most {num_targets} targets, got {len(position)}"
+            )
+        row = torch.full((num_queries,), num_targets, device=position.device)
+        target = torch.arange(count, device=position.device).repeat(groups)
+        rows.append(row.scatter(0, position.long(), target))
+    return torch.stack(rows)
 
 
 def _suffix(key: str) -> str:

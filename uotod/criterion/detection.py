@@ -1,39 +1,41 @@
 """The detection loss: predictions and targets in, the plan's mass times the sub-losses out."""
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.loss import _Loss
 
-from uotod.check import check_choice, check_flag, check_sub_loss
-from uotod.cost.labels import fold_quality
-from uotod.criterion.arguments import check_background, check_mining, check_normalizer, check_objectness
-from uotod.criterion.background import background_class
-from uotod.criterion.classify import Classifier
-from uotod.criterion.distill import distillation_losses
-from uotod.criterion.given import given_plan
-from uotod.criterion.layers import SubLosses, add_terms, check_layer_weights, per_layer
-from uotod.criterion.locate import localization_losses
-from uotod.criterion.mining import mine_hard_negatives
-from uotod.criterion.normalize import Masses, Normalizer
-from uotod.criterion.objectness_ import objectness_losses
-from uotod.criterion.quality import Quality, check_quality, pair_quality
-from uotod.loss.fine_grained import DistillationLoss
+from uotod.check import check_choice, check_flag, check_integer, check_number
+from uotod.criterion.layers import check_layer_weights, name_terms, weigh_layers
+from uotod.criterion.normalize import Masses, MassNormalizer, Normalizer, count_rows, is_shared, mean_over_ranks
+from uotod.criterion.terms import Classification, Localization, Term, per_layer
 from uotod.match.base import Matcher
-from uotod.match.union_vote import unite_layers
-from uotod.plan import Plan
-from uotod.scene.predictions import AnchorInput, PredictionDict, Scene, parse_scene
-from uotod.scene.targets import TargetInput
+from uotod.plan import Plan, parse_plan
+from uotod.scene.keys import check_input_keys, check_target_keys
+from uotod.scene.predictions import STANDARD, PredictionDict
+from uotod.scene.scene import BOX_FORMATS, AnchorInput, Scene, parse_scene
+from uotod.scene.targets import CROWD, MISSING, TargetInput
+from uotod.solvers.mining import mine_hard_negatives
+
+PlanInput = Tensor | Plan
 
 
 class Matched(NamedTuple):
-    """Parsed predictions and targets of all layers, their plan, and the class of the background, if it has one."""
+    """What the losses are made of, for S stacked images.
+
+    Attributes:
+        scene: parsed predictions and targets of all decoder layers.
+        plan: their plan, with hard negatives only if there is mining.
+        seen: what each term sees of it.
+        masses: what each term counts, of each image.
+    """
 
     scene: Scene
     plan: Plan
-    bg_class: int | None
+    seen: tuple[Plan, ...]
+    masses: Masses
 
 
 class DetectionLoss(_Loss):
@@ -49,10 +51,10 @@ class DetectionLoss(_Loss):
     at least 1. The losses of decoder layers in `input["aux_outputs"]`, which are matched in the same call, are added.
 
     Args:
-        cls_loss_module: classification loss with `reduction="none"`: one of `torch.nn` or `uotod.loss`, or any module
-            of rows `(N, C), (N,)`. Without a background class its targets are one-hot, zeros for the background.
-        loc_loss_module: localisation loss with `reduction="none"` on rows of boxes `(N, 4), (N, 4)`, xyxy; four values
-            a box are summed.
+        cls_loss_module: classification loss with `reduction="none"`, see `Classification`, which says more; a `Term`
+            in its place, or None for none.
+        loc_loss_module: localisation loss with `reduction="none"` on rows of boxes `(N, 4), (N, 4)`, xyxy, see
+            `Localization`, which says more; a `Term` in its place, or None for none.
         matching_method: the matcher.
         bg_class_position: "first" or "last" if the logits have a class for the background there, "none" if they have
             none (sigmoid losses).
@@ -61,23 +63,13 @@ class DetectionLoss(_Loss):
         size_average: deprecated, see `reduction`.
         reduce: deprecated, see `reduction`.
         reduction: "mean" or "sum".
+        extra_terms: further terms, such as `Objectness`, `Distillation` or a `Term` of one's own.
         min_negatives: background mass kept in an image even without positives, with mining.
         normalizer: what a mean divides by; `MassNormalizer()` by default.
-        quality: how good a pair is, in [0, 1], which scales the mass that classification sees; None for 1. "iou" of
-            predicted and target box; "centerness" of the prediction's point (or its anchor's centre) in the target
-            box, as in FCOS; "score", the largest sigmoid score of the prediction; or a callable of predicted and
-            target boxes `(N, 4), (N, 4)` that returns `(N,)`. The rest of the mass goes to the background of that
-            prediction. It has no gradient, and mining comes before it.
-        obj_loss_module: loss of `input["pred_objectness"]` with `reduction="none"`: a classification loss for one
-            class, `(N, 1)` logits and targets, such as `ObjectnessLoss`. Its target is the positive mass of the
-            prediction, and it is divided by the positive mass.
-        obj_quality: the same as `quality` for the target of objectness.
-        loc_quality: the same for the mass that localisation sees, and a mean divides by. What is left goes nowhere.
-        loc_union: whether localisation sees the union of the pairs of all decoder layers, as `UnionVote` makes it,
-            instead of those of its layer; the matcher must give each prediction to one target or none.
-        cls_background: whether classification sees the background mass of the plan, with False matched pairs only.
-        obj_background: the same for objectness.
-        distillation_module: teaches earlier decoder layers the distributions `input["pred_dist"]` of the final one.
+        num_classes: number of classes without the background, which is compared with the logits; None for any.
+        box_format: "cxcywh" or "xywh" if `pred_boxes` and `target["boxes"]` are that; None for xyxy. The matcher must
+            have the same.
+        target_format: the same of `target["boxes"]` where it differs, "xyxy" included; None for `box_format`.
         layer_weights: factors, at least 0, of the decoder layers: those of `aux_outputs` first, that of the final one
             last; all 1 by default. They are in the terms.
         validate: also check values (label range, inverted boxes, finiteness) on a GPU, which synchronises.
@@ -104,10 +96,12 @@ class DetectionLoss(_Loss):
         tensor(0.6931)
     """
 
+    wrapped: dict[str, tuple[Term, ...]]
+
     def __init__(
         self,
-        cls_loss_module: nn.Module,
-        loc_loss_module: nn.Module,
+        cls_loss_module: nn.Module | None,
+        loc_loss_module: nn.Module | None,
         matching_method: Matcher,
         bg_class_position: str = "first",
         use_hard_negative_mining: bool = False,
@@ -116,181 +110,317 @@ class DetectionLoss(_Loss):
         reduce: bool | None = None,
         reduction: str = "mean",
         *,
+        extra_terms: Sequence[Term] = (),
         min_negatives: float = 0.0,
         normalizer: Normalizer | None = None,
-        quality: Quality | None = None,
-        obj_loss_module: nn.Module | None = None,
-        obj_quality: Quality | None = None,
-        loc_quality: Quality | None = None,
-        loc_union: bool = False,
-        cls_background: bool = True,
-        obj_background: bool = True,
-        distillation_module: DistillationLoss | None = None,
+        num_classes: int | None = None,
+        box_format: str | None = None,
+        target_format: str | None = None,
         layer_weights: Sequence[float] | None = None,
         validate: bool = False,
     ) -> None:
         super().__init__(size_average, reduce, reduction)
         check_choice("reduction", self.reduction, ("mean", "sum"))
-        check_sub_loss("cls_loss_module", cls_loss_module)
-        check_sub_loss("loc_loss_module", loc_loss_module)
-        check_sub_loss("obj_loss_module", obj_loss_module, optional=True)
         check_choice("bg_class_position", bg_class_position, ("first", "last", "none"))
-        check_background(bg_class_position, matching_method, cls_background)
-        check_objectness(obj_loss_module, obj_quality, obj_background, matching_method)
-        self.neg_to_pos_ratio, self.min_negatives = check_mining(
-            use_hard_negative_mining, neg_to_pos_ratio, min_negatives, matching_method, cls_background
-        )
-        self.normalizer = check_normalizer(normalizer, self.reduction)
+        check_choice("box_format", box_format, (None, *BOX_FORMATS))
+        check_choice("target_format", target_format, (None, *BOX_FORMATS, "xyxy"))
+        if not isinstance(matching_method, Matcher):
+            raise TypeError(f"matching_method must be a Matcher, got {matching_method!r}")
+        if matching_method.box_format != box_format:
+            raise ValueError(
+                f"matching_method must have box_format={box_format!r} like the loss, got {matching_method.box_format!r}"
+            )
+        for index, term in enumerate(extra_terms):
+            if not isinstance(term, Term):
+                raise TypeError(f"extra_terms[{index}] must be a Term, got {term!r} of type {type(term).__name__}")
         self.cls_loss_module = cls_loss_module
         self.loc_loss_module = loc_loss_module
+        self.extra_terms = nn.ModuleList(extra_terms)
         self.matching_method = matching_method
         self.bg_class_position = bg_class_position
-        self.use_hard_negative_mining = use_hard_negative_mining
-        self.obj_loss_module = obj_loss_module
-        self.quality = check_quality("quality", quality)
-        self.obj_quality = check_quality("obj_quality", obj_quality)
-        self.loc_quality = check_quality("loc_quality", loc_quality)
-        self.loc_union = check_flag("loc_union", loc_union)
-        self.cls_background, self.obj_background = cls_background, obj_background
-        if distillation_module is not None and not isinstance(distillation_module, DistillationLoss):
-            raise TypeError(f"distillation_module must be a DistillationLoss, got {distillation_module!r}")
-        self.distillation_module = distillation_module
+        self.use_hard_negative_mining = check_flag("use_hard_negative_mining", use_hard_negative_mining)
+        self.neg_to_pos_ratio, self.min_negatives = (
+            neg_to_pos_ratio,
+            check_number("min_negatives", min_negatives, low=0.0),
+        )
+        self.normalizer = self._check_normalizer(normalizer)
+        self.num_classes = None if num_classes is None else check_integer("num_classes", num_classes, low=1)
+        self.box_format, self.target_format = box_format, target_format
         self.layer_weights = check_layer_weights(layer_weights)
         self.validate = check_flag("validate", validate)
+        self._check_terms()
+        self._check_mining()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute; a sub-loss becomes a term."""
+        super().__setattr__(name, value)
+        if name in _TERMS:
+            term = value if value is None or isinstance(value, Term) else _TERMS[name](value)
+            self.__dict__.setdefault("wrapped", {})[name] = () if term is None else (term,)
+
+    @property
+    def all_terms(self) -> tuple[Term, ...]:
+        """The terms of the loss: classification, localisation and the extra ones."""
+        return (*self.wrapped["cls_loss_module"], *self.wrapped["loc_loss_module"], *self.extra_terms)
 
     def forward(
         self,
         input: PredictionDict,
         target: TargetInput,
         anchors: AnchorInput | None = None,
-        plan: Tensor | None = None,
+        plan: PlanInput | None = None,
+        masses: Masses | None = None,
     ) -> Tensor:
         """Return the loss, a tensor without dimensions.
 
         Args:
-            input: dict with `pred_logits` (B, P, C) and `pred_boxes` (B, P, 4), xyxy; with an `obj_loss_module`
-                `pred_objectness` (B, P); optionally `aux_outputs`, a list of such dicts, one for each earlier decoder
+            input: dict with `pred_logits` (B, P, C) and, where something reads them, `pred_boxes` (B, P, 4), xyxy, and
+                further fields `pred_...`; optionally `aux_outputs`, a list of such dicts, one for each earlier decoder
                 layer.
             target: dict with `labels` (B, T) or one-hot (B, T, C), `boxes` (B, T, 4), xyxy, and optionally `mask`,
-                `ignore` and `weight` (B, T), see `Matcher`; or a list of one dict an image.
+                `ignore`, `cost_weight` and `loss_weight` (B, T), see `Matcher`; or a list of one dict an image.
             anchors: (P, 4) or (B, P, 4) boxes, xyxy, `Anchors` or `Points`, for matchers, sub-losses and qualities
                 that need them.
             plan: a plan for all layers that replaces the matcher's, as it is: (B, P, T + 1) masses in the layout of
-                the matcher, or (B, P) integers, the target of each prediction, T for the background, -1 for ignored.
+                the matcher, (B, P) integers, the target of each prediction, T for the background, -1 for ignored, or a
+                `Plan`.
+            masses: what the normaliser divides by, instead of the masses of this call; nothing is shared over ranks
+                then. Those of `masses` for all micro-batches together give each the gradient that it has in the whole.
 
         Raises:
             TypeError: an argument or an entry has the wrong type or dtype.
             ValueError: a key is missing, or a shape, a device or a value is wrong.
         """
-        return self.terms(input, target, anchors, plan)["loss"]
+        return self.terms(input, target, anchors, plan, masses)["loss"]
 
     def terms(
         self,
         input: PredictionDict,
         target: TargetInput,
         anchors: AnchorInput | None = None,
-        plan: Tensor | None = None,
+        plan: PlanInput | None = None,
+        masses: Masses | None = None,
     ) -> dict[str, Tensor]:
         """Return the loss and what it is made of. Arguments as in `forward`.
 
         Returns:
-            "loss"; "loss_cls", "loss_loc" and, with an `obj_loss_module`, "loss_obj", and one term for each part of a
-            composite, such as "loss_loc_giou", which add up to those; for the decoder layer `i` of `aux_outputs` the
-            same with `_i` behind. "loss" is their sum over all layers. Detached: "num_pos" and "num_neg", the mass
-            that the plan gives to targets and to the background in the final layer.
+            "loss"; "loss_cls", "loss_loc" and those of extra terms, and one for each part of a composite, such as
+            "loss_loc_giou", which add up to those; for the decoder layer `i` of `aux_outputs` the same with `_i`
+            behind. "loss" is their sum over all layers. Detached: "num_pos" and "num_neg", the mass that the plan gives
+            to targets and to the background in the final layer.
         """
         matched = self.match(input, target, anchors, plan)
-        with torch.autocast(matched.scene.logits.device.type, enabled=False):
-            return self._terms(*matched, self.validate or self.matching_method.validate)
+        (shares,) = share_masses([self], [matched], masses)
+        return self.lose(matched, *shares)
+
+    def masses(
+        self,
+        input: PredictionDict,
+        target: TargetInput,
+        anchors: AnchorInput | None = None,
+        plan: PlanInput | None = None,
+    ) -> Masses:
+        """Return what a normaliser divides by, summed over the images of this process; add those of micro-batches.
+
+        Arguments as in `forward`. Without gradient, and without a word to other ranks.
+        """
+        with torch.no_grad():
+            return self.match(input, target, anchors, plan).masses.total()
 
     def match(
         self,
         input: PredictionDict,
         target: TargetInput,
         anchors: AnchorInput | None = None,
-        plan: Tensor | None = None,
+        plan: PlanInput | None = None,
+        *,
+        name: str = "input",
+        known: Sequence[str] = (),
     ) -> Matched:
-        """Return what the terms of the loss are made of, and measures beside it too. Arguments as in `forward`."""
-        matcher = self.matching_method
+        """Return what the losses are made of, and measures beside them too. Arguments as in `forward`.
+
+        `name` is what errors call the input, and `known` are keys that others read.
+        """
+        matcher, terms = self.matching_method, self.all_terms
         validate = self.validate or matcher.validate
-        scene = parse_scene(input, target, anchors, nonfinite=matcher.nonfinite, validate=validate, auxiliary=True)
-        bg_class = background_class(self.bg_class_position, scene, validate)
-        matched = matcher.scene_plan(scene) if plan is None else given_plan(plan, scene, matcher.background, validate)
-        return Matched(scene, matched, bg_class)
+        needs = dict.fromkeys((*matcher.needs, *(x for term in terms for x in term.needs)))
+        check_input_keys(name, input, {*_INPUT_KEYS, *needs, *known})
+        check_target_keys(target, {*_TARGET_KEYS, *(x.removeprefix("target_") for x in needs)})
+        scene = parse_scene(
+            input,
+            target,
+            anchors,
+            tuple(needs),
+            nonfinite=matcher.nonfinite,
+            validate=validate,
+            auxiliary=True,
+            box_format=self.box_format,
+            target_format=self.target_format,
+        ).with_background(self.bg_class_position, self.use_hard_negative_mining)
+        self._check_classes(scene)
+        with torch.no_grad(), torch.autocast(scene.logits.device.type, enabled=False):
+            if plan is None:
+                found = matcher.scene_plan(scene)
+            else:
+                images = len(scene.mask) // scene.layers
+                like, mask = scene.logits[:images], scene.mask[:images]
+                found = parse_plan(plan, mask, like, matcher.background, validate).repeat(scene.layers)
+            found = self._mined(found, scene)
+            seen = tuple(term.sees(found, scene) for term in terms)
+            return self._weighted(Matched(scene, found, seen, self._masses(scene, found, seen)))
+
+    def lose(self, matched: Matched, own: Masses, shared: Masses) -> dict[str, Tensor]:
+        """Return the terms of the loss, divided by sums of masses: those of this process, and those of all ranks."""
+        scene, _, seen, local = matched
+        losses: dict[Term, Tensor] = {}
+        with torch.autocast(scene.logits.device.type, enabled=False):
+            for term, plan in zip(self.all_terms, seen, strict=True):
+                divisor = scene.logits.new_ones(1, 1, 1)
+                if self.reduction == "mean" and not term.is_mean:
+                    divisor = self.normalizer(term.name, local, own, shared)
+                    divisor = divisor if divisor.dim() == 3 else divisor[None]
+                losses[term] = term.losses(plan, scene, divisor).sum(-1)  # (parts, L)
+        if self.layer_weights is not None:
+            losses = {term: weigh_layers(x, self.layer_weights) for term, x in losses.items()}
+        total = torch.stack([x.sum() for x in losses.values()]).sum() if losses else scene.logits.new_zeros(())
+        terms = {"loss": total}
+        for term, values in losses.items():
+            terms |= name_terms(term, values)
+        return terms | {"num_pos": local.of("positive")[-1].sum(), "num_neg": local.of("background")[-1].sum()}
+
+    def count_parts(self) -> dict[str, int]:
+        """Return the number of parts of each term, of which the masses have a row each."""
+        return {term.name: term.count_parts() for term in self.all_terms}
+
+    def set_step(self, step: int) -> None:
+        """Set the step of training at which schedules are read; see `Matcher.set_step`."""
+        self.matching_method.set_step(step)
 
     def extra_repr(self) -> str:
         """Return the arguments for `repr`."""
         return (
             f"bg_class_position={self.bg_class_position!r}, use_hard_negative_mining={self.use_hard_negative_mining}, "
             f"neg_to_pos_ratio={self.neg_to_pos_ratio}, reduction={self.reduction!r}, "
-            f"quality={self.quality!r}, obj_quality={self.obj_quality!r}, loc_quality={self.loc_quality!r}, "
-            f"cls_background={self.cls_background}, obj_background={self.obj_background}, "
-            f"loc_union={self.loc_union}, layer_weights={self.layer_weights}"
+            f"layer_weights={self.layer_weights}"
         )
 
-    def _terms(self, scene: Scene, plan: Plan, bg_class: int | None, validate: bool) -> dict[str, Tensor]:
-        logits, layers = scene.logits, scene.layers
-        classifier = Classifier(self.cls_loss_module, logits, bg_class, layers)
-        plan = self._mined(plan, classifier)
-
-        def quality_of(name: str, quality: Quality | None, seen: Plan) -> Tensor | None:
-            return pair_quality(name, quality, scene, seen, bg_class, validate)
-
-        cls_plan = plan if self.cls_background else _without_background(plan)
-        quality = quality_of("quality", self.quality, plan)
-        labels = fold_quality(cls_plan, quality, scene.targets, logits.shape[-1], bg_class)
-        obj_plan = plan if self.obj_background else _without_background(plan)
-        obj_quality = quality_of("obj_quality", self.obj_quality, plan)
-        obj_losses = objectness_losses(self.obj_loss_module, scene, obj_plan, obj_quality)  # (M, L, B)
-        loc_plan = unite_layers(plan, layers, "loc_union=True", self.matching_method) if self.loc_union else plan
-        loc_quality = quality_of("loc_quality", self.loc_quality, loc_plan)
-        loc_plan = loc_plan if loc_quality is None else loc_plan.scaled(loc_quality)
-
-        num_pos = per_layer(plan.positive_mass().sum(1), layers)  # (L, B)
-        num_neg = per_layer(plan.background_mass().sum(1), layers)
-        cls_divisor: Tensor | None = None
-        loc_divisor: Tensor | None = None
-        if self.reduction == "mean":
-            class_positive, class_background = (x.view(len(x), *num_pos.shape) for x in classifier.masses(labels))
-            if bg_class is None or self.use_hard_negative_mining:
-                class_background = torch.zeros_like(class_background)
-            masses = Masses(
-                positive=num_pos,
-                background=num_neg,
-                scores=num_pos if quality is None else per_layer(labels.positive.sum(1), layers),
-                targets=per_layer(scene.mask.sum(1).to(num_pos.dtype), layers),
-                class_positive=class_positive,
-                class_background=class_background,
-                localization=num_pos if loc_plan is plan else per_layer(loc_plan.positive_mass().sum(1), layers),
-            )
-            divisors = self.normalizer(masses)
-            cls_divisor = divisors.classification.expand_as(class_positive).flatten(1)
-            loc_divisor = divisors.localization.expand_as(num_pos).flatten()
-            obj_losses = obj_losses / divisors.of_objectness
-        cls_losses = classifier.losses(labels, cls_divisor)
-        cls_losses = cls_losses.view(len(cls_losses), *num_pos.shape)  # (K, L, B)
-        loc_losses = torch.stack(localization_losses(self.loc_loss_module, scene, loc_plan, loc_divisor))  # (N, L)
-        losses = [
-            SubLosses("loss_cls", self.cls_loss_module, cls_losses.sum(-1)),
-            SubLosses("loss_loc", self.loc_loss_module, loc_losses),
+    def _masses(self, scene: Scene, plan: Plan, seen: tuple[Plan, ...]) -> Masses:
+        positive, background = plan.positive.sum(1), plan.background_mass().sum(1)
+        counts = [
+            torch.ones_like(positive),
+            scene.mask.sum(1).to(positive),
+            positive,
+            positive.clamp(min=1),
+            background,
         ]
-        if self.obj_loss_module is not None:
-            losses.append(SubLosses("loss_obj", self.obj_loss_module, obj_losses.sum(-1)))
-        if self.distillation_module is not None:
-            values = distillation_losses(self.distillation_module, scene, loc_plan, validate)
-            losses.append(SubLosses("loss_dist", self.distillation_module, values))
-        counts = {"num_pos": num_pos[-1].sum().detach(), "num_neg": num_neg[-1].sum().detach()}
-        return add_terms(losses, self.layer_weights) | counts
+        rows = [per_layer(x, scene) for x in counts]
+        for term, own in zip(self.all_terms, seen, strict=True):
+            rows += term.masses(own, plan, scene)
+        return Masses(torch.stack(rows), self.count_parts())
 
-    def _mined(self, plan: Plan, classifier: Classifier) -> Plan:
+    def _weighted(self, matched: Matched) -> Matched:
+        """Return what the losses are made of with the mass of targets times their `loss_weight`, uncounted."""
+        weight = matched.scene.targets.loss_weight
+        if weight is None:
+            return matched
+        plan = matched.plan.weighted(weight)
+        return matched._replace(seen=tuple(term.sees(plan, matched.scene) for term in self.all_terms))
+
+    def _mined(self, plan: Plan, scene: Scene) -> Plan:
         """Return the plan with the background mass of hard negatives only, if there is mining."""
         if self.neg_to_pos_ratio is None:
             return plan
-        background, num_pos = plan.background_mass(), plan.positive_mass().sum(1)
-        loss = classifier.background_loss()
-        kept = mine_hard_negatives(background, loss, num_pos, self.neg_to_pos_ratio, self.min_negatives)
+        loss = self.wrapped["cls_loss_module"][0]
+        assert isinstance(loss, Classification)
+        background, num_pos = plan.background_mass(), plan.positive.sum(1)
+        hardness = loss.background_losses(scene)
+        kept = mine_hard_negatives(background, hardness, num_pos, self.neg_to_pos_ratio, self.min_negatives)
         return plan.with_background(kept)
 
+    def _check_classes(self, scene: Scene) -> None:
+        if self.num_classes is None:
+            return
+        found, extra = scene.logits.shape[-1], int(self.bg_class_position != "none")
+        if found != self.num_classes + extra:
+            background = "one for the background" if extra else "none for the background"
+            raise ValueError(
+                f"input['pred_logits'] must have {self.num_classes + extra} logits for num_classes={self.num_classes} "
+                f"and {background}, got {found}: num_classes counts the classes without the background, and the head "
+                "of the model must fit"
+            )
 
-def _without_background(plan: Plan) -> Plan:
-    return plan.with_background(torch.zeros_like(plan.background_mass()))
+    def _check_normalizer(self, normalizer: Normalizer | None) -> Normalizer:
+        if normalizer is None:
+            return MassNormalizer()
+        if self.reduction == "sum":
+            raise ValueError('normalizer needs reduction="mean", got reduction="sum"')
+        if not isinstance(normalizer, Normalizer):
+            raise TypeError(f"normalizer must be a Normalizer, got {normalizer!r}")
+        return normalizer
+
+    def _check_terms(self) -> None:
+        names = [term.name for term in self.all_terms]
+        if len(set(names)) < len(names):
+            raise ValueError(f"terms must have different names, got {names}")
+        background = self.matching_method.background
+        for term in self.all_terms:
+            if term.needs_background and not background:
+                raise ValueError(
+                    f"{type(term).__name__} needs a matching_method with background=True, or background=False itself"
+                )
+        if self.bg_class_position != "none" and not background:
+            raise ValueError(
+                f"bg_class_position={self.bg_class_position!r} needs a matching_method with background=True, "
+                "got one with background=False"
+            )
+
+    def _check_mining(self) -> None:
+        mines, ratio = self.use_hard_negative_mining, self.neg_to_pos_ratio
+        if mines != (ratio is not None):
+            raise ValueError(
+                "neg_to_pos_ratio must be given with use_hard_negative_mining=True, and only then, "
+                f"got neg_to_pos_ratio={ratio} and use_hard_negative_mining={mines}"
+            )
+        if self.min_negatives > 0 and not mines:
+            raise ValueError(f"min_negatives needs use_hard_negative_mining=True, got {self.min_negatives} without")
+        if ratio is None:
+            return
+        self.neg_to_pos_ratio = check_number("neg_to_pos_ratio", ratio, low=0.0)
+        if not self.matching_method.background:
+            raise ValueError("use_hard_negative_mining=True needs a matching_method with background=True")
+        classification = self.wrapped["cls_loss_module"]
+        if not classification or not getattr(classification[0], "background", False):
+            raise ValueError("use_hard_negative_mining=True needs a Classification with background=True")
+
+
+_TERMS: Mapping[str, type[Classification] | type[Localization]] = {
+    "cls_loss_module": Classification,
+    "loc_loss_module": Localization,
+}
+_INPUT_KEYS = ("pred_logits", "aux_outputs", "anchors", "plan", *STANDARD)
+_TARGET_KEYS = ("labels", "boxes", CROWD, *MISSING)
+
+
+Shares = tuple[Masses, Masses]  # sums of this process, and averaged over the ranks
+
+
+def share_masses(
+    criteria: Sequence[DetectionLoss], matched: Sequence[Matched | None], given: Masses | None = None
+) -> list[Shares]:
+    """Return the sums that the criteria divide by, for the first one those `given`, and their means over the ranks.
+
+    There is one reduction for all criteria together while the first one trains, and none in evaluation. A criterion
+    without output has sums of nothing.
+    """
+    sums = [None if x is None else x.masses.total() for x in matched]
+    first, main = criteria[0], matched[0]
+    assert main is not None
+    nothing = Masses.of_targets(0)
+    if given is not None:
+        return [(given, given), *((x or nothing, x or nothing) for x in sums[1:])]
+    shared = sums
+    shares = any(x.normalizer.distributed and x.reduction == "mean" for x in criteria)
+    if shares and is_shared() and first.training and torch.is_grad_enabled():
+        rows = [count_rows(x.count_parts()) for x in criteria]
+        shared = mean_over_ranks(sums, rows, main.scene.layers, main.masses.rows)
+    return [(own or nothing, mean or nothing) for own, mean in zip(sums, shared, strict=True)]

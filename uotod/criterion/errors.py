@@ -4,10 +4,12 @@ import torch
 from torch import Tensor
 
 from uotod.check import check_number
-from uotod.cost.labels import fold_plan
-from uotod.criterion.detection import DetectionLoss
+from uotod.cost.labels import fold
+from uotod.criterion.detection import DetectionLoss, PlanInput
+from uotod.criterion.terms import Objectness
 from uotod.plan import Plan
-from uotod.scene.predictions import AnchorInput, PredictionDict, Scene
+from uotod.scene.predictions import PredictionDict
+from uotod.scene.scene import AnchorInput, Scene
 from uotod.scene.targets import TargetInput
 
 
@@ -17,7 +19,7 @@ def detection_errors(
     target: TargetInput,
     criterion: DetectionLoss,
     anchors: AnchorInput | None = None,
-    plan: Tensor | None = None,
+    plan: PlanInput | None = None,
     *,
     threshold: float = 0.5,
 ) -> dict[str, Tensor]:
@@ -65,9 +67,10 @@ def detection_errors(
     if not isinstance(criterion, DetectionLoss):
         raise TypeError(f"criterion must be a DetectionLoss, got {criterion!r} of type {type(criterion).__name__}")
     threshold = check_number("threshold", threshold, low=0.0, high=1.0)
-    scene, matched, bg_class = criterion.match(input, target, anchors, plan)
+    scene, matched, *_ = criterion.match(input, target, anchors, plan)
     with torch.autocast(scene.logits.device.type, enabled=False):
-        is_object = _is_object(scene, bg_class, criterion.obj_loss_module is not None, threshold)
+        with_objectness = any(isinstance(term, Objectness) for term in criterion.all_terms)
+        is_object = _is_object(scene, with_objectness, threshold)
         images = len(is_object) // scene.layers
         count, real = is_object.sum(1), scene.mask.sum(1)
         off = (count - real).abs()[len(count) - images :]  # of the final layer
@@ -80,27 +83,23 @@ def detection_errors(
 def _class_error(scene: Scene, plan: Plan, images: int) -> Tensor:
     """Return the percentage of mass on targets whose label is not the top class, in the last `images` images."""
     logits = scene.logits
-    labels = fold_plan(plan, scene.targets, logits.shape[-1], None)
-    top = logits.argmax(-1)  # (layers * B, P)
+    labels = fold(plan, scene.targets, logits.shape[-1], None)
+    top = logits.argmax(-1)  # (S, P)
     if labels.index is not None:
         right = labels.positive.masked_fill(labels.index != top, 0)
     else:
-        assert labels.soft is not None
-        right = labels.soft.gather(-1, top.unsqueeze(-1)).squeeze(-1)
+        right = labels.masses().gather(-1, top.unsqueeze(-1)).squeeze(-1)
     final = slice(len(logits) - images, None)
     total = labels.positive[final].sum()
     wrong = (total - right[final].sum()).clamp(min=0)  # not below by rounding
     return 100 * wrong / torch.where(total > 0, total, 1)
 
 
-def _is_object(scene: Scene, bg_class: int | None, with_objectness: bool, threshold: float) -> Tensor:
-    """Return the (layers * B, P) bool mask of predictions that stand for an object."""
-    logits, objectness = scene.logits, scene.predictions.objectness
-    if bg_class is not None:
-        return logits.argmax(-1) != bg_class
-    score = logits.amax(-1).sigmoid()
+def _is_object(scene: Scene, with_objectness: bool, threshold: float) -> Tensor:
+    """Return the (S, P) bool mask of predictions that stand for an object."""
+    if scene.bg_class is not None:
+        return scene.logits.argmax(-1) != scene.bg_class
+    score = scene.logits.amax(-1).sigmoid()
     if with_objectness:
-        if objectness is None:
-            raise ValueError("input must have the key 'pred_objectness' with an obj_loss_module")
-        score = score * objectness.sigmoid()
+        score = score * scene.field("pred_objectness").sigmoid()
     return score > threshold

@@ -1,194 +1,334 @@
-"""What a mean divides by: the masses of a batch in, the divisors of classification and localisation out."""
+"""What a mean divides by: the masses of a batch in, the divisor of each term out."""
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from uotod.check import check_flag, check_number
+from uotod.check import check_flag, check_integer, check_number
+
+COUNTS = ("images", "targets", "positive", "floored", "background")
 
 
 class Masses(NamedTuple):
-    """The masses of `B` images for `L` decoder layers and `K` classification sub-losses.
+    """What the images of a batch count, for `L` decoder layers, or the sum over the images; micro-batches add up.
 
     Attributes:
-        positive: (L, B) mass on targets.
-        background: (L, B) mass on the background.
-        scores: (L, B) mass on targets that classification sees, scaled by the quality of its pairs.
-        targets: (L, B) number of targets.
-        class_positive: (K, L, B) mass on targets that each sub-loss sees, weighted by its class weight.
-        class_background: (K, L, B) mass on the background, weighted likewise; 0 where it does not count (with mining,
-            or without a background class).
-        localization: (L, B) mass on targets that localisation sees: `positive`, or that of the union of the layers,
-            scaled by `loc_quality`.
+        rows: (R, L, B) one row a count, or (R, L, 1) for sums: those of `COUNTS`, and for each term the mass that
+            stands for its number of positives, the mass on targets that it sees, scaled by the quality of pairs, and
+            for each of its parts that times class weights, the background included where it counts. Or (1, L, 1), the
+            number of targets alone.
+        terms: number of parts of each term by its name; None if the number of targets is all.
     """
 
-    positive: Tensor
-    background: Tensor
-    scores: Tensor
-    targets: Tensor
-    class_positive: Tensor
-    class_background: Tensor
-    localization: Tensor
+    rows: Tensor
+    terms: Mapping[str, int] | None
+
+    @classmethod
+    def of_targets(cls, count: float | Tensor) -> "Masses":
+        """Return the sums of which the number of targets alone is known, which is enough for some divisors."""
+        return cls(torch.as_tensor(count, dtype=torch.get_default_dtype()).view(1, 1, 1), None)
+
+    def total(self) -> "Masses":
+        """Return the sums over the images."""
+        return Masses(self.rows.sum(-1, keepdim=True), self.terms)
+
+    def __add__(self, other: "Masses") -> "Masses":  # type: ignore[override]
+        """Return the sums over the images of both batches."""
+        if self.terms != other.terms:
+            raise ValueError(f"masses must be of the same terms, got those of {self.terms} and of {other.terms}")
+        return Masses(self.total().rows + other.total().rows, self.terms)
+
+    def of(self, name: str) -> Tensor:
+        """Return a count (L, B).
+
+        It is the number of "images" or "targets", the mass on targets, "positive" or, with at least 1 in each image,
+        "floored", or that on the "background".
+
+        Raises:
+            ValueError: it is not known.
+        """
+        if name == "targets" and self.terms is None:
+            return self.rows[0]
+        self._check(name)
+        return self.rows[COUNTS.index(name)]
+
+    def of_term(self, term: str) -> tuple[Tensor, Tensor, Tensor]:
+        """Return what a term counts: its positives (L, B), the mass that it sees (L, B), and that of parts (K, L, B).
+
+        Raises:
+            ValueError: it is not known.
+        """
+        first = len(COUNTS)
+        for name, parts in self._check(term).items():
+            if name == term:
+                return self.rows[first], self.rows[first + 1], self.rows[first + 2 : first + 2 + parts]
+            first += 2 + parts
+        raise ValueError(f"masses must hold the term {term!r}, got {list(self.terms or ())}")
+
+    def _check(self, name: str) -> Mapping[str, int]:
+        if self.terms is None:
+            raise ValueError(
+                f"masses must hold {name!r} for this normalizer, got the number of targets only: pass those of "
+                "criterion.masses(...), or a normalizer that counts targets"
+            )
+        return self.terms
 
 
-class Divisors(NamedTuple):
-    """The divisors of the classification sub-losses, (K, L, B), of localisation and of objectness, (L, B).
-
-    A last dimension of 1 is a divisor that the images share. The default of objectness is that of localisation.
-    """
-
-    classification: Tensor
-    localization: Tensor
-    objectness: Tensor | None = None
-
-    @property
-    def of_objectness(self) -> Tensor:
-        """Return the divisor of objectness."""
-        return self.localization if self.objectness is None else self.objectness
+def count_rows(terms: Mapping[str, int]) -> int:
+    """Return the number of rows of the masses of terms with so many parts."""
+    return len(COUNTS) + sum(2 + parts for parts in terms.values())
 
 
-class Normalizer(nn.Module, ABC):
-    """Choose what a mean divides by; a subclass implements `divisors`. Divisors are kept at 1 or above.
+def mean_over_ranks(
+    sums: Sequence[Masses | None], rows: Sequence[int], layers: int, like: Tensor
+) -> list[Masses | None]:
+    """Return the mean over the ranks of `torch.distributed` of the sums of several criteria, in one reduction.
+
+    Its length is the same on every rank, whatever the data holds: the sums of a criterion that a rank has no output
+    for count as 0, and as many decoder layers are reduced for each as the main output has.
 
     Args:
-        distributed: average the divisors over the ranks of `torch.distributed`, if it is initialised, as DETR does.
+        sums: the sums of each criterion, or None for one without output.
+        rows: number of rows of each.
+        layers: number of decoder layers of the main output.
+        like: a tensor of the dtype and device of masses.
+
+    Raises:
+        ValueError: a criterion has more decoder layers than the main output.
+    """
+    parts = []
+    for own, count in zip(sums, rows, strict=True):
+        found = like.new_zeros(count, layers) if own is None else own.rows.squeeze(-1).to(like)
+        if found.shape[1] > layers:
+            raise ValueError(
+                f"with divisors over ranks a branch must have at most the {layers} decoder layers of the main output, "
+                f"got {found.shape[1]}"
+            )
+        parts.append(F.pad(found, (0, layers - found.shape[1])).flatten())
+    shared = torch.split(_rank_mean(torch.cat(parts)), [len(x) for x in parts])
+    return [
+        None if own is None else Masses(found.view(-1, layers, 1)[:, : own.rows.shape[1]], own.terms)
+        for own, found in zip(sums, shared, strict=True)
+    ]
+
+
+def is_shared() -> bool:
+    """Tell whether there are ranks of `torch.distributed` to share masses with."""
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+class Normalizer(nn.Module):
+    """Choose what a mean divides by; a subclass implements `divisor`.
+
+    Args:
+        distributed: average the masses over the ranks of `torch.distributed`, if it is initialised, as DETR does.
             Together with the gradient averaging of DDP this gives the mean over all ranks.
+        least: the least divisor, at least 0; it applies once, last.
     """
 
-    def __init__(self, *, distributed: bool = False) -> None:
+    def __init__(self, *, distributed: bool = False, least: float = 1.0) -> None:
         super().__init__()
         self.distributed = check_flag("distributed", distributed)
+        self.least = check_number("least", least, low=0.0)
 
     @torch.no_grad()
-    def forward(self, masses: Masses) -> Divisors:
-        """Return the divisors of a batch, at least 1 each."""
-        local = self.divisors(masses)
-        values = [local.classification, local.localization, local.of_objectness]
-        if self.distributed:
-            values = _rank_mean(*values)
-        return Divisors(*(x.clamp(min=1) for x in values))
+    def forward(self, term: str, local: Masses, own: Masses, shared: Masses) -> Tensor:
+        """Return the divisor of a term, which broadcasts with (parts, L, B).
+
+        Args:
+            term: its name: "cls", "loc", "obj" or that of a term of one's own.
+            local: the masses of each image of this process.
+            own: their sums, or those that are given to the criterion.
+            shared: the same, averaged over the ranks.
+        """
+        return self.divisor(term, local, shared if self.distributed else own).clamp(min=self.least)
 
     @abstractmethod
-    def divisors(self, masses: Masses) -> Divisors:
-        """Return the divisors of this process."""
+    def divisor(self, term: str, local: Masses, total: Masses) -> Tensor:
+        """Return the divisor of a term before `least`.
+
+        Args:
+            term: its name.
+            local: the masses of each image of this process.
+            total: the sums that count.
+        """
+        raise NotImplementedError
 
     def extra_repr(self) -> str:
         """Return the arguments for `repr`."""
-        return f"distributed={self.distributed}"
+        least = "" if self.least == 1 else f", least={self.least}"
+        return f"distributed={self.distributed}{least}"
+
+
+class ByTerm(Normalizer):
+    """Divide each term by a normaliser of its own.
+
+    Args:
+        default: for the terms that are not named.
+        terms: normalisers by the names of terms, such as `cls=MassNormalizer()`.
+
+    Examples:
+        >>> ByTerm(TargetNormalizer(distributed=True), cls=MassNormalizer())  # DETR
+        ByTerm(
+          (default): TargetNormalizer(distributed=True)
+          (cls): MassNormalizer(distributed=False)
+        )
+    """
+
+    def __init__(self, default: Normalizer, **terms: Normalizer) -> None:
+        members = {"default": default, **terms}
+        for name, member in members.items():
+            if not isinstance(member, Normalizer):
+                raise TypeError(f"{name} must be a Normalizer, got {member!r}")
+        super().__init__(distributed=any(member.distributed for member in members.values()))
+        for name, member in members.items():
+            self.add_module(name, member)
+
+    def forward(self, term: str, local: Masses, own: Masses, shared: Masses) -> Tensor:
+        """Return the divisor of a term by its own normaliser; see `Normalizer.forward`."""
+        member = self._modules["default" if term not in self._modules else term]
+        assert member is not None
+        divisor: Tensor = member(term, local, own, shared)
+        return divisor
+
+    def divisor(self, term: str, local: Masses, total: Masses) -> Tensor:
+        """Return nothing: the members have the divisors."""
+        raise NotImplementedError
+
+    def extra_repr(self) -> str:
+        """Return no arguments: the members say it all."""
+        return ""
 
 
 class MassNormalizer(Normalizer):
     """Divide classification by the class-weighted mass that it sees, localisation and objectness by the positive mass.
 
     The background counts where it has a class of its own and is not mined. This is the mean of
-    `torch.nn.CrossEntropyLoss`, hence also that of DETR. With a `loc_quality` localisation is divided by the mass that
-    it scales.
+    `torch.nn.CrossEntropyLoss`, hence also that of DETR. A localisation whose pairs have a quality is divided by the
+    mass that it scales.
 
     Args: those of `Normalizer`.
-
-    Examples:
-        >>> four, six, three = torch.full((1, 1), 4.0), torch.full((1, 1), 6.0), torch.full((1, 1), 3.0)
-        >>> masses = Masses(four, six, four, three, four[None], six[None], localization=four)
-        >>> divisors = MassNormalizer()(masses)
-        >>> divisors.classification.item(), divisors.localization.item()
-        (10.0, 4.0)
     """
 
-    def divisors(self, masses: Masses) -> Divisors:
-        """Return the masses themselves."""
-        return _by_mass(masses.class_positive + masses.class_background, masses)
+    def divisor(self, term: str, local: Masses, total: Masses) -> Tensor:
+        """Return the mass that each part of the term sees."""
+        return total.of_term(term)[2]
 
 
-class TotalMassNormalizer(Normalizer):
-    """Divide classification by the positive and the background mass, localisation and objectness as `MassNormalizer`.
+class TotalMassNormalizer(MassNormalizer):
+    """Divide classification by the positive and the background mass, the other terms as `MassNormalizer`.
 
     Unlike `MassNormalizer` it counts the background always, and every class once.
 
     Args: those of `Normalizer`.
     """
 
-    def divisors(self, masses: Masses) -> Divisors:
-        """Return all mass for classification, the positive mass for localisation."""
-        return _by_mass((masses.positive + masses.background)[None], masses)
+    def divisor(self, term: str, local: Masses, total: Masses) -> Tensor:
+        """Return all mass for classification, the mass that they see for the others."""
+        if term == "cls":
+            return total.of("positive") + total.of("background")
+        return super().divisor(term, local, total)
 
 
 class TargetNormalizer(Normalizer):
     """Divide all by the number of targets, as Deformable DETR and its successors do.
 
-    Args: those of `Normalizer`.
+    Args:
+        groups: factor of the number while training: the groups of queries that are each matched to all targets.
+        distributed: see `Normalizer`.
+        least: see `Normalizer`.
 
     Examples:
-        >>> four, six, three = torch.full((1, 1), 4.0), torch.full((1, 1), 6.0), torch.full((1, 1), 3.0)
-        >>> masses = Masses(four, six, four, three, four[None], six[None], localization=four)
-        >>> TargetNormalizer()(masses).classification.item()
+        >>> three = Masses.of_targets(3)
+        >>> TargetNormalizer()("cls", three, three, three).item()
         3.0
     """
 
-    def divisors(self, masses: Masses) -> Divisors:
-        """Return the number of targets for every sub-loss and layer."""
-        return _all(_total(masses.targets))
+    def __init__(self, *, groups: int = 1, distributed: bool = False, least: float = 1.0) -> None:
+        super().__init__(distributed=distributed, least=least)
+        self.groups = check_integer("groups", groups, low=1)
+
+    def divisor(self, term: str, local: Masses, total: Masses) -> Tensor:
+        """Return the number of targets for every term and layer."""
+        return total.of("targets") * (self.groups if self.training else 1)
+
+    def extra_repr(self) -> str:
+        """Return the arguments for `repr`."""
+        return f"groups={self.groups}, {super().extra_repr()}" if self.groups > 1 else super().extra_repr()
 
 
 class PositiveNormalizer(Normalizer):
     """Divide all by the positive mass: the number of positive predictions of a plan whose rows sum to 1.
 
-    This is what SSD, FCOS, ATSS, GFL and YOLOX do. With a `loc_quality` localisation alone is divided by its scaled
+    This is what SSD, FCOS, ATSS, GFL and YOLOX do. A localisation whose pairs have a quality is divided by its scaled
     mass: the sum of centernesses in FCOS and ATSS, that of scores in GFL.
 
     Args: those of `Normalizer`.
     """
 
-    def divisors(self, masses: Masses) -> Divisors:
-        """Return the positive mass for every sub-loss."""
-        return _by_mass(masses.positive[None], masses)
+    def divisor(self, term: str, local: Masses, total: Masses) -> Tensor:
+        """Return the positive mass of the term."""
+        return total.of_term(term)[0]
+
+
+class ImagePositiveNormalizer(PositiveNormalizer):
+    """Divide as `PositiveNormalizer`, but count an image without matches as one match outside of localisation: ATSS.
+
+    Args: those of `Normalizer`.
+    """
+
+    def divisor(self, term: str, local: Masses, total: Masses) -> Tensor:
+        """Return the positive mass of the term."""
+        return total.of("floored") if term in ("cls", "obj") else super().divisor(term, local, total)
 
 
 class ScoreNormalizer(Normalizer):
     """Divide all by the sum of the scores that classification is taught, as TOOD and YOLOv8 do.
 
-    A score is the mass of a pair times its `quality`; without quality and `loc_quality` this is `PositiveNormalizer`. A
-    `loc_quality` does not change the divisor: give the quality that weighs localisation to `quality`, too.
+    A score is the mass of a pair times the quality that classification gives it; without any this is
+    `PositiveNormalizer`. A quality of localisation does not change the divisor: give it to classification, too.
 
     Args: those of `Normalizer`.
     """
 
-    def divisors(self, masses: Masses) -> Divisors:
-        """Return the sum of scores for every sub-loss."""
-        return _all(_total(masses.scores))
+    def divisor(self, term: str, local: Masses, total: Masses) -> Tensor:
+        """Return the sum of scores for every term."""
+        return total.of_term("cls")[1]
+
+
+class PairedTargetNormalizer(Normalizer):
+    """Divide all by the number of targets times the pairs that each has here: the groups of denoising queries.
+
+    The number of targets may be averaged over ranks, on which the groups differ: DINO and RT-DETR.
+
+    Args: those of `Normalizer`.
+    """
+
+    def divisor(self, term: str, local: Masses, total: Masses) -> Tensor:
+        """Return the number of targets times the groups of this process."""
+        own = local.total()
+        return total.of("targets") * own.of("positive") / own.of("targets").clamp(min=1)
 
 
 class PerImageNormalizer(Normalizer):
     """Divide all, in each image, by its own positive mass, and average over the images: RetinaNet of torchvision.
 
-    The divisor of an image is `B · max(N_pos, 1)`; that of localisation has the mass scaled by `loc_quality`.
+    The divisor of an image is `B · max(N_pos, 1)`; that of localisation has the mass scaled by its quality.
 
     Args:
         distributed: average the number of images `B` over the ranks.
-
-    Examples:
-        >>> positive, zero = torch.tensor([[4.0, 0.0]]), torch.zeros(1, 2)
-        >>> PerImageNormalizer()(Masses(positive, zero, zero, zero, zero[None], zero[None], positive)).localization
-        tensor([[8., 2.]])
     """
 
-    @torch.no_grad()
-    def forward(self, masses: Masses) -> Divisors:
-        """Return the divisors of each image, at least 1 each."""
-        local = self.divisors(masses)
-        if not self.distributed:
-            return local
-        images = local.localization.new_full((1,), max(masses.positive.shape[1], 1))
-        (mean,) = _rank_mean(images)  # the only number that the ranks share
-        values = local.classification, local.localization, local.of_objectness
-        return Divisors(*(x * mean / images for x in values))
+    def __init__(self, *, distributed: bool = False) -> None:
+        super().__init__(distributed=distributed)
 
-    def divisors(self, masses: Masses) -> Divisors:
-        """Return the divisors of the images of this process."""
-        images = max(masses.positive.shape[1], 1)
-        positive = masses.positive.clamp(min=1) * images
-        return Divisors(positive[None], masses.localization.clamp(min=1) * images, positive)
+    def divisor(self, term: str, local: Masses, total: Masses) -> Tensor:
+        """Return the divisors of each image."""
+        return local.of_term(term)[0].clamp(min=1) * total.of("images").clamp(min=1)
 
 
 class MovingAverageNormalizer(Normalizer):
@@ -218,18 +358,15 @@ class MovingAverageNormalizer(Normalizer):
         self.momentum = check_number("momentum", momentum, low=0.0, high=1.0)
         self.register_buffer("average", torch.tensor(check_number("initial", initial, low=1.0)))
 
-    @torch.no_grad()
-    def forward(self, masses: Masses) -> Divisors:
+    def divisor(self, term: str, local: Masses, total: Masses) -> Tensor:
         """Return the average with the positive mass of this batch taken in, for each decoder layer."""
-        return self.divisors(masses)
-
-    def divisors(self, masses: Masses) -> Divisors:
-        """Return the same: the ranks share the positive mass, not the average."""
-        return _all(self._blend(_total(masses.positive)))
+        return self._blend(total.of("positive"))
 
     @torch.no_grad()
     def update(self, num_pos: Tensor) -> None:
         """Take the positive mass () of a batch into the average."""
+        if self.distributed:
+            num_pos = _rank_mean(num_pos)
         self.average.copy_(self._blend(num_pos.to(self.average)))
 
     def extra_repr(self) -> str:
@@ -237,31 +374,13 @@ class MovingAverageNormalizer(Normalizer):
         return f"momentum={self.momentum}, {super().extra_repr()}"
 
     def _blend(self, num_pos: Tensor) -> Tensor:
-        if self.distributed:
-            (num_pos,) = _rank_mean(num_pos)
         return self.momentum * self.average.to(num_pos) + (1 - self.momentum) * num_pos.clamp(min=1)
 
 
-def _total(masses: Tensor) -> Tensor:
-    """Sum (..., B) masses over the images, (..., 1)."""
-    return masses.sum(-1, keepdim=True)
-
-
-def _by_mass(classification: Tensor, masses: Masses) -> Divisors:
-    """Divide by totals: of the (K, L, B) for classification, of the mass of localisation, and of the positive mass."""
-    return Divisors(_total(classification), _total(masses.localization), _total(masses.positive))
-
-
-def _all(divisor: Tensor) -> Divisors:
-    """Divide everything by the same (L, B)."""
-    return Divisors(divisor[None], divisor)
-
-
-def _rank_mean(*values: Tensor) -> list[Tensor]:
-    """Return the mean of each tensor over the ranks, in one reduction; outside of `torch.distributed` the tensor."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return list(values)
-    flat = torch.cat([x.flatten() for x in values])
-    torch.distributed.all_reduce(flat)
-    flat = flat / torch.distributed.get_world_size()
-    return [part.view_as(x) for part, x in zip(torch.split(flat, [x.numel() for x in values]), values, strict=True)]
+def _rank_mean(value: Tensor) -> Tensor:
+    """Return the mean of a tensor over the ranks; outside of `torch.distributed` the tensor."""
+    if not is_shared():
+        return value
+    value = value.clone()
+    torch.distributed.all_reduce(value)
+    return value / torch.distributed.get_world_size()

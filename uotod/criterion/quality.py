@@ -5,11 +5,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from uotod.check import reads_values
-from uotod.cost.fields import unit_box
+from uotod.check import check_unit
+from uotod.cost.matched import matched_pairs, neutralized
 from uotod.geometry.boxes import aligned_overlap
-from uotod.plan import DensePlan, Pairs, Plan
-from uotod.scene.predictions import Scene
+from uotod.plan import Pairs, Plan
+from uotod.scene.scene import Scene
 
 Quality = str | Callable[[Tensor, Tensor], Tensor]
 NAMES = ("iou", "centerness", "score")
@@ -31,21 +31,14 @@ def check_quality(name: str, quality: Quality | None) -> Quality | None:
 
 
 @torch.no_grad()
-def pair_quality(
-    name: str, quality: Quality | None, scene: Scene, plan: Plan, bg_class: int | None, validate: bool
-) -> Tensor | None:
-    """Return the quality of each pair that carries mass, 0 elsewhere; None for None.
+def pair_quality(name: str, quality: Quality | None, scene: Scene, plan: Plan) -> Tensor | None:
+    """Return the quality (S, K, P) of each pair that carries mass, 0 elsewhere; None for None.
 
     Args:
         name: name of the argument, for errors.
         quality: "iou" of the boxes, "centerness" of the point in the target, "score" of the prediction or a callable.
         scene: predictions, targets and anchors.
         plan: the plan.
-        bg_class: class of the background, or None if it has none.
-        validate: whether values may be read on a GPU.
-
-    Returns:
-        (B, T, P) for a dense plan, (B, P) for an assigned one.
 
     Raises:
         ValueError: a callable returns another shape than (N,), or values outside [0, 1]; or what a quality needs is
@@ -53,41 +46,33 @@ def pair_quality(
     """
     if quality is None:
         return None
-    boxes = scene.pred_boxes
-    static = boxes.device.type == "cuda"  # reading how many pairs there are would synchronise
-    pairs = plan.pairs(static)
-    value = _of_pairs(name, quality, scene, pairs, bg_class, validate)
+    pairs = matched_pairs(plan, scene)
+    value = _of_pairs(name, quality, scene, pairs)
     value = torch.where(pairs.mass > 0, value.to(pairs.mass.dtype), 0)
-    if isinstance(plan, DensePlan):
-        return torch.zeros_like(plan.positive).index_put((pairs.image, pairs.target, pairs.pred), value)
-    return torch.zeros_like(plan.positive_mass()).index_put((pairs.image, pairs.pred), value)
+    return torch.zeros_like(plan.mass).index_put((pairs.image, pairs.slot, pairs.pred), value)
 
 
-def _of_pairs(name: str, quality: Quality, scene: Scene, pairs: Pairs, bg_class: int | None, validate: bool) -> Tensor:
+def _of_pairs(name: str, quality: Quality, scene: Scene, pairs: Pairs) -> Tensor:
     """Return the quality (N,) of each pair, anything where it has no mass."""
-    predictions = scene.predictions
     if quality == "score":
-        if bg_class is not None:
+        if scene.bg_class is not None:
             raise ValueError(f'{name}="score" is a sigmoid score and needs bg_class_position="none"')
-        score: Tensor = predictions.logits.sigmoid().amax(-1)
+        score: Tensor = scene.logits.sigmoid().amax(-1)
         return score[pairs.image, pairs.pred]
     if quality == "centerness" and scene.anchors is None:
         raise ValueError(f'anchors must be given for {name}="centerness": boxes, Anchors or Points, got None')
-    matched = pairs.mass > 0
-    ours = theirs = unit_box(predictions.boxes).expand(len(matched), 4)
-    if scene.target_boxes.shape[1]:
-        ours = torch.where(matched.unsqueeze(-1), predictions.boxes[pairs.image, pairs.pred], ours)
-        theirs = torch.where(matched.unsqueeze(-1), scene.target_boxes[pairs.image, pairs.target], theirs)
+    unmatched, boxes = pairs.mass <= 0, scene.pred_boxes
+    ours = neutralized("pred_boxes", boxes[pairs.image, pairs.pred], unmatched)
+    theirs = neutralized("target_boxes", scene.target_boxes[pairs.image, pairs.target], unmatched)
     if quality == "centerness":
         assert scene.anchors is not None
         return centerness(scene.anchors.centers[pairs.image, pairs.pred], theirs)
     if isinstance(quality, str):
         return aligned_overlap(ours, theirs, "iou", eps=0.0).clamp(max=1)
     value = quality(ours, theirs)
-    if value.shape != matched.shape:
-        raise ValueError(f"{name} must return one value a pair, {tuple(matched.shape)}, got {tuple(value.shape)}")
-    if reads_values(value, validate) and bool(((value < 0) | (value > 1)).any()):
-        raise ValueError(f"{name} must lie in [0, 1], got a value outside")
+    if value.shape != unmatched.shape:
+        raise ValueError(f"{name} must return one value a pair, {tuple(unmatched.shape)}, got {tuple(value.shape)}")
+    check_unit(name, value, scene.validate)
     return value
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -153,9 +153,14 @@ class Locations(NamedTuple):
     level: Tensor
     num_levels: int
 
+    def map(self, function: Callable[[Tensor], Tensor]) -> Locations:
+        """Return the locations with a function applied to every tensor."""
+        stride = None if self.stride is None else function(self.stride)
+        return Locations(function(self.boxes), function(self.centers), stride, function(self.level), self.num_levels)
 
-def parse_anchors(anchors: Tensor | Anchors | Points, pred_boxes: Tensor, layers: int, validate: bool) -> Locations:
-    """Validate anchors against the (B, P, 4) predicted boxes of a decoder layer, and repeat them for each layer.
+
+def parse_anchors(anchors: Tensor | Anchors | Points, like: Tensor, layers: int, validate: bool) -> Locations:
+    """Validate anchors against the (B, P, ...) predictions of a decoder layer, and repeat them for each layer.
 
     Raises:
         TypeError: `anchors` is of another type, or not floating.
@@ -171,17 +176,17 @@ def parse_anchors(anchors: Tensor | Anchors | Points, pred_boxes: Tensor, layers
         raise TypeError(f"anchors must be a tensor, Anchors or Points, got {type(anchors).__name__}")
     places = anchors if isinstance(anchors, Tensor) else anchors.places
     width = 2 if isinstance(anchors, Points) else 4
-    images, preds = pred_boxes.shape[:2]
+    images, preds = like.shape[:2]
     if tuple(places.shape) not in ((preds, width), (images, preds, width)):
         expected = f"{(preds, width)} or {(images, preds, width)}"
         raise ValueError(f"{name} must have shape {expected}, got {tuple(places.shape)}")
-    check_device(name, places, pred_boxes.device)
+    check_device(name, places, like.device)
     if reads_values(places, validate):
         check_finite(name, places, validate)
         if width == 4:
             check_ordered(name, places)
     value = Anchors(anchors) if isinstance(anchors, Tensor) else anchors
-    values = full_precision(places.to(pred_boxes.dtype))
+    values = full_precision(places.to(like.dtype))
     values = values.repeat(layers, 1, 1) if values.dim() == 3 else values.expand(images * layers, -1, -1)
     batch = values.shape[:2]
     stride: Tensor | None = None

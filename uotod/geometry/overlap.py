@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from uotod.check import reads_values
+from uotod.check import known_positive
 
 Coordinates = tuple[Tensor, Tensor, Tensor, Tensor]  # x1, y1, x2, y2
 OverlapKind = Literal["iou", "giou", "diou", "ciou", "eiou", "siou"]
@@ -37,7 +37,7 @@ def overlap_terms(
     box_area, other_area = aw * ah, bw * bh
     union = (box_area + other_area).sub_(shared)
     # the union and the hull are at least as large as either box, of which there are fewer than pairs
-    positive = eps == 0 and (_is_positive(box_area) or _is_positive(other_area))
+    positive = eps == 0 and (known_positive(box_area) or known_positive(other_area))
     iou = quotient(shared, union, eps, positive)
     if kind == "iou":
         return (iou,)
@@ -103,19 +103,12 @@ def quotient(numerator: Tensor, denominator: Tensor, eps: float, positive: bool 
     """
     if eps > 0:
         return numerator.div_(denominator + eps)
-    if positive or _is_positive(denominator):
+    if positive:
         return numerator.div_(denominator)
     # before the division: the gradient of a masked 0/0 would still be NaN; and not by `where`, which takes ten times
     # as long as products on CPUs
     some = denominator.detach().sign().clamp_(min=0)
     return numerator.div_((denominator * some).add_(1 - some))
-
-
-def _is_positive(tensor: Tensor) -> bool:
-    """Tell whether all of a tensor is above 0, where that can be asked without waiting for a GPU or a compiler."""
-    if torch.compiler.is_compiling() or not reads_values(tensor, validate=False) or not tensor.numel():
-        return False
-    return bool(tensor.detach().amin() > 0)
 
 
 def _angular_penalties(

@@ -2,127 +2,79 @@
 
 from torch import nn
 
-from uotod.criterion.branches import Branch, Branches
-from uotod.criterion.detection import DetectionLoss
-from uotod.criterion.errors import detection_errors
-from uotod.criterion.normalize import (
-    Divisors,
-    Masses,
-    MassNormalizer,
-    MovingAverageNormalizer,
-    Normalizer,
-    PerImageNormalizer,
-    PositiveNormalizer,
-    ScoreNormalizer,
-    TargetNormalizer,
-    TotalMassNormalizer,
+from uotod.criterion.branches import (
+    Branch as Branch,
+    Branches as Branches,
+    denoising_plan as denoising_plan,
 )
-from uotod.loss.alpha_iou import AlphaIoULoss
-from uotod.loss.balanced_l1 import BalancedL1Loss
-from uotod.loss.box_space import BoxSpace
-from uotod.loss.confidence import ConfidenceLoss
-from uotod.loss.distribution import DistributionFocalLoss
-from uotod.loss.eiou import EIoULoss, ExtendedIoULoss
-from uotod.loss.fine_grained import DistillationLoss, FineGrainedLoss
-from uotod.loss.focal import SigmoidFocalCost, SigmoidFocalLoss
-from uotod.loss.ghm import GHMCLoss
-from uotod.loss.inner_iou import InnerIoULoss
-from uotod.loss.iou import CIoULoss, DIoULoss, GIoULoss, IoULoss
-from uotod.loss.iou_aware import IoUAwareBCELoss
-from uotod.loss.matchability import MatchabilityAwareLoss
-from uotod.loss.mpdiou import MPDIoULoss
-from uotod.loss.multiple import MultipleObjectiveLoss
-from uotod.loss.negative_prob import NegativeProbLoss
-from uotod.loss.objectness import ObjectnessLoss
-from uotod.loss.poly import PolyLoss, SigmoidPolyLoss
-from uotod.loss.quality_focal import QualityFocalLoss
-from uotod.loss.siou import SIoULoss
-from uotod.loss.softmax_focal import SoftmaxFocalLoss
-from uotod.loss.varifocal import VarifocalLoss
-from uotod.loss.wise_iou import WiseIoULoss
-from uotod.loss.yolo import YOLOLoss
+from uotod.criterion.detection import DetectionLoss as DetectionLoss
+from uotod.criterion.errors import detection_errors as detection_errors
+from uotod.criterion.normalize import (
+    ByTerm as ByTerm,
+    ImagePositiveNormalizer as ImagePositiveNormalizer,
+    Masses as Masses,
+    MassNormalizer as MassNormalizer,
+    MovingAverageNormalizer as MovingAverageNormalizer,
+    Normalizer as Normalizer,
+    PairedTargetNormalizer as PairedTargetNormalizer,
+    PerImageNormalizer as PerImageNormalizer,
+    PositiveNormalizer as PositiveNormalizer,
+    ScoreNormalizer as ScoreNormalizer,
+    TargetNormalizer as TargetNormalizer,
+    TotalMassNormalizer as TotalMassNormalizer,
+)
+from uotod.criterion.terms import (
+    Classification as Classification,
+    Distillation as Distillation,
+    Localization as Localization,
+    Objectness as Objectness,
+    Term as Term,
+)
+from uotod.loss.alpha_iou import AlphaIoULoss as AlphaIoULoss
+from uotod.loss.balanced_l1 import BalancedL1Loss as BalancedL1Loss
+from uotod.loss.box_space import BoxSpace as BoxSpace
+from uotod.loss.confidence import ConfidenceLoss as ConfidenceLoss
+from uotod.loss.distribution import DistributionFocalLoss as DistributionFocalLoss
+from uotod.loss.eiou import (
+    EIoULoss as EIoULoss,
+    ExtendedIoULoss as ExtendedIoULoss,
+)
+from uotod.loss.fine_grained import (
+    DistillationLoss as DistillationLoss,
+    FineGrainedLoss as FineGrainedLoss,
+)
+from uotod.loss.focal import (
+    SigmoidFocalCost as SigmoidFocalCost,
+    SigmoidFocalLoss as SigmoidFocalLoss,
+)
+from uotod.loss.ghm import GHMCLoss as GHMCLoss
+from uotod.loss.inner_iou import InnerIoULoss as InnerIoULoss
+from uotod.loss.iou import (
+    CIoULoss as CIoULoss,
+    DIoULoss as DIoULoss,
+    GIoULoss as GIoULoss,
+    IoULoss as IoULoss,
+)
+from uotod.loss.iou_aware import IoUAwareBCELoss as IoUAwareBCELoss
+from uotod.loss.matchability import MatchabilityAwareLoss as MatchabilityAwareLoss
+from uotod.loss.mpdiou import MPDIoULoss as MPDIoULoss
+from uotod.loss.multiple import MultipleObjectiveLoss as MultipleObjectiveLoss
+from uotod.loss.negative_prob import NegativeProbLoss as NegativeProbLoss
+from uotod.loss.objectness import ObjectnessLoss as ObjectnessLoss
+from uotod.loss.poly import (
+    PolyLoss as PolyLoss,
+    SigmoidPolyLoss as SigmoidPolyLoss,
+)
+from uotod.loss.quality_focal import QualityFocalLoss as QualityFocalLoss
+from uotod.loss.siou import SIoULoss as SIoULoss
+from uotod.loss.softmax_focal import SoftmaxFocalLoss as SoftmaxFocalLoss
+from uotod.loss.varifocal import VarifocalLoss as VarifocalLoss
+from uotod.loss.wise_iou import WiseIoULoss as WiseIoULoss
+from uotod.loss.yolo import YOLOLoss as YOLOLoss
 
+# every loss by its name
 ALL_LOSSES: dict[str, type[nn.Module]] = {
-    "AlphaIoULoss": AlphaIoULoss,
-    "BalancedL1Loss": BalancedL1Loss,
-    "BoxSpace": BoxSpace,
-    "Branches": Branches,
-    "CIoULoss": CIoULoss,
-    "ConfidenceLoss": ConfidenceLoss,
-    "DIoULoss": DIoULoss,
-    "DetectionLoss": DetectionLoss,
-    "DistillationLoss": DistillationLoss,
-    "DistributionFocalLoss": DistributionFocalLoss,
-    "EIoULoss": EIoULoss,
-    "ExtendedIoULoss": ExtendedIoULoss,
-    "FineGrainedLoss": FineGrainedLoss,
-    "GHMCLoss": GHMCLoss,
-    "GIoULoss": GIoULoss,
-    "InnerIoULoss": InnerIoULoss,
-    "IoUAwareBCELoss": IoUAwareBCELoss,
-    "IoULoss": IoULoss,
-    "MPDIoULoss": MPDIoULoss,
-    "MatchabilityAwareLoss": MatchabilityAwareLoss,
-    "MultipleObjectiveLoss": MultipleObjectiveLoss,
-    "NegativeProbLoss": NegativeProbLoss,
-    "ObjectnessLoss": ObjectnessLoss,
-    "PolyLoss": PolyLoss,
-    "QualityFocalLoss": QualityFocalLoss,
-    "SIoULoss": SIoULoss,
-    "SigmoidFocalCost": SigmoidFocalCost,
-    "SigmoidFocalLoss": SigmoidFocalLoss,
-    "SigmoidPolyLoss": SigmoidPolyLoss,
-    "SoftmaxFocalLoss": SoftmaxFocalLoss,
-    "VarifocalLoss": VarifocalLoss,
-    "WiseIoULoss": WiseIoULoss,
-    "YOLOLoss": YOLOLoss,
+    name: value
+    for name, value in sorted(globals().items())
+    if isinstance(value, type) and issubclass(value, nn.Module) and not issubclass(value, (Branch, Normalizer, Term))
 }
-
-__all__ = [
-    "ALL_LOSSES",
-    "AlphaIoULoss",
-    "BalancedL1Loss",
-    "BoxSpace",
-    "Branch",
-    "Branches",
-    "CIoULoss",
-    "ConfidenceLoss",
-    "DIoULoss",
-    "DetectionLoss",
-    "DistillationLoss",
-    "DistributionFocalLoss",
-    "Divisors",
-    "EIoULoss",
-    "ExtendedIoULoss",
-    "FineGrainedLoss",
-    "GHMCLoss",
-    "GIoULoss",
-    "InnerIoULoss",
-    "IoUAwareBCELoss",
-    "IoULoss",
-    "MPDIoULoss",
-    "MassNormalizer",
-    "Masses",
-    "MatchabilityAwareLoss",
-    "MovingAverageNormalizer",
-    "MultipleObjectiveLoss",
-    "NegativeProbLoss",
-    "Normalizer",
-    "ObjectnessLoss",
-    "PerImageNormalizer",
-    "PolyLoss",
-    "PositiveNormalizer",
-    "QualityFocalLoss",
-    "SIoULoss",
-    "ScoreNormalizer",
-    "SigmoidFocalCost",
-    "SigmoidFocalLoss",
-    "SigmoidPolyLoss",
-    "SoftmaxFocalLoss",
-    "TargetNormalizer",
-    "TotalMassNormalizer",
-    "VarifocalLoss",
-    "WiseIoULoss",
-    "YOLOLoss",
-    "detection_errors",
-]

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from uotod.check import check_number
+from uotod.cost.kinds import Pair
 from uotod.geometry.boxes import full_precision, pairwise_coordinates
 from uotod.loss.reduce import check_reduction, reduce_loss
 
@@ -56,6 +57,10 @@ class BalancedL1Loss(nn.Module):
                 f"input and target must have the same shape, got {tuple(input.shape)} and {tuple(target.shape)}"
             )
         return reduce_loss(self._of_difference(full_precision(input) - full_precision(target)), self.reduction)
+
+    def adapter(self) -> Pair:
+        """Return how the loss takes part: by pairs of boxes."""
+        return Pair(self, self.pairwise)
 
     def pairwise(self, boxes: Tensor, target_boxes: Tensor) -> Tensor:
         """Return the loss (B, T, P), summed over 4 values, of all pairs of (B, P, 4) boxes and (B, T, 4) targets."""

@@ -5,6 +5,7 @@ from abc import ABC, abstractmethod
 from torch import Tensor, nn
 
 from uotod.check import check_number
+from uotod.cost.kinds import Pair
 from uotod.geometry.boxes import aligned_coordinates, full_precision, pairwise_coordinates
 from uotod.geometry.overlap import Coordinates
 from uotod.loss.reduce import check_reduction, reduce_loss
@@ -27,6 +28,10 @@ class BoxPairLoss(nn.Module, ABC):
         check_rows(input, target)
         box, other = aligned_coordinates(full_precision(input)), aligned_coordinates(full_precision(target))
         return reduce_loss(self._of_pair(box, other), self.reduction)
+
+    def adapter(self) -> Pair:
+        """Return how the loss takes part: by pairs of boxes."""
+        return Pair(self, self.pairwise)
 
     def pairwise(self, boxes: Tensor, target_boxes: Tensor) -> Tensor:
         """Return the unreduced loss (B, T, P) of all pairs of (B, P, 4) boxes and (B, T, 4) targets."""

@@ -6,13 +6,14 @@ import torch
 from torch import Tensor, nn
 
 from uotod.check import check_choice, check_number
-from uotod.cost.adapters import box_cost, parts_of
+from uotod.cost.adapters import Adapting, adapt
+from uotod.cost.kinds import Pair
 from uotod.geometry.boxes import box_xyxy_to_cxcywh, full_precision
 from uotod.geometry.coders import BoxCoder
 from uotod.loss.box_pair import BoxPairLoss, check_rows
 
 
-class BoxSpace(nn.Module):
+class BoxSpace(Adapting):
     r"""Evaluate a coordinate-wise loss on boxes in another parameterisation.
 
     .. math:: L(\varphi(\hat b), \varphi(b))
@@ -50,7 +51,7 @@ class BoxSpace(nn.Module):
         super().__init__()
         if not isinstance(loss, nn.Module):
             raise TypeError(f"loss must be a torch.nn.Module, got {loss!r}")
-        for part in parts_of(loss):
+        for part in adapt(loss):
             if isinstance(part.module, BoxPairLoss):
                 raise ValueError(f"loss must compare values one by one, got {type(part.module).__name__} of boxes")
         if not isinstance(space, BoxCoder):
@@ -103,6 +104,10 @@ class BoxSpace(nn.Module):
         loss: Tensor = self.loss(*values)
         return loss
 
+    def adapter(self) -> Pair:
+        """Return how the loss takes part: by pairs of boxes in the other parameterisation."""
+        return Pair(self, self.pairwise)
+
     def pairwise(self, boxes: Tensor, target_boxes: Tensor) -> Tensor:
         """Return the unreduced loss (B, T, P) of all pairs of (B, P, 4) boxes and (B, T, 4) targets.
 
@@ -111,7 +116,10 @@ class BoxSpace(nn.Module):
         """
         if isinstance(self.space, BoxCoder):
             raise ValueError(f"a BoxSpace with {type(self.space).__name__} cannot be a matching cost: it needs anchors")
-        return box_cost(self.loss, self._convert(boxes), self._convert(target_boxes))
+        fields = {"pred_boxes": self._convert(boxes), "target_boxes": self._convert(target_boxes)}
+        shape = (len(boxes), target_boxes.shape[1], boxes.shape[1])
+        costs = [part.weight * part.adapter.pair_cost(fields, shape) for part in self.adapted["loss"]]
+        return costs[0] if len(costs) == 1 else torch.stack(costs).sum(0)
 
     def extra_repr(self) -> str:
         """Return the arguments for `repr`."""

@@ -21,15 +21,15 @@ class DistributionFocalLoss(nn.Module):
 
     `S` is the softmax of the logits and `y` the distance in strides, clamped to the range of the bins. As the
     localisation loss of a `DetectionLoss` it reads `input["pred_dist"]` (B, P, 4, K + 1) and needs anchors with
-    strides; the boxes that it is given are not read. `uotod.utils.distribution_to_box` turns the logits into the boxes.
+    strides. `uotod.utils.distribution_to_box` turns the logits into the boxes.
 
     Args:
         bins: increasing distances, in strides, that the logits stand for; 0, 1, ..., K by default.
         reduction: "none", "mean" (over boxes) or "sum".
 
     Shape:
-        input and target: (..., 4) boxes, xyxy; pred_dist: (..., 4, K + 1) logits of the left, upper, right and lower
-        side; anchors: (..., 4) boxes, xyxy, whose centres are the points, or (..., 2) points; stride: (...). Output:
+        pred_dist: (..., 4, K + 1) logits of the left, upper, right and lower side; target_boxes: (..., 4), xyxy;
+        anchors: (..., 4) boxes, xyxy, whose centres are the points, or (..., 2) points; stride: (...). Output:
         (...) or ().
 
     Raises:
@@ -41,11 +41,11 @@ class DistributionFocalLoss(nn.Module):
     Examples:
         >>> logits, point, stride = torch.zeros(1, 4, 5), torch.tensor([[20.0, 20.0]]), torch.tensor([8.0])
         >>> target = torch.tensor([[8.0, 4.0, 24.0, 36.0]])
-        >>> DistributionFocalLoss()(target, target, pred_dist=logits, anchors=point, stride=stride)  # ln 5
+        >>> DistributionFocalLoss()(logits, target, point, stride)  # ln 5
         tensor(1.6094)
     """
 
-    needs = ("pred_dist", "anchors", "stride")
+    needs = ("pred_dist", "target_boxes", "anchors", "stride")
     bins: Tensor | None
 
     def __init__(self, *, bins: Sequence[float] | None = None, reduction: str = "mean") -> None:
@@ -59,16 +59,16 @@ class DistributionFocalLoss(nn.Module):
             values = torch.tensor(positions, dtype=torch.float64)
         self.register_buffer("bins", values, persistent=False)
 
-    def forward(self, input: Tensor, target: Tensor, *, pred_dist: Tensor, anchors: Tensor, stride: Tensor) -> Tensor:
+    def forward(self, pred_dist: Tensor, target_boxes: Tensor, anchors: Tensor, stride: Tensor) -> Tensor:
         """Return the loss of each row, or its mean or sum.
 
         Raises:
             ValueError: a shape is wrong, or the number of bins differs from that of the logits.
         """
-        check_sides(target, pred_dist)
+        check_sides(target_boxes, pred_dist)
         pred_dist = full_precision(pred_dist)
         bins = bins_of(pred_dist, self.bins)
-        distance = DistanceCoder(by_stride=True).encode(target, anchors, stride).to(pred_dist.dtype)
+        distance = DistanceCoder(by_stride=True).encode(target_boxes, anchors, stride).to(pred_dist.dtype)
         loss = interpolated_loss(pred_dist, distance, bins).mean(-1)
         return reduce_loss(loss, self.reduction)
 

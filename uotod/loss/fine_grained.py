@@ -64,8 +64,8 @@ class FineGrainedLoss(nn.Module):
         reduction: "none", "mean" (over boxes) or "sum".
 
     Shape:
-        input and target: (..., 4) boxes, xyxy; pred_dist: (..., 4, N + 1) logits of the left, upper, right and lower
-        side; anchors: (..., 4) reference boxes, xyxy. Output: (...) or ().
+        pred_boxes and target_boxes: (..., 4) boxes, xyxy; pred_dist: (..., 4, N + 1) logits of the left, upper, right
+        and lower side; anchors: (..., 4) reference boxes, xyxy. Output: (...) or ().
 
     Raises:
         ValueError: a shape is wrong.
@@ -79,7 +79,7 @@ class FineGrainedLoss(nn.Module):
         tensor(13.9860)
     """
 
-    needs = ("pred_dist", "anchors")
+    needs = ("pred_boxes", "target_boxes", "pred_dist", "anchors")
     bins: Tensor
 
     def __init__(self, *, max_bin: int = 32, bound: float = 0.5, scale: float = 4.0, reduction: str = "mean") -> None:
@@ -87,14 +87,14 @@ class FineGrainedLoss(nn.Module):
         self.reduction = check_reduction(reduction)
         self.register_buffer("bins", fine_grained_bins(max_bin, bound=bound, scale=scale), persistent=False)
 
-    def forward(self, input: Tensor, target: Tensor, *, pred_dist: Tensor, anchors: Tensor) -> Tensor:
+    def forward(self, pred_boxes: Tensor, target_boxes: Tensor, pred_dist: Tensor, anchors: Tensor) -> Tensor:
         """Return the loss of each row, or its mean or sum.
 
         Raises:
             ValueError: a shape is wrong, or the number of bins differs from that of the logits.
         """
-        check_sides(target, pred_dist)
-        pred_dist, target = full_precision(pred_dist), full_precision(target)
+        check_sides(target_boxes, pred_dist)
+        pred_dist, target = full_precision(pred_dist), full_precision(target_boxes)
         reference = box_xyxy_to_cxcywh(full_precision(anchors))
         center, size = reference[..., :2], reference[..., 2:]
         size = torch.where(size > 0, size, 1.0)
@@ -102,7 +102,7 @@ class FineGrainedLoss(nn.Module):
         bins = bins_of(pred_dist, self.bins)
         loss = interpolated_loss(pred_dist, offset.to(pred_dist.dtype), bins).sum(-1)
         with torch.no_grad():
-            quality = aligned_overlap(full_precision(input), target, "iou", eps=0.0)
+            quality = aligned_overlap(full_precision(pred_boxes), target, "iou", eps=0.0)
         return reduce_loss(quality * loss, self.reduction)
 
     def extra_repr(self) -> str:

@@ -5,8 +5,8 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from uotod.check import check_number
-from uotod.cost.adapters import ClassTerms
 from uotod.cost.focal import focal_terms, zero_terms
+from uotod.cost.kinds import Affine, ClassTerms, Sigmoid
 from uotod.geometry.boxes import full_precision
 from uotod.loss.one_hot import one_hot_rows, smooth_gain, smooth_rows
 from uotod.loss.reduce import check_reduction, reduce_loss
@@ -55,14 +55,9 @@ class SigmoidFocalLoss(nn.Module):
         one_hot = smooth_rows(one_hot_rows(target, logits), self.label_smoothing)
         return reduce_loss(one_hot * positive + (1 - one_hot) * negative, self.reduction)
 
-    def class_terms(self, logits: Tensor) -> ClassTerms:
-        """Return the loss, summed over classes, as an affine function of the one-hot target."""
-        positive, negative = focal_terms(logits, self.alpha, self.gamma)
-        return ClassTerms(smooth_gain(positive - negative, self.label_smoothing), negative.sum(-1))
-
-    def zero_terms(self, logits: Tensor, slope: Tensor) -> Tensor | None:
-        """Return the loss of a zero at each logit and write its derivative into `slope`; None with smoothing."""
-        return None if self.label_smoothing else zero_terms(logits, self.alpha, self.gamma, slope)
+    def adapter(self) -> Sigmoid:
+        """Return how the loss takes part: each logit on its own."""
+        return Sigmoid(self, self._terms, self._zeros)
 
     def extra_repr(self) -> str:
         """Return the arguments for `repr`."""
@@ -70,6 +65,13 @@ class SigmoidFocalLoss(nn.Module):
             f"alpha={self.alpha}, gamma={self.gamma}, label_smoothing={self.label_smoothing}, "
             f"reduction={self.reduction!r}"
         )
+
+    def _terms(self, logits: Tensor) -> ClassTerms:
+        positive, negative = focal_terms(logits, self.alpha, self.gamma)
+        return ClassTerms(smooth_gain(positive - negative, self.label_smoothing), negative.sum(-1))
+
+    def _zeros(self, logits: Tensor, slope: Tensor) -> Tensor | None:
+        return None if self.label_smoothing else zero_terms(logits, self.alpha, self.gamma, slope)
 
 
 class SigmoidFocalCost(nn.Module):
@@ -102,21 +104,26 @@ class SigmoidFocalCost(nn.Module):
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """Return the cost of each row, or its mean or sum."""
         logits = full_precision(input)
-        loss = (self.class_terms(logits).gain * one_hot_rows(target, logits)).sum(-1)
+        loss = (self._gain(logits) * one_hot_rows(target, logits)).sum(-1)
         return reduce_loss(loss, self.reduction)
 
-    def class_terms(self, logits: Tensor) -> ClassTerms:
-        """Return the cost as an affine function of the one-hot target."""
-        positive, negative = focal_terms(logits, self.alpha, self.gamma)
-        return ClassTerms(positive - negative, None)
-
-    def label_cost(self, logits: Tensor, pick: Callable[[Tensor], Tensor]) -> Tensor:
-        """Return the cost of all pairs; `pick` selects the labels' (B, T, P) of (B, P, C) values."""
-        return self.class_terms(pick(logits)).gain
+    def adapter(self) -> Affine:
+        """Return how the cost takes part: affine in its label, and for integer labels from their logits alone."""
+        return Affine(self, self._terms, self._of_labels)
 
     def extra_repr(self) -> str:
         """Return the arguments for `repr`."""
         return f"alpha={self.alpha}, gamma={self.gamma}, reduction={self.reduction!r}"
+
+    def _gain(self, logits: Tensor) -> Tensor:
+        positive, negative = focal_terms(logits, self.alpha, self.gamma)
+        return positive - negative
+
+    def _terms(self, logits: Tensor) -> ClassTerms:
+        return ClassTerms(self._gain(logits), None)
+
+    def _of_labels(self, logits: Tensor, pick: Callable[[Tensor], Tensor]) -> Tensor:
+        return self._gain(pick(logits))
 
 
 def _check_alpha(alpha: float) -> float:

@@ -4,7 +4,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from uotod.check import check_number
-from uotod.cost.adapters import SoftTarget
+from uotod.cost.labels import SoftTarget
 from uotod.loss.soft_target import SoftTargetLoss
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor, nn
 
 from uotod.check import check_number
-from uotod.cost.adapters import Part
+from uotod.cost.adapters import Part, adapt
 from uotod.loss.box_space import BoxSpace
 
 
@@ -78,8 +78,7 @@ class MultipleObjectiveLoss(nn.Module):
         """Return name, weight and module of every loss, nested sums taken apart."""
         parts = []
         for name, weight, loss in zip(self.names, self.weights, self.losses, strict=True):
-            nested = loss.parts() if isinstance(loss, MultipleObjectiveLoss) else [Part("", 1.0, loss)]
-            parts += [Part(f"{name}_{x.name}" if x.name else name, weight * x.weight, x.module) for x in nested]
+            parts += [Part(f"{name}_{x.name}" if x.name else name, weight * x.weight, x.adapter) for x in adapt(loss)]
         return parts
 
     def extra_repr(self) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from uotod.cost.adapters import ClassTerms
+from uotod.cost.kinds import Affine, ClassTerms
 from uotod.geometry.boxes import full_precision
 from uotod.loss.one_hot import one_hot_rows
 from uotod.loss.reduce import check_reduction, reduce_loss
@@ -37,17 +37,19 @@ class NegativeProbLoss(nn.Module):
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """Return the loss of each row, or its mean or sum."""
         logits = full_precision(input)
-        loss = (self.class_terms(logits).gain * one_hot_rows(target, logits)).sum(-1)
+        loss = -(logits.softmax(-1) * one_hot_rows(target, logits)).sum(-1)
         return reduce_loss(loss, self.reduction)
 
-    def class_terms(self, logits: Tensor) -> ClassTerms:
-        """Return the loss as an affine function of the one-hot target."""
-        return ClassTerms(-logits.softmax(-1), None)
-
-    def label_cost(self, logits: Tensor, pick: Callable[[Tensor], Tensor]) -> Tensor:
-        """Return the cost of all pairs; `pick` selects the labels' (B, T, P) of (B, P, C) values."""
-        return pick(logits.softmax(-1)).neg_()
+    def adapter(self) -> Affine:
+        """Return how the cost takes part: affine in its label."""
+        return Affine(self, self._terms, self._of_labels)
 
     def extra_repr(self) -> str:
         """Return the arguments for `repr`."""
         return f"reduction={self.reduction!r}"
+
+    def _terms(self, logits: Tensor) -> ClassTerms:
+        return ClassTerms(-logits.softmax(-1), None)
+
+    def _of_labels(self, logits: Tensor, pick: Callable[[Tensor], Tensor]) -> Tensor:
+        return pick(logits.softmax(-1)).neg_()

@@ -4,7 +4,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from uotod.check import check_number
-from uotod.cost.adapters import ClassTerms
+from uotod.cost.kinds import Affine, ClassTerms
 from uotod.geometry.boxes import full_precision
 from uotod.loss.one_hot import one_hot_rows
 from uotod.loss.reduce import check_reduction, reduce_loss
@@ -51,10 +51,9 @@ class ObjectnessLoss(nn.Module):
         target = one_hot_rows(target, logits)
         return reduce_loss(target * positive + (1 - target) * negative, self.reduction)
 
-    def class_terms(self, logits: Tensor) -> ClassTerms:
-        """Return the loss as an affine function of the target."""
-        positive, negative = self._terms(logits)
-        return ClassTerms(positive - negative, negative.sum(-1))
+    def adapter(self) -> Affine:
+        """Return how the loss takes part: affine in its target."""
+        return Affine(self, self._class_terms)
 
     def extra_repr(self) -> str:
         """Return the arguments for `repr`."""
@@ -66,3 +65,7 @@ class ObjectnessLoss(nn.Module):
     def _terms(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """Return the loss of a one and of a zero at each logit."""
         return -self.positive_weight * F.logsigmoid(logits), -self.negative_weight * F.logsigmoid(-logits)
+
+    def _class_terms(self, logits: Tensor) -> ClassTerms:
+        positive, negative = self._terms(logits)
+        return ClassTerms(positive - negative, negative.sum(-1))

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from uotod.check import check_number
-from uotod.cost.adapters import ClassTerms
+from uotod.cost.kinds import Affine, ClassTerms
 from uotod.geometry.boxes import full_precision
 from uotod.loss.one_hot import one_hot_rows, smooth_gain, smooth_rows
 from uotod.loss.reduce import check_reduction, reduce_loss
@@ -96,10 +96,9 @@ class SigmoidPolyLoss(nn.Module):
         positive, negative = self._terms(logits)
         return reduce_loss(one_hot * positive + (1 - one_hot) * negative, self.reduction)
 
-    def class_terms(self, logits: Tensor) -> ClassTerms:
-        """Return the loss, summed over classes, as an affine function of the one-hot target."""
-        positive, negative = self._terms(logits)
-        return ClassTerms(smooth_gain(positive - negative, self.label_smoothing), negative.sum(-1))
+    def adapter(self) -> Affine:
+        """Return how the loss takes part: affine in its label."""
+        return Affine(self, self._class_terms)
 
     def extra_repr(self) -> str:
         """Return the arguments for `repr`."""
@@ -114,3 +113,7 @@ class SigmoidPolyLoss(nn.Module):
         positive = (self.gamma * log_q).exp() * (self.epsilon * log_q.exp() - log_p)
         negative = (self.gamma * log_p).exp() * (self.epsilon * log_p.exp() - log_q)
         return positive, negative
+
+    def _class_terms(self, logits: Tensor) -> ClassTerms:
+        positive, negative = self._terms(logits)
+        return ClassTerms(smooth_gain(positive - negative, self.label_smoothing), negative.sum(-1))

@@ -6,7 +6,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from uotod.cost.adapters import SoftTarget
+from uotod.cost.kinds import Soft
+from uotod.cost.labels import SoftTarget
 from uotod.geometry.boxes import full_precision
 from uotod.loss.one_hot import one_hot_rows
 from uotod.loss.reduce import check_reduction, reduce_loss
@@ -45,7 +46,11 @@ class SoftTargetLoss(nn.Module, ABC):
         mass = logits.new_ones(logits.shape[:-1])
         return reduce_loss(self._values(logits, SoftTarget(quality, positive.to(logits.dtype), mass)), self.reduction)
 
-    def soft_loss(self, logits: Tensor, target: SoftTarget) -> Tensor:
+    def adapter(self) -> Soft:
+        """Return how the loss takes part: by a soft target."""
+        return Soft(self, self._of_target, by_row=self.is_rowwise)
+
+    def _of_target(self, logits: Tensor, target: SoftTarget) -> Tensor:
         """Return the loss (...) of rows, summed over classes and not yet multiplied by their mass."""
         return self._values(logits, target).sum(-1)
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from uotod.check import check_number
-from uotod.cost.adapters import ClassTerms
+from uotod.cost.kinds import Affine, ClassTerms
 from uotod.geometry.boxes import full_precision
 from uotod.loss.one_hot import one_hot_rows, smooth_gain
 from uotod.loss.reduce import check_reduction, reduce_loss
@@ -28,15 +28,14 @@ class SoftmaxLoss(nn.Module, ABC):
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """Return the loss of each row, or its mean or sum."""
         logits = full_precision(input)
-        loss = (self.class_terms(logits).gain * one_hot_rows(target, logits)).sum(-1)
+        loss = (self._terms(logits).gain * one_hot_rows(target, logits)).sum(-1)
         return reduce_loss(loss, self.reduction)
 
-    def class_terms(self, logits: Tensor) -> ClassTerms:
-        """Return the loss as an affine function of the one-hot target.
+    def adapter(self) -> Affine:
+        """Return how the loss takes part: affine in its label."""
+        return Affine(self, self._terms)
 
-        Raises:
-            ValueError: `class_weight` has another number of classes.
-        """
+    def _terms(self, logits: Tensor) -> ClassTerms:
         gain = self._of_log_probability(torch.log_softmax(logits, dim=-1))
         if self.class_weight is not None:
             if self.class_weight.shape != gain.shape[-1:]:

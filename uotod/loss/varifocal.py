@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from uotod.check import check_choice, check_number
-from uotod.cost.adapters import SoftTarget
+from uotod.cost.labels import SoftTarget
 from uotod.loss.soft_target import SoftTargetLoss
 
 

@@ -1,82 +1,39 @@
 """Matchers: each turns the cost of predictions and targets into a transport plan."""
 
-from uotod.match.atss import ATSS
-from uotod.match.balanced_sinkhorn import BalancedSinkhorn
-from uotod.match.base import Matcher
-from uotod.match.center_region import CenterRegion
-from uotod.match.closest import ClosestPrediction, ClosestTarget, Min
-from uotod.match.dynamic_soft_label import DynamicSoftLabel
-from uotod.match.emd import EMD
-from uotod.match.fcos import FCOS
-from uotod.match.grid_cell import GridCell
-from uotod.match.hungarian import Hungarian
-from uotod.match.iou_threshold import IoUThreshold
-from uotod.match.ota import OTA
-from uotod.match.partial_ot import PartialOT
-from uotod.match.pot import BalancedPOT, UnbalancedPOT
-from uotod.match.shared_layers import SharedLayers
-from uotod.match.simota import SimOTA
-from uotod.match.sinkhorn import SinkhornResult
-from uotod.match.soft_min import SoftMin
-from uotod.match.task_aligned import TaskAligned
-from uotod.match.unbalanced_sinkhorn import UnbalancedSinkhorn
-from uotod.match.uniform import Uniform
-from uotod.match.union_vote import UnionVote
-from uotod.match.weighted_sum import WeightedSum
+from uotod.match.atss import ATSS as ATSS
+from uotod.match.balanced_sinkhorn import BalancedSinkhorn as BalancedSinkhorn
+from uotod.match.base import Matcher as Matcher
+from uotod.match.center_region import CenterRegion as CenterRegion
+from uotod.match.closest import (
+    ClosestPrediction as ClosestPrediction,
+    ClosestTarget as ClosestTarget,
+    Min as Min,
+)
+from uotod.match.dynamic_soft_label import DynamicSoftLabel as DynamicSoftLabel
+from uotod.match.emd import EMD as EMD
+from uotod.match.fcos import FCOS as FCOS
+from uotod.match.grid_cell import GridCell as GridCell
+from uotod.match.hungarian import Hungarian as Hungarian
+from uotod.match.iou_threshold import IoUThreshold as IoUThreshold
+from uotod.match.ota import OTA as OTA
+from uotod.match.partial_ot import PartialOT as PartialOT
+from uotod.match.pot import (
+    BalancedPOT as BalancedPOT,
+    UnbalancedPOT as UnbalancedPOT,
+)
+from uotod.match.shared_layers import SharedLayers as SharedLayers
+from uotod.match.simota import SimOTA as SimOTA
+from uotod.match.sinkhorn import SinkhornResult as SinkhornResult
+from uotod.match.soft_min import SoftMin as SoftMin
+from uotod.match.task_aligned import TaskAligned as TaskAligned
+from uotod.match.unbalanced_sinkhorn import UnbalancedSinkhorn as UnbalancedSinkhorn
+from uotod.match.uniform import Uniform as Uniform
+from uotod.match.union_vote import UnionVote as UnionVote
+from uotod.match.weighted_sum import WeightedSum as WeightedSum
 
+# every rule by its name
 ALL_MATCHERS: dict[str, type[Matcher]] = {
-    "ATSS": ATSS,
-    "BalancedPOT": BalancedPOT,
-    "BalancedSinkhorn": BalancedSinkhorn,
-    "CenterRegion": CenterRegion,
-    "ClosestPrediction": ClosestPrediction,
-    "ClosestTarget": ClosestTarget,
-    "DynamicSoftLabel": DynamicSoftLabel,
-    "EMD": EMD,
-    "FCOS": FCOS,
-    "GridCell": GridCell,
-    "Hungarian": Hungarian,
-    "IoUThreshold": IoUThreshold,
-    "Min": Min,
-    "OTA": OTA,
-    "PartialOT": PartialOT,
-    "SharedLayers": SharedLayers,
-    "SimOTA": SimOTA,
-    "SoftMin": SoftMin,
-    "TaskAligned": TaskAligned,
-    "UnbalancedPOT": UnbalancedPOT,
-    "UnbalancedSinkhorn": UnbalancedSinkhorn,
-    "Uniform": Uniform,
-    "UnionVote": UnionVote,
-    "WeightedSum": WeightedSum,
+    name: value
+    for name, value in sorted(globals().items())
+    if isinstance(value, type) and issubclass(value, Matcher) and value is not Matcher
 }
-
-__all__ = [
-    "ALL_MATCHERS",
-    "ATSS",
-    "EMD",
-    "FCOS",
-    "OTA",
-    "BalancedPOT",
-    "BalancedSinkhorn",
-    "CenterRegion",
-    "ClosestPrediction",
-    "ClosestTarget",
-    "DynamicSoftLabel",
-    "GridCell",
-    "Hungarian",
-    "IoUThreshold",
-    "Matcher",
-    "Min",
-    "PartialOT",
-    "SharedLayers",
-    "SimOTA",
-    "SinkhornResult",
-    "SoftMin",
-    "TaskAligned",
-    "UnbalancedPOT",
-    "UnbalancedSinkhorn",
-    "Uniform",
-    "UnionVote",
-    "WeightedSum",
-]

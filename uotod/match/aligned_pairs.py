@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from uotod.cost.blocks import MAX_BLOCK_ELEMENTS, MAX_GPU_BLOCK_ELEMENTS
 from uotod.geometry.overlap import Coordinates, OverlapKind, overlap
 from uotod.geometry.region import contains
-from uotod.scene.predictions import Scene
+from uotod.scene.scene import Scene
 from uotod.solvers.aligned import Block
 from uotod.solvers.aligned_image import PairList, align_image
 
@@ -46,7 +46,9 @@ class PairMeasure:
         self.logits = logits.contiguous()
         self.labels, self.one_hot = (targets.labels, targets.one_hot) if alpha > 0 else (None, None)
         self.width = 1 if self.one_hot is None else logits.shape[2]  # numbers that a pair takes
-        self.targets, self.boxes = (x.detach().movedim(2, 0).contiguous() for x in (targets.boxes, boxes))  # (4, B, N)
+        self.targets, self.boxes = (
+            x.detach().movedim(2, 0).contiguous() for x in (scene.target_boxes, boxes)
+        )  # (4, B, N)
 
     def block(self, targets: slice) -> tuple[Tensor, Tensor]:
         """Return metric and overlap (B, t, P) of a few targets with all predictions."""

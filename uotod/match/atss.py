@@ -9,16 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from uotod.check import check_integer, check_number, reads_values
-from uotod.cost.adapters import gather_classes
 from uotod.cost.blocks import MAX_BLOCK_ELEMENTS, MAX_GPU_BLOCK_ELEMENTS
-from uotod.cost.checks import finite_predictions
 from uotod.geometry.boxes import aligned_overlap, box_centers
 from uotod.match.assigned import assigned_plan
 from uotod.match.base import Matcher, shared
 from uotod.match.schedule import Schedule
 from uotod.match.similarity import OverlapMatcher
 from uotod.plan import Plan
-from uotod.scene.predictions import Scene
+from uotod.scene.scene import Scene
 from uotod.solvers.atss import atss_match, nearest_of_image, nearest_per_level
 
 
@@ -86,6 +84,7 @@ class ATSS(OverlapMatcher):
         ignore_threshold: float = 0.5,
         class_weight: Sequence[float] | Tensor | None = None,
         validate: bool = False,
+        box_format: str | None = None,
     ) -> None:
         super().__init__(**shared(Matcher, locals()))
         self.topk = check_integer("topk", topk, low=1)
@@ -110,7 +109,7 @@ class ATSS(OverlapMatcher):
         images, num_targets, preds = len(mask), mask.shape[1], anchors.centers.shape[1]
         finite = mask.new_ones(images, preds)
         if self.nonfinite == "propagate":
-            finite = finite_predictions(scene)
+            finite = scene.finite
         table = 1 - self.cost(scene)[:, :num_targets] if self._reads_cost(scene) else None  # (B, T, P)
         if table is None and reads_values(mask, validate=False) and mask.numel() and preds:
             index = torch.zeros(images, num_targets, anchors.num_levels * count, dtype=torch.long)
@@ -138,7 +137,7 @@ class ATSS(OverlapMatcher):
         """Return the similarity of each target with (B, T, K) predictions, without modules."""
         flat, targets, logits = index.flatten(1), scene.targets, scene.logits
         boxes = self._located_boxes(scene).gather(1, flat.unsqueeze(-1).expand(-1, -1, 4)).view(*index.shape, 4)
-        iou = aligned_overlap(targets.boxes.unsqueeze(2), boxes, "iou", eps=0.0)
+        iou = aligned_overlap(scene.target_boxes.unsqueeze(2), boxes, "iou", eps=0.0)
         if self.alpha == 1:
             return iou
         classes = logits.shape[2]
@@ -168,4 +167,4 @@ class ATSS(OverlapMatcher):
         iou = super()._similarity(scene)
         if self.alpha == 1:
             return iou
-        return self._aligned(iou, gather_classes(scene.logits.sigmoid(), scene.targets))
+        return self._aligned(iou, scene.targets.pick(scene.logits.sigmoid()))

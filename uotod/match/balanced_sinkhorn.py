@@ -87,5 +87,6 @@ class BalancedSinkhorn(SinkhornMatcher):
         ignore_threshold: float = 0.5,
         class_weight: Sequence[float] | Tensor | None = None,
         validate: bool = False,
+        box_format: str | None = None,
     ) -> None:
         super().__init__(reg_pred=math.inf, reg_target=math.inf, **shared(SinkhornMatcher, locals()))

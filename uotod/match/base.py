@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import inspect
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from uotod.check import check_choice, check_flag, check_number, check_sub_loss
-from uotod.cost.adapters import box_cost, class_cost, class_cost_by_blocks
-from uotod.cost.checks import check_cost, check_cost_values, replace_nonfinite
-from uotod.cost.images import cost_by_images
-from uotod.cost.weights import parse_class_weight, target_weight
+from uotod.cost.adapters import Adapting
+from uotod.cost.matched import reads_of
+from uotod.cost.pairwise import Cost, parse_class_weight, parse_cost
 from uotod.geometry.anchors import Locations
 from uotod.match.ignore import ignore_background
 from uotod.match.schedule import Schedule, Scheduled
-from uotod.plan import DensePlan, Plan
-from uotod.scene.predictions import AnchorInput, PredictionDict, Scene, parse_scene
+from uotod.plan import Plan
+from uotod.scene.predictions import PredictionDict
+from uotod.scene.scene import BOX_FORMATS, AnchorInput, Scene, parse_scene
 from uotod.scene.targets import TargetInput
 
 if TYPE_CHECKING:
@@ -36,7 +34,7 @@ def shared(owner: type[nn.Module], arguments: Mapping[str, Any]) -> dict[str, An
     return {name: arguments[name] for name in inspect.signature(owner).parameters if name in arguments}
 
 
-class Matcher(Scheduled, ABC):
+class Matcher(Scheduled, Adapting):
     """Match predictions to targets: the base class of every matching rule.
 
     The cost of the pair of prediction `i` and target `j` is `L_cls(ĉ_i, c_j) + L_loc(b̂_i, b_j)`, and that of the
@@ -56,8 +54,9 @@ class Matcher(Scheduled, ABC):
         ignore_threshold: a background prediction of which more than this share of the area lies in a target with
             `ignore` (a crowd) is ignored, a row of zeros, instead of trained as background.
         class_weight: (C,) factors > 0 of the cost of the targets of each class; of one-hot targets their mean, weighted
-            by the labels. They multiply the `weight` of each target, which `target` may hold.
+            by the labels. They multiply the `cost_weight` of each target, which `target` may hold.
         validate: also check values (label range, inverted boxes, finiteness) on a GPU, which synchronises.
+        box_format: "cxcywh" or "xywh" if `pred_boxes` and `target["boxes"]` are that; None for xyxy.
 
     Raises:
         TypeError: an argument has the wrong type.
@@ -86,8 +85,10 @@ class Matcher(Scheduled, ABC):
         ignore_threshold: float = 0.5,
         class_weight: Sequence[float] | Tensor | None = None,
         validate: bool = False,
+        box_format: str | None = None,
     ) -> None:
         super().__init__()
+        check_choice("box_format", box_format, (None, *BOX_FORMATS))
         check_sub_loss("cls_match_module", cls_match_module, optional=True)
         check_sub_loss("loc_match_module", loc_match_module, optional=True)
         check_choice("nonfinite", nonfinite, ("error", "propagate"))
@@ -101,6 +102,17 @@ class Matcher(Scheduled, ABC):
         self.class_weight: Tensor | None
         self.register_buffer("class_weight", parse_class_weight(class_weight), persistent=False)
         self.validate = check_flag("validate", validate)
+        self.box_format = box_format
+
+    def __init_subclass__(cls, *, abstract: bool = False) -> None:
+        """Check that a rule is stated, unless the class is `abstract` and leaves that to its subclasses.
+
+        Raises:
+            TypeError: neither `match` nor `compute_matching` is implemented.
+        """
+        super().__init_subclass__()
+        if not abstract and cls.match is Matcher.match and cls.compute_matching is Matcher.compute_matching:
+            raise TypeError(f"{cls.__name__} must implement compute_matching(cost_matrix, target_mask), or match")
 
     @torch.no_grad()
     def forward(self, input: PredictionDict, target: TargetInput, anchors: AnchorInput | None = None) -> Tensor:
@@ -110,7 +122,7 @@ class Matcher(Scheduled, ABC):
             input: dict with `pred_logits` (B, P, C) and `pred_boxes` (B, P, 4), xyxy.
             target: dict with `labels` (B, T) or one-hot (B, T, C), `boxes` (B, T, 4), xyxy, and optionally, all
                 (B, T), `mask`, bool; `ignore`, bool, True for a target (a crowd) that no prediction may match; and
-                `weight` > 0, a factor of the target's cost. Or a list of one dict an image.
+                `cost_weight` > 0, a factor of the target's cost. Or a list of one dict an image.
             anchors: (P, 4) or (B, P, 4) boxes, xyxy, or `Anchors` or `Points` with strides and levels; needed with
                 `is_anchor_based=True` and by the rules of anchors and points.
 
@@ -121,16 +133,16 @@ class Matcher(Scheduled, ABC):
             TypeError: an argument or an entry has the wrong type or dtype.
             ValueError: a key is missing, or a shape, a device or a value is wrong.
         """
-        return self.scene_plan(self._parse(input, target, anchors)).to_dense()
+        return self.scene_plan(self.parse(input, target, anchors)).to_dense()
 
     @torch.no_grad()
     def compute_cost_matrix(
         self, input: PredictionDict, target: TargetInput, anchors: AnchorInput | None = None
     ) -> Tensor:
         """Return the cost in the layout of the plan; padded targets cost `inf`. Arguments as in `forward`."""
-        return self.cost(self._parse(input, target, anchors)).transpose(1, 2).contiguous()
+        return self.cost(self.parse(input, target, anchors)).transpose(1, 2).contiguous()
 
-    @abstractmethod
+    @torch.no_grad()
     def compute_matching(self, cost_matrix: Tensor, target_mask: Tensor) -> Tensor:
         """Return the plan of a cost matrix.
 
@@ -146,6 +158,24 @@ class Matcher(Scheduled, ABC):
             TypeError: an argument is not a tensor of the right dtype.
             ValueError: shapes do not fit, or the cost holds NaN or -inf.
         """
+        return self.match(parse_cost(cost_matrix, target_mask, self.background, self.validate), target_mask).to_dense()
+
+    def match(self, cost: Tensor, mask: Tensor) -> Plan:
+        """Return the plan of a target-major cost (S, T + 1, P), or (S, T, P) without background: the rule.
+
+        A subclass implements this or, in the public layout, `compute_matching`.
+
+        Args:
+            cost: the cost; `inf` forbids a pair, and stands under the mask.
+            mask: (S, T) bool, False for padding.
+        """
+        public = cost.transpose(1, 2)
+        mass = self.compute_matching(public, mask)
+        if mass.shape != public.shape:
+            raise ValueError(
+                f"{type(self).__name__}.compute_matching must return {tuple(public.shape)}, got {tuple(mass.shape)}"
+            )
+        return Plan.from_columns(mass.detach().transpose(1, 2), mask.shape[1])
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Move the class weights with the module, and leave them their dtype: in half precision 1e6 is infinite."""
@@ -156,79 +186,58 @@ class Matcher(Scheduled, ABC):
             self.class_weight = weight.to(moved.device)
         return self
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The fields that the matcher reads, of those that not everyone reads."""
+        return reads_of(self.adapted["loc_match_module"])
+
+    @property
+    def costs(self) -> Cost:
+        """What the cost of a pair is made of."""
+        return Cost(
+            self.adapted["cls_match_module"],
+            self.adapted["loc_match_module"],
+            self.background_cost if self.background else None,
+            self.is_anchor_based,
+            self.class_weight,
+            self.nonfinite,
+            self.validate,
+        )
+
     def scene_plan(self, scene: Scene) -> Plan:
-        """Return the plan of a parsed batch, in the representation that suits the rule; losses call this."""
+        """Return the plan of a scene, without gradient; predictions on ignored targets lose their background."""
         with torch.no_grad(), torch.autocast(scene.logits.device.type, enabled=False):
             plan = self.plan(scene)
             if scene.targets.ignored is None:
                 return plan
-            return ignore_background(plan, self._located_boxes(scene), scene.targets, self.ignore_threshold)
+            boxes, threshold = self._located_boxes(scene), self.ignore_threshold
+            return ignore_background(plan, boxes, scene.target_boxes, scene.targets, threshold)
 
     def plan(self, scene: Scene) -> Plan:
-        """Return the plan of a parsed batch before predictions on ignored targets lose their background."""
+        """Return the plan of a scene: the rule on its cost. Rules of geometry override it."""
         return self.match(self.cost(scene), scene.mask)
 
     def cost(self, scene: Scene) -> Tensor:
-        """Return the target-major cost (B, T + 1, P), or (B, T, P) without background, of a parsed batch."""
+        """Return the target-major cost (S, T + 1, P), or (S, T, P) without background, of a scene."""
         with torch.no_grad(), torch.autocast(scene.logits.device.type, enabled=False):
-            background_cost = self.background_cost if self.background else None
-            cost = cost_by_images(self._with_class_cost(scene), self._block_cost, background_cost)
-            check_cost_values("the cost that the match modules return", cost, self.validate)
-            return cost
-
-    def _with_class_cost(self, scene: Scene) -> Scene:
-        """Return the batch with the classification cost, which can be had without a copy of the logits by blocks."""
-        module = self.cls_match_module
-        if module is None or self.nonfinite == "propagate" or type(self).pair_cost is not Matcher.pair_cost:
-            return scene
-        return replace(scene, class_cost=class_cost_by_blocks(module, scene.logits, scene.targets))
-
-    def _block_cost(self, scene: Scene) -> Tensor:
-        """Return the weighted cost (B, T, P) of a few images, padding included."""
-        cost = self.pair_cost(scene)
-        weight = self._target_weight(scene)
-        if weight is not None:
-            cost = cost * weight.unsqueeze(-1)
-        if self.nonfinite == "propagate":
-            cost = replace_nonfinite(cost, scene, self.background_cost if self.background else 0.0)
-        return cost
-
-    def match(self, cost: Tensor, mask: Tensor) -> Plan:
-        """Return the plan of a target-major cost (B, K, P)."""
-        public = cost.transpose(1, 2)
-        mass = self.compute_matching(public, mask)
-        if mass.shape != public.shape:
-            raise ValueError(
-                f"{type(self).__name__}.compute_matching must return {tuple(public.shape)}, got {tuple(mass.shape)}"
-            )
-        return DensePlan.from_columns(mass.detach().transpose(1, 2), mask.shape[1])
+            return self.costs.of_scene(scene, self.pair_cost)
 
     def pair_cost(self, scene: Scene) -> Tensor:
-        """Return the cost (B, T, P) of all pairs, padding included."""
-        if not self._has_modules():
-            return self.own_pair_cost(scene)
-        cost = scene.class_cost
-        if self.cls_match_module is not None and cost is None:
-            cost = class_cost(self.cls_match_module, scene.logits, scene.targets)
-        if self.loc_match_module is not None:
-            boxes = self._located_boxes(scene)
-            value = box_cost(self.loc_match_module, boxes, scene.target_boxes)
-            cost = value if cost is None else cost + value
-        assert cost is not None
-        return cost
+        """Return the cost (S, T, P) of all pairs, padding included. Rules of geometry override it."""
+        return self.costs.of_pairs(scene) if self._has_modules() else self.own_pair_cost(scene)
 
     def own_pair_cost(self, scene: Scene) -> Tensor:
-        """Return the cost (B, T, P) of all pairs without modules, of the rules that have one."""
+        """Return the cost (S, T, P) of all pairs without modules, of the rules that have one."""
         raise ValueError(
             f"{type(self).__name__} needs cls_match_module or loc_match_module to compute a cost, got neither"
         )
 
-    def _target_weight(self, scene: Scene) -> Tensor | None:
-        """Return the (B, T) factors of the targets' costs, or None if all are 1."""
-        return target_weight(self.class_weight, scene.targets, scene.logits.shape[-1])
-
     def _has_modules(self) -> bool:
         return self.cls_match_module is not None or self.loc_match_module is not None
+
+    def _target_weight(self, scene: Scene) -> Tensor | None:
+        """Return the (S, T) factors of the targets' costs, or None if all are 1."""
+        return self.costs.target_weight(scene)
 
     def _locations(self, scene: Scene) -> Locations:
         if scene.anchors is None:
@@ -246,23 +255,16 @@ class Matcher(Scheduled, ABC):
 
     def _located_boxes(self, scene: Scene) -> Tensor:
         """Return the (B, P, 4) boxes whose position is compared with the targets."""
-        if not self.is_anchor_based:
-            return scene.pred_boxes
-        if scene.anchors is None:
-            raise ValueError("anchors must be given with is_anchor_based=True, got None")
-        return scene.anchors.boxes
+        return scene.anchor_boxes if self.is_anchor_based else scene.pred_boxes
 
-    def _parse(self, input: PredictionDict, target: TargetInput, anchors: AnchorInput | None) -> Scene:
-        return parse_scene(input, target, anchors, nonfinite=self.nonfinite, validate=self.validate)
-
-
-class PlanMatcher(Matcher):
-    """A matcher whose rule is stated on the target-major cost; `_match` is the one method to implement."""
-
-    @torch.no_grad()
-    def compute_matching(self, cost_matrix: Tensor, target_mask: Tensor) -> Tensor:
-        """Return the plan of a cost matrix; see `Matcher.compute_matching`."""
-        return self.match(check_cost(cost_matrix, target_mask, self.background, self.validate), target_mask).to_dense()
-
-    @abstractmethod
-    def match(self, cost: Tensor, mask: Tensor) -> Plan: ...
+    def parse(self, input: PredictionDict, target: TargetInput, anchors: AnchorInput | None) -> Scene:
+        """Return what the matcher reads of the input, validated. Arguments as in `forward`."""
+        return parse_scene(
+            input,
+            target,
+            anchors,
+            self.needs,
+            nonfinite=self.nonfinite,
+            validate=self.validate,
+            box_format=self.box_format,
+        )

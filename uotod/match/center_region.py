@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 
 from torch import Tensor, nn
@@ -15,8 +14,8 @@ from uotod.geometry.region import contains, overlaps
 from uotod.match.base import Matcher, shared
 from uotod.match.point_region import RegionMatcher
 from uotod.match.schedule import Schedule
-from uotod.plan import AssignedPlan, Plan
-from uotod.scene.predictions import Scene
+from uotod.plan import Plan
+from uotod.scene.scene import Scene
 
 
 class CenterRegion(RegionMatcher):
@@ -83,6 +82,7 @@ class CenterRegion(RegionMatcher):
         ignore_threshold: float = 0.5,
         class_weight: Sequence[float] | Tensor | None = None,
         validate: bool = False,
+        box_format: str | None = None,
     ) -> None:
         super().__init__(**shared(Matcher, locals()))
         self.core = check_number("core", core, low=0.0, low_open=True)
@@ -93,9 +93,7 @@ class CenterRegion(RegionMatcher):
         plan = super().plan(scene)
         if self.ring is None or not scene.mask.shape[1]:
             return plan
-        assert isinstance(plan, AssignedPlan)
-        held = (self._region(scene, self.ring) & scene.mask.unsqueeze(-1)).any(1)  # (B, P)
-        return replace(plan, index=plan.index.masked_fill(held & (plan.index == plan.num_targets), -1))
+        return plan.ignoring((self._region(scene, self.ring) & scene.mask.unsqueeze(-1)).any(1))
 
     def _candidates(self, scene: Scene) -> Tensor:
         region = self._region(scene, self.core)

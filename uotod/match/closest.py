@@ -8,13 +8,13 @@ from torch import Tensor, nn
 
 from uotod.check import check_choice, check_flag, check_number
 from uotod.match.assigned import assigned_plan
-from uotod.match.base import Matcher, PlanMatcher, shared
+from uotod.match.base import Matcher, shared
 from uotod.match.schedule import Schedule
-from uotod.plan import AssignedPlan, DensePlan, Plan
+from uotod.plan import Plan
 from uotod.solvers.nearest import left_over, nearest_prediction, nearest_target
 
 
-class ClosestTarget(PlanMatcher):
+class ClosestTarget(Matcher):
     r"""Match each prediction to its cheapest column, a target or the background; the lowest wins ties.
 
     .. math:: \hat P_{ij} = 1 \text{ for } j = \arg\min_{k \le T + 1} C_{ik}
@@ -52,6 +52,7 @@ class ClosestTarget(PlanMatcher):
         ignore_threshold: float = 0.5,
         class_weight: Sequence[float] | Tensor | None = None,
         validate: bool = False,
+        box_format: str | None = None,
     ) -> None:
         super().__init__(**shared(Matcher, locals()))
 
@@ -59,7 +60,7 @@ class ClosestTarget(PlanMatcher):
         return _take_targets(cost, mask, self.background)
 
 
-class ClosestPrediction(PlanMatcher):
+class ClosestPrediction(Matcher):
     r"""Match each target to its cheapest prediction; the lowest wins ties.
 
     .. math:: \hat P_{ij} = 1 \text{ for } i = \arg\min_{l \le P} C_{lj} \text{ if } C_{ij} \le \text{threshold}
@@ -107,6 +108,7 @@ class ClosestPrediction(PlanMatcher):
         ignore_threshold: float = 0.5,
         class_weight: Sequence[float] | Tensor | None = None,
         validate: bool = False,
+        box_format: str | None = None,
     ) -> None:
         super().__init__(**shared(Matcher, locals()))
         self.threshold = None if threshold is None else check_number("threshold", threshold)
@@ -116,7 +118,7 @@ class ClosestPrediction(PlanMatcher):
         return _take_predictions(cost, mask, self.background, self.threshold, self.uniform_background)
 
 
-class Min(PlanMatcher):
+class Min(Matcher):
     """Match each `source` to its cheapest partner: `ClosestPrediction` or `ClosestTarget` by a switch.
 
     It costs what they cost.
@@ -151,6 +153,7 @@ class Min(PlanMatcher):
         ignore_threshold: float = 0.5,
         class_weight: Sequence[float] | Tensor | None = None,
         validate: bool = False,
+        box_format: str | None = None,
     ) -> None:
         super().__init__(**shared(Matcher, locals()))
         check_choice("source", source, ("target", "prediction"))
@@ -162,13 +165,11 @@ class Min(PlanMatcher):
         return _take_predictions(cost, mask, self.background, threshold=None, uniform=False)
 
 
-def _take_targets(cost: Tensor, mask: Tensor, background: bool) -> AssignedPlan:
+def _take_targets(cost: Tensor, mask: Tensor, background: bool) -> Plan:
     index = nearest_target(cost)
     return assigned_plan(index, cost, mask.shape[1], background)
 
 
-def _take_predictions(
-    cost: Tensor, mask: Tensor, background: bool, threshold: float | None, uniform: bool
-) -> DensePlan:
+def _take_predictions(cost: Tensor, mask: Tensor, background: bool, threshold: float | None, uniform: bool) -> Plan:
     positive = nearest_prediction(cost[:, : mask.shape[1]], threshold)
-    return DensePlan(positive, left_over(positive, uniform) if background else None)
+    return Plan(positive, None, left_over(positive, uniform) if background else None, mask.shape[1])

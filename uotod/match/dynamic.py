@@ -11,22 +11,21 @@ import torch
 from torch import Tensor, nn
 
 from uotod.check import check_choice, check_integer, check_number, reads_values
-from uotod.cost.adapters import box_cost, class_cost
 from uotod.cost.blocks import MAX_BLOCK_ELEMENTS, MAX_GPU_BLOCK_ELEMENTS
-from uotod.cost.checks import finite_predictions
+from uotod.cost.pairwise import Cost
 from uotod.match.assigned import assigned_plan
-from uotod.match.base import Matcher, PlanMatcher, shared
+from uotod.match.base import Matcher, shared
 from uotod.match.schedule import Schedule
 from uotod.match.similarity import pairwise_iou
 from uotod.plan import Plan
-from uotod.scene.predictions import Scene
+from uotod.scene.scene import Scene
 from uotod.solvers.aligned import Block, align
 from uotod.solvers.dynamic_k import dynamic_block, dynamic_k_match
 
 MAX_IMAGE_BLOCK_ELEMENTS = 1 << 20  # of a (t, P) block on the CPU: what is computed for each prediction is repeated
 
 
-class DynamicMatcher(PlanMatcher):
+class DynamicMatcher(Matcher, abstract=True):
     """Match the candidates of each target that are cheapest, as many as overlap it; the subclasses document it."""
 
     def __init__(
@@ -46,6 +45,7 @@ class DynamicMatcher(PlanMatcher):
         ignore_threshold: float,
         class_weight: Sequence[float] | Tensor | None,
         validate: bool,
+        box_format: str | None,
     ) -> None:
         super().__init__(**shared(Matcher, locals()))
         check_choice("contested", contested, ("all", "takers"))
@@ -75,7 +75,7 @@ class DynamicMatcher(PlanMatcher):
             overlap = pairwise_iou(scene.target_boxes, self._located_boxes(scene))
             if self.nonfinite == "propagate":  # NaN has got a finite cost, wherever its point stands
                 cost = cost.masked_fill(~self._candidates(scene), math.inf)
-                overlap = overlap.masked_fill(~finite_predictions(scene).unsqueeze(1), 0)
+                overlap = overlap.masked_fill(~scene.finite.unsqueeze(1), 0)
             return self._assign(cost, overlap)
         index = torch.full(boxes.shape[:2], mask.shape[1], device=boxes.device)
         if not mask.numel() or not boxes.shape[1]:
@@ -118,11 +118,11 @@ class DynamicMatcher(PlanMatcher):
 
     def _match_part(self, scene: Scene, candidates: Tensor, limit: int) -> Tensor:
         """Return the (B, P) target of each candidate, T for none, by blocks of targets of at most `limit` pairs."""
-        finite = finite_predictions(scene).unsqueeze(1) if self.nonfinite == "propagate" else None
+        finite = scene.finite.unsqueeze(1) if self.nonfinite == "propagate" else None
 
         def block(some: slice) -> Block:
             part = scene.part(targets=some)
-            overlap = pairwise_iou(part.targets.boxes, self._located_boxes(part))
+            overlap = pairwise_iou(part.target_boxes, self._located_boxes(part))
             cost, weight = self._candidate_cost(part, overlap), self._target_weight(part)
             if weight is not None:
                 cost = cost * weight.unsqueeze(-1)
@@ -150,7 +150,7 @@ class DynamicMatcher(PlanMatcher):
         """Return the cost (B, T, P) of all pairs as if each prediction were a candidate."""
         own = self._class_cost(scene, overlap) if self.cls_match_module is None else None
         loc = -(overlap + self.eps).log() if self.loc_match_module is None else None
-        return weighted_cost(self, scene, self._located_boxes(scene), own, loc) + self._prior(scene)
+        return weighted_cost(self, scene, own, loc) + self._prior(scene)
 
 
 class WeightedMatcher(Protocol):
@@ -161,15 +161,17 @@ class WeightedMatcher(Protocol):
     cls_weight: float
     loc_weight: float
 
+    @property
+    def costs(self) -> Cost:
+        """What the match modules say."""
 
-def weighted_cost(
-    matcher: WeightedMatcher, scene: Scene, boxes: Tensor, own_cls: Tensor | None, own_loc: Tensor | None
-) -> Tensor:
+
+def weighted_cost(matcher: WeightedMatcher, scene: Scene, own_cls: Tensor | None, own_loc: Tensor | None) -> Tensor:
     """Return the weighted sum (B, T, P) of a matcher's own costs, of which a match module replaces one each."""
     if matcher.cls_match_module is not None:
-        own_cls = class_cost(matcher.cls_match_module, scene.logits, scene.targets)
+        own_cls = matcher.costs.of_pairs(scene, loc=False)
     if matcher.loc_match_module is not None:
-        own_loc = box_cost(matcher.loc_match_module, boxes, scene.target_boxes)
+        own_loc = matcher.costs.of_pairs(scene, cls=False)
     assert own_cls is not None
     assert own_loc is not None
     return matcher.cls_weight * own_cls + matcher.loc_weight * own_loc

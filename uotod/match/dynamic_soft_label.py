@@ -9,12 +9,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from uotod.check import check_number
-from uotod.cost.adapters import gather_classes
 from uotod.geometry.region import center_distance, contains
 from uotod.match.base import shared
 from uotod.match.dynamic import DynamicMatcher, of_any_target
 from uotod.match.schedule import Schedule
-from uotod.scene.predictions import Scene
+from uotod.scene.scene import Scene
 from uotod.scene.targets import Targets
 
 LARGEST_EXPONENT = 30.0  # 10^38 is the end of float32; `inf` would forbid the pair
@@ -86,6 +85,7 @@ class DynamicSoftLabel(DynamicMatcher):
         ignore_threshold: float = 0.5,
         class_weight: Sequence[float] | Tensor | None = None,
         validate: bool = False,
+        box_format: str | None = None,
     ) -> None:
         super().__init__(**shared(DynamicMatcher, locals()))
         self.radius = check_number("radius", radius, low=0.0, low_open=True)
@@ -119,9 +119,9 @@ def soft_label_cost(logits: Tensor, targets: Targets, overlap: Tensor) -> Tensor
     """
     p, s = logits.sigmoid(), F.softplus(logits)
     constant = (s * p**2).sum(-1).unsqueeze(1)  # (B, 1, P)
-    first = gather_classes(-2 * p * s - logits * p**2, targets)  # (B, T, P)
-    second = gather_classes(s + 2 * logits * p, _power(targets, 2))
-    third = gather_classes(-logits, _power(targets, 3))
+    first = targets.pick(-2 * p * s - logits * p**2)  # (B, T, P)
+    second = _power(targets, 2).pick(s + 2 * logits * p)
+    third = _power(targets, 3).pick(-logits)
     return constant + overlap * (first + overlap * (second + overlap * third))
 
 

@@ -7,14 +7,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from uotod.match.base import Matcher, PlanMatcher, shared
+from uotod.match.base import Matcher, shared
 from uotod.match.schedule import Schedule
 from uotod.match.sinkhorn import column_masses
-from uotod.plan import DensePlan, Plan
+from uotod.plan import Plan
 from uotod.solvers.emd import solve_emd
 
 
-class EMD(PlanMatcher):
+class EMD(Matcher):
     r"""Match by exact balanced transport (the earth mover's distance): `BalancedSinkhorn` without entropy.
 
     .. math:: \hat P = \arg\min_{\pi \ge 0} \langle \pi, C \rangle
@@ -58,6 +58,7 @@ class EMD(PlanMatcher):
         ignore_threshold: float = 0.5,
         class_weight: Sequence[float] | Tensor | None = None,
         validate: bool = False,
+        box_format: str | None = None,
     ) -> None:
         super().__init__(**shared(Matcher, locals()))
 
@@ -65,4 +66,4 @@ class EMD(PlanMatcher):
         active = torch.cat((mask, mask.new_ones(len(mask), 1)), dim=1) if self.background else mask
         # float64 masses: those of P / T_b in float32 add up to P only to rounding
         masses = column_masses(mask, cost.shape[2], self.background, torch.float64)
-        return DensePlan.from_columns(solve_emd(cost, masses, active), mask.shape[1])
+        return Plan.from_columns(solve_emd(cost, masses, active), mask.shape[1])

@@ -15,7 +15,7 @@ from uotod.geometry.region import reaches
 from uotod.match.base import Matcher, shared
 from uotod.match.point_region import RegionMatcher
 from uotod.match.schedule import Schedule
-from uotod.scene.predictions import Scene
+from uotod.scene.scene import Scene
 
 
 class FCOS(RegionMatcher):
@@ -85,6 +85,7 @@ class FCOS(RegionMatcher):
         ignore_threshold: float = 0.5,
         class_weight: Sequence[float] | Tensor | None = None,
         validate: bool = False,
+        box_format: str | None = None,
     ) -> None:
         super().__init__(**shared(Matcher, locals()))
         self.radius = None if radius is None else check_number("radius", radius, low=0.0, low_open=True)

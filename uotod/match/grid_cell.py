@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from uotod.check import check_choice, check_number
 from uotod.cost.blocks import by_blocks
-from uotod.cost.checks import replace_nonfinite
+from uotod.cost.pairwise import replace_nonfinite
 from uotod.geometry.region import cells, in_cell
 from uotod.match.assigned import assigned_plan
 from uotod.match.base import Matcher, shared
 from uotod.match.point_region import RegionMatcher
 from uotod.match.schedule import Schedule
 from uotod.match.similarity import largest_iou, pairwise_iou
-from uotod.plan import AssignedPlan, Plan
-from uotod.scene.predictions import Scene
+from uotod.plan import Plan
+from uotod.scene.scene import Scene
 from uotod.solvers.threshold import ThresholdRule
 from uotod.solvers.threshold_image import match_similarity
 
@@ -97,6 +96,7 @@ class GridCell(RegionMatcher):
         ignore_threshold: float = 0.5,
         class_weight: Sequence[float] | Tensor | None = None,
         validate: bool = False,
+        box_format: str | None = None,
     ) -> None:
         super().__init__(**shared(Matcher, locals()))
         check_choice("choose", choose, ("shape", "anchor", "prediction"))
@@ -116,15 +116,12 @@ class GridCell(RegionMatcher):
         plan = self._assign(similarity, scene.mask)
         if self.negative is None or not plan.num_targets:
             return plan
-        ignored = (plan.index == plan.num_targets) & (
-            largest_iou(scene.targets, self._located_boxes(scene)) > self.negative
-        )
-        return replace(plan, index=plan.index.masked_fill(ignored, -1))
+        return plan.ignoring(largest_iou(scene, self._located_boxes(scene)) > self.negative)
 
     def match(self, cost: Tensor, mask: Tensor) -> Plan:
         return self._assign(1 - cost[:, : mask.shape[1]], mask)
 
-    def _assign(self, similarity: Tensor, mask: Tensor) -> AssignedPlan:
+    def _assign(self, similarity: Tensor, mask: Tensor) -> Plan:
         positive = math.inf if self.positive is None else self.positive
         rule = ThresholdRule(positive, (-math.inf, math.inf), "best", -math.inf)
         return assigned_plan(match_similarity(similarity, mask, rule), similarity, mask.shape[1], self.background)

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
-from uotod.check import check_integer, reads_values
-from uotod.cost.images import cost_blocks
+from uotod.check import check_integer
 from uotod.match.assigned import assigned_plan
-from uotod.match.base import Matcher, PlanMatcher, shared
+from uotod.match.base import Matcher, shared
 from uotod.match.schedule import Schedule
 from uotod.plan import Plan
-from uotod.scene.predictions import Scene
 from uotod.solvers.assignment import assign_predictions
 
 
-class Hungarian(PlanMatcher):
+class Hungarian(Matcher):
     r"""Match each target to a prediction of its own, or to several, at the least total cost.
 
     .. math:: \min_{S_1, \dots, S_{T_b} \text{ disjoint}} \sum_{j=1}^{T_b} \sum_{i \in S_j} C_{ij}, \qquad |S_j| = k_b
@@ -84,6 +81,7 @@ class Hungarian(PlanMatcher):
         ignore_threshold: float = 0.5,
         class_weight: Sequence[float] | Tensor | None = None,
         validate: bool = False,
+        box_format: str | None = None,
     ) -> None:
         super().__init__(**shared(Matcher, locals()))
         self.copies = check_integer("copies", copies, low=1)
@@ -95,23 +93,6 @@ class Hungarian(PlanMatcher):
     def extra_repr(self) -> str:
         """Return the arguments for `repr`."""
         return f"copies={self.copies}, groups={self.groups}, rounds={self.rounds}"
-
-    def plan(self, scene: Scene) -> Plan:
-        """Return the plan of a parsed batch; on a CPU each block of the cost is solved while it is in the cache."""
-        boxes, targets, layers = scene.pred_boxes, scene.targets, scene.layers
-        if not reads_values(boxes, validate=False):
-            return super().plan(scene)
-        num_targets = targets.mask.shape[1]
-        masks = targets.mask.view(layers, len(boxes) // layers, num_targets)
-        index = torch.full((*masks.shape[:2], boxes.shape[1]), num_targets)
-        for some, count, cost in cost_blocks(self._with_class_cost(scene), self._block_cost):
-            try:
-                found = self._assign(cost.flatten(0, 1), masks[:, some, :count].flatten(0, 1))
-            except ValueError:
-                self.cost(scene)  # raises the error that names the pair, if the cost is at fault
-                raise
-            index[:, some] = found.masked_fill_(found == count, num_targets).view(*cost.shape[:2], cost.shape[3])
-        return assigned_plan(index.flatten(0, 1), boxes, num_targets, self.background)
 
     def match(self, cost: Tensor, mask: Tensor) -> Plan:
         num_targets = mask.shape[1]

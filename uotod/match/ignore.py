@@ -5,11 +5,11 @@ from torch import Tensor
 
 from uotod.cost.blocks import by_blocks
 from uotod.geometry.boxes import box_area, pairwise_intersection
-from uotod.plan import AssignedPlan, Plan
+from uotod.plan import Plan
 from uotod.scene.targets import Targets
 
 
-def ignore_background(plan: Plan, boxes: Tensor, targets: Targets, threshold: float) -> Plan:
+def ignore_background(plan: Plan, boxes: Tensor, target_boxes: Tensor, targets: Targets, threshold: float) -> Plan:
     r"""Take the background mass of predictions whose intersection over foreground with an ignored target is large.
 
     .. math:: \mathrm{IoF}_{ij} = |b_i \cap c_j| / |b_i| > \text{threshold}
@@ -19,6 +19,7 @@ def ignore_background(plan: Plan, boxes: Tensor, targets: Targets, threshold: fl
     Args:
         plan: plan of the batch.
         boxes: (B, P, 4) boxes or anchors, xyxy.
+        target_boxes: (B, T, 4) boxes of the targets, xyxy.
         targets: targets with their `ignored` mask.
         threshold: least share of a box that lies in an ignored target, exclusive.
 
@@ -28,13 +29,10 @@ def ignore_background(plan: Plan, boxes: Tensor, targets: Targets, threshold: fl
     assert targets.ignored is not None
     if not targets.ignored.shape[1]:
         return plan
-    nowhere = targets.boxes.new_zeros(4)  # a box without area meets nothing
-    crowds = torch.where(targets.ignored.unsqueeze(-1), targets.boxes, nowhere)
+    nowhere = target_boxes.new_zeros(4)  # a box without area meets nothing
+    crowds = torch.where(targets.ignored.unsqueeze(-1), target_boxes, nowhere)
     inside = by_blocks(_largest_intersection, crowds, boxes).squeeze(1)  # (B, P)
-    dropped = inside > threshold * box_area(boxes)
-    if isinstance(plan, AssignedPlan):
-        dropped = dropped & ~plan.is_positive
-    return plan.with_background(plan.background_mass().masked_fill(dropped, 0))
+    return plan.ignoring(inside > threshold * box_area(boxes))
 
 
 def _largest_intersection(target_boxes: Tensor, boxes: Tensor) -> Tensor:

@@ -9,14 +9,13 @@ from torch import Tensor, nn
 
 from uotod.check import check_choice, check_number, reads_values
 from uotod.cost.blocks import MAX_BLOCK_ELEMENTS, MAX_GPU_BLOCK_ELEMENTS
-from uotod.cost.checks import finite_predictions
 from uotod.geometry.boxes import pairwise_overlap
 from uotod.match.assigned import assigned_plan
 from uotod.match.base import Matcher, shared
 from uotod.match.schedule import Schedule
 from uotod.match.similarity import NOT_FINITE, ImageIoU, OverlapMatcher, rows_of_images
 from uotod.plan import Plan
-from uotod.scene.predictions import Scene
+from uotod.scene.scene import Scene
 from uotod.solvers.threshold import ThresholdRule, threshold_match
 from uotod.solvers.threshold_image import Similarity, match_similarity, threshold_match_images
 
@@ -79,6 +78,7 @@ class IoUThreshold(OverlapMatcher):
         ignore_threshold: float = 0.5,
         class_weight: Sequence[float] | Tensor | None = None,
         validate: bool = False,
+        box_format: str | None = None,
     ) -> None:
         super().__init__(**shared(Matcher, locals()))
         check_choice("force_match", force_match, ("best", "low_quality", "all_best", None))
@@ -94,19 +94,19 @@ class IoUThreshold(OverlapMatcher):
         if self._reads_cost(scene):
             return super().plan(scene)
         boxes, targets = self._located_boxes(scene), scene.targets
-        finite = finite_predictions(scene) if self.nonfinite == "propagate" else None
+        finite = scene.finite if self.nonfinite == "propagate" else None
         num_targets, preds = targets.mask.shape[1], boxes.shape[1]
         if reads_values(boxes, validate=False):
             rows = rows_of_images(boxes)
 
             def of_image(image: int, real: Tensor) -> Similarity:
-                return ImageIoU(rows[image], targets.boxes[image, real], None if finite is None else finite[image])
+                return ImageIoU(rows[image], scene.target_boxes[image, real], None if finite is None else finite[image])
 
             index = threshold_match_images(of_image, targets.mask, preds, self._rule(), MAX_BLOCK_ELEMENTS)
             return assigned_plan(index, boxes, num_targets, self.background)
 
         def similarity(some: slice) -> Tensor:
-            iou = pairwise_overlap(targets.boxes[:, some], boxes, kind="iou", eps=0.0)
+            iou = pairwise_overlap(scene.target_boxes[:, some], boxes, kind="iou", eps=0.0)
             return iou if finite is None else iou.where(finite.unsqueeze(1), NOT_FINITE)
 
         chunk = max(MAX_GPU_BLOCK_ELEMENTS // max(len(boxes) * preds, 1), 1)

@@ -4,10 +4,10 @@ from torch import Tensor
 
 from uotod.match.base import Matcher
 from uotod.match.composite import CompositeMatcher
-from uotod.scene.predictions import Scene
+from uotod.scene.scene import Scene
 
 
-class LayerMatcher(CompositeMatcher):
+class LayerMatcher(CompositeMatcher, abstract=True):
     """Change how a matcher treats decoder layers; of a single layer the plan is that of the matcher."""
 
     def __init__(self, matcher: Matcher) -> None:

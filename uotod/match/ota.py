@@ -8,22 +8,20 @@ import torch
 from torch import Tensor, nn
 
 from uotod.check import check_integer, check_number
-from uotod.cost.adapters import gather_classes
-from uotod.cost.checks import finite_predictions
 from uotod.cost.focal import focal_terms
 from uotod.geometry.region import contains, near_center
 from uotod.match.assigned import assigned_plan
-from uotod.match.base import Matcher, PlanMatcher, shared
+from uotod.match.base import Matcher, shared
 from uotod.match.dynamic import weighted_cost
 from uotod.match.schedule import Schedule
 from uotod.match.similarity import pairwise_iou
 from uotod.plan import Plan
-from uotod.scene.predictions import Scene
+from uotod.scene.scene import Scene
 from uotod.solvers.dynamic_k import dynamic_count
 from uotod.solvers.ota import ota_match
 
 
-class OTA(PlanMatcher):
+class OTA(Matcher):
     r"""Give each prediction to the target, or to the background, whose transport plan favours it most.
 
     Balanced entropic transport brings `s_j` predictions to target `j` and the rest to the background, at the costs
@@ -102,6 +100,7 @@ class OTA(PlanMatcher):
         ignore_threshold: float = 0.5,
         class_weight: Sequence[float] | Tensor | None = None,
         validate: bool = False,
+        box_format: str | None = None,
     ) -> None:
         super().__init__(**shared(Matcher, locals()))
         self.radius = check_number("radius", radius, low=0.0, low_open=True)
@@ -126,7 +125,7 @@ class OTA(PlanMatcher):
     def plan(self, scene: Scene) -> Plan:
         overlap, region = pairwise_iou(scene.target_boxes, self._located_boxes(scene)), self._region(scene)
         if self.nonfinite == "propagate":
-            overlap = overlap.masked_fill(~finite_predictions(scene).unsqueeze(1), 0)
+            overlap = overlap.masked_fill(~scene.finite.unsqueeze(1), 0)
         supply = torch.zeros_like(scene.mask, dtype=torch.long)
         if overlap.numel():
             supply = dynamic_count(overlap.masked_fill(~region, 0), self.topk) * scene.mask
@@ -159,10 +158,10 @@ class OTA(PlanMatcher):
         boxes, own, loc = self._located_boxes(scene), None, None
         if self.cls_match_module is None:
             positive, negative = focal_terms(scene.logits, self.alpha, self.gamma)
-            own = gather_classes(positive - negative, scene.targets) + negative.sum(-1).unsqueeze(1)
+            own = scene.targets.pick(positive - negative) + negative.sum(-1).unsqueeze(1)
         if self.loc_match_module is None:
             loc = -pairwise_iou(scene.target_boxes, boxes).clamp(min=self.eps).log()
-        return weighted_cost(self, scene, boxes, own, loc)
+        return weighted_cost(self, scene, own, loc)
 
     def _background_cost(self, scene: Scene) -> Tensor:
         """Return the cost (B, P) of the background; a prediction that is not finite belongs there."""
@@ -170,7 +169,7 @@ class OTA(PlanMatcher):
         if self.cls_match_module is not None:
             return logits.new_full(logits.shape[:2], self.background_cost)
         _, negative = focal_terms(logits, self.alpha, self.gamma)
-        return self.cls_weight * negative.sum(-1).where(finite_predictions(scene), 0.0)
+        return self.cls_weight * negative.sum(-1).where(scene.finite, 0.0)
 
     def _region(self, scene: Scene) -> Tensor:
         points, stride = self._locations(scene).centers, self._strides(scene, "the distance of a point from a target")

@@ -83,6 +83,7 @@ class PartialOT(EntropicMatcher):
         ignore_threshold: float = 0.5,
         class_weight: Sequence[float] | Tensor | None = None,
         validate: bool = False,
+        box_format: str | None = None,
     ) -> None:
         super().__init__(**shared(EntropicMatcher, locals()))
         check_choice("solver", solver, ("torch", "exact"))

@@ -7,16 +7,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from uotod.cost.checks import finite_predictions
 from uotod.geometry.boxes import box_area
 from uotod.match.assigned import assigned_plan
-from uotod.match.base import PlanMatcher
+from uotod.match.base import Matcher
 from uotod.plan import Plan
-from uotod.scene.predictions import Scene
+from uotod.scene.scene import Scene
 from uotod.solvers.nearest import nearest_target
 
 
-class RegionMatcher(PlanMatcher):
+class RegionMatcher(Matcher, abstract=True):
     """Match each prediction to the cheapest target whose region holds its point; without modules, to the smallest.
 
     A subclass says by `_candidates` which pairs are allowed; all others cost `inf`.
@@ -44,4 +43,4 @@ class RegionMatcher(PlanMatcher):
 
     def _drop_nonfinite(self, allowed: Tensor, scene: Scene) -> Tensor:
         """Forbid the pairs of predictions that are not finite, which can only be there if they are propagated."""
-        return allowed & finite_predictions(scene).unsqueeze(1) if self.nonfinite == "propagate" else allowed
+        return allowed & scene.finite.unsqueeze(1) if self.nonfinite == "propagate" else allowed

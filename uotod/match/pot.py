@@ -50,6 +50,7 @@ class BalancedPOT(BalancedSinkhorn):
         ignore_threshold: float = 0.5,
         class_weight: Sequence[float] | Tensor | None = None,
         validate: bool = False,
+        box_format: str | None = None,
     ) -> None:
         super().__init__(solver="pot", **shared(BalancedSinkhorn, locals()))
 
@@ -93,5 +94,6 @@ class UnbalancedPOT(UnbalancedSinkhorn):
         ignore_threshold: float = 0.5,
         class_weight: Sequence[float] | Tensor | None = None,
         validate: bool = False,
+        box_format: str | None = None,
     ) -> None:
         super().__init__(solver="pot", **shared(UnbalancedSinkhorn, locals()))

@@ -4,7 +4,7 @@ from uotod.check import check_integer
 from uotod.match.base import Matcher
 from uotod.match.layers import LayerMatcher
 from uotod.plan import Plan
-from uotod.scene.predictions import Scene
+from uotod.scene.scene import Scene
 
 
 class SharedLayers(LayerMatcher):

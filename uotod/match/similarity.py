@@ -7,14 +7,13 @@ from uotod.check import reads_values
 from uotod.cost.blocks import MAX_BLOCK_ELEMENTS
 from uotod.geometry.boxes import pairwise_overlap
 from uotod.geometry.image_iou import IoURows
-from uotod.match.base import PlanMatcher
-from uotod.scene.predictions import Scene
-from uotod.scene.targets import Targets
+from uotod.match.base import Matcher
+from uotod.scene.scene import Scene
 
 NOT_FINITE = -1.0  # the IoU of a prediction that is not finite: below any other
 
 
-class OverlapMatcher(PlanMatcher):
+class OverlapMatcher(Matcher, abstract=True):
     """A matcher that works on a similarity: the IoU, or 1 - cost if modules or weights of targets are given."""
 
     def _reads_cost(self, scene: Scene) -> bool:
@@ -72,21 +71,21 @@ def pairwise_iou(target_boxes: Tensor, boxes: Tensor) -> Tensor:
     return value
 
 
-def largest_iou(targets: Targets, boxes: Tensor) -> Tensor:
+def largest_iou(scene: Scene, boxes: Tensor) -> Tensor:
     """Return the (B, P) largest IoU of each of the (B, P, 4) boxes with a target that is not padding; 0 for none."""
-    if not targets.mask.shape[1]:
+    if not scene.mask.shape[1]:
         return torch.zeros_like(boxes[..., 0])
     if not reads_values(boxes, validate=False):
-        return pairwise_overlap(present_boxes(targets), boxes, kind="iou", eps=0.0).amax(1)
+        return pairwise_overlap(present_boxes(scene), boxes, kind="iou", eps=0.0).amax(1)
     value = torch.zeros(boxes.shape[:2], dtype=boxes.dtype)
     size = max(MAX_BLOCK_ELEMENTS // max(boxes.shape[1], 1), 1)
     for image, rows in enumerate(rows_of_images(boxes)):
-        present = targets.boxes[image, targets.mask[image]]
+        present = scene.target_boxes[image, scene.mask[image]]
         for start in range(0, len(present), size):
             torch.maximum(value[image], rows.rows(present[start : start + size]).amax(0), out=value[image])
     return value
 
 
-def present_boxes(targets: Targets) -> Tensor:
+def present_boxes(scene: Scene) -> Tensor:
     """Return the (B, T, 4) boxes of the targets; padding and ignored ones become boxes without area at 0."""
-    return torch.where(targets.mask.unsqueeze(-1), targets.boxes, targets.boxes.new_zeros(4))
+    return torch.where(scene.mask.unsqueeze(-1), scene.target_boxes, scene.target_boxes.new_zeros(4))

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from uotod.check import check_choice, check_number
-from uotod.cost.adapters import ClassTerms, gather_classes
+from uotod.cost.kinds import ClassTerms
 from uotod.geometry.region import contains, near_center
 from uotod.match.base import shared
 from uotod.match.dynamic import DynamicMatcher, of_any_target
 from uotod.match.schedule import Schedule
-from uotod.scene.predictions import Scene
+from uotod.scene.scene import Scene
 
 
 class SimOTA(DynamicMatcher):
@@ -89,6 +89,7 @@ class SimOTA(DynamicMatcher):
         ignore_threshold: float = 0.5,
         class_weight: Sequence[float] | Tensor | None = None,
         validate: bool = False,
+        box_format: str | None = None,
     ) -> None:
         super().__init__(**shared(DynamicMatcher, locals()))
         check_choice("region", region, ("center", "box_and_center"))
@@ -111,9 +112,9 @@ class SimOTA(DynamicMatcher):
         return torch.where(inside, 0.0, points.new_full((), self.penalty))
 
     def _class_cost(self, scene: Scene, overlap: Tensor) -> Tensor:
-        gain, base = joint_terms(scene.logits, scene.predictions.objectness)
+        gain, base = joint_terms(scene.logits, scene.preds.get("pred_objectness"))
         assert base is not None
-        return gather_classes(gain, scene.targets) + base.unsqueeze(1)
+        return scene.targets.pick(gain) + base.unsqueeze(1)
 
 
 def joint_terms(logits: Tensor, objectness: Tensor | None) -> ClassTerms:

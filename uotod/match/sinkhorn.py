@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from uotod.check import check_choice, check_flag, check_integer, check_number, reads_values
-from uotod.cost.checks import check_cost, finite_predictions
-from uotod.match.base import Matcher, PlanMatcher, shared
+from uotod.cost.pairwise import parse_cost
+from uotod.match.base import Matcher, shared
 from uotod.match.schedule import Schedule
-from uotod.plan import DensePlan, Plan
-from uotod.scene.predictions import Scene
+from uotod.plan import Plan
+from uotod.scene.scene import Scene
 from uotod.solvers.pot import pot_methods, solve_pot
 from uotod.solvers.sinkhorn import Transport, solve_sinkhorn
 from uotod.solvers.triton.launch import solve_triton
@@ -42,7 +42,7 @@ class SinkhornResult(NamedTuple):
     residual: Tensor
 
 
-class EntropicMatcher(PlanMatcher):
+class EntropicMatcher(Matcher, abstract=True):
     """Match by a transport problem with entropy; the subclasses document the arguments and implement `_transport`."""
 
     def __init__(
@@ -63,6 +63,7 @@ class EntropicMatcher(PlanMatcher):
         ignore_threshold: float,
         class_weight: Sequence[float] | Tensor | None,
         validate: bool,
+        box_format: str | None,
     ) -> None:
         super().__init__(**shared(Matcher, locals()))
         check_choice("on_unconverged", on_unconverged, ("warn", "raise", "ignore"))
@@ -79,10 +80,10 @@ class EntropicMatcher(PlanMatcher):
 
         Arguments and errors as in `compute_matching`.
         """
-        cost = check_cost(cost_matrix, target_mask, self.background, self.validate)
+        cost = parse_cost(cost_matrix, target_mask, self.background, self.validate)
         transport = self._transport(cost, target_mask)
         return SinkhornResult(
-            DensePlan.from_columns(transport.plan, target_mask.shape[1]).to_dense(),
+            Plan.from_columns(transport.plan, target_mask.shape[1]).to_dense(),
             transport.pred_potential,
             transport.target_potential,
             transport.iterations,
@@ -91,12 +92,12 @@ class EntropicMatcher(PlanMatcher):
 
     def plan(self, scene: Scene) -> Plan:
         # the cost that stands in for that of a prediction that is not finite must not set the image's scale
-        seen = finite_predictions(scene) if self.nonfinite == "propagate" else None
+        seen = scene.finite if self.nonfinite == "propagate" else None
         mask = scene.mask
-        return DensePlan.from_columns(self._transport(self.cost(scene), mask, seen).plan, mask.shape[1])
+        return Plan.from_columns(self._transport(self.cost(scene), mask, seen).plan, mask.shape[1])
 
     def match(self, cost: Tensor, mask: Tensor) -> Plan:
-        return DensePlan.from_columns(self._transport(cost, mask).plan, mask.shape[1])
+        return Plan.from_columns(self._transport(cost, mask).plan, mask.shape[1])
 
     def _regularization(self, preds: int) -> float:
         """Return the weight of the entropy."""
@@ -128,7 +129,7 @@ class EntropicMatcher(PlanMatcher):
         return "raise num_iter, tol or reg"
 
 
-class SinkhornMatcher(EntropicMatcher):
+class SinkhornMatcher(EntropicMatcher, abstract=True):
     """Match by balanced or unbalanced entropic transport; the subclasses document the arguments."""
 
     def __init__(
@@ -153,6 +154,7 @@ class SinkhornMatcher(EntropicMatcher):
         ignore_threshold: float,
         class_weight: Sequence[float] | Tensor | None,
         validate: bool,
+        box_format: str | None,
     ) -> None:
         super().__init__(**shared(EntropicMatcher, locals()))
         check_choice("solver", solver, ("torch", "pot", "triton"))

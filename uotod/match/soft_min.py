@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from uotod.check import check_choice, check_flag
-from uotod.match.base import Matcher, PlanMatcher, shared
+from uotod.match.base import Matcher, shared
 from uotod.match.schedule import Schedule
-from uotod.plan import DensePlan, Plan
+from uotod.plan import Plan
 from uotod.solvers.nearest import left_over, soft_minimum
 
 
-class SoftMin(PlanMatcher):
+class SoftMin(Matcher):
     r"""Spread each `source` over its partners by a softmin of the cost.
 
     .. math::
@@ -64,6 +64,7 @@ class SoftMin(PlanMatcher):
         ignore_threshold: float = 0.5,
         class_weight: Sequence[float] | Tensor | None = None,
         validate: bool = False,
+        box_format: str | None = None,
     ) -> None:
         super().__init__(**shared(Matcher, locals()))
         check_choice("source", source, ("target", "prediction"))
@@ -74,6 +75,7 @@ class SoftMin(PlanMatcher):
     def match(self, cost: Tensor, mask: Tensor) -> Plan:
         num_targets = mask.shape[1]
         if self.source == "prediction":
-            return DensePlan.from_columns(soft_minimum(cost, 1, self.reg), num_targets)
+            return Plan.from_columns(soft_minimum(cost, 1, self.reg), num_targets)
         positive = soft_minimum(cost[:, :num_targets], 2, self.reg)
-        return DensePlan(positive, left_over(positive, self.uniform_background) if self.background else None)
+        background = left_over(positive, self.uniform_background) if self.background else None
+        return Plan(positive, None, background, num_targets)

@@ -11,21 +11,21 @@ from torch import Tensor, nn
 
 from uotod.check import check_choice, check_integer, check_number, reads_values
 from uotod.cost.blocks import by_blocks
-from uotod.cost.checks import check_cost_values, finite_predictions
+from uotod.cost.pairwise import check_cost_values
 from uotod.geometry.anchors import Locations
 from uotod.geometry.boxes import box_centers
 from uotod.geometry.overlap import OverlapKind
 from uotod.geometry.region import contains
 from uotod.match.aligned_pairs import AlignedValues, PairMeasure, align_images
 from uotod.match.assigned import assigned_plan
-from uotod.match.base import Matcher, PlanMatcher, shared
+from uotod.match.base import Matcher, shared
 from uotod.match.schedule import Schedule
-from uotod.plan import AssignedPlan, Plan
-from uotod.scene.predictions import Scene
+from uotod.plan import Plan
+from uotod.scene.scene import Scene
 from uotod.solvers.aligned import Block, align, best_of_target, keep_best, pick, relative_scores
 
 
-class TaskAligned(PlanMatcher):
+class TaskAligned(Matcher):
     r"""Match each target to the predictions inside it that are best at classifying and locating it together.
 
     .. math:: t_{ij} = \sigma(\hat c_i)_{c_j}^\alpha \, u(\hat b_i, b_j)^\beta, \qquad
@@ -110,6 +110,7 @@ class TaskAligned(PlanMatcher):
         ignore_threshold: float = 0.5,
         class_weight: Sequence[float] | Tensor | None = None,
         validate: bool = False,
+        box_format: str | None = None,
     ) -> None:
         super().__init__(**shared(Matcher, locals()))
         check_choice("overlap", overlap, ("ciou", "iou"))
@@ -146,7 +147,7 @@ class TaskAligned(PlanMatcher):
             index = torch.full(boxes.shape[:2], num_targets, device=boxes.device)
             return assigned_plan(index, boxes, num_targets, self.background)
         weight = self._target_weight(scene)
-        finite = finite_predictions(scene) if self.nonfinite == "propagate" else None
+        finite = scene.finite if self.nonfinite == "propagate" else None
         values = AlignedValues(
             measure, grown, self._locations(scene).centers, finite, weight, self.candidates == "inside"
         )
@@ -194,14 +195,12 @@ class TaskAligned(PlanMatcher):
             index = keep_best(index, own, num_targets, self.topk2)
         return self._weigh(index, relative_scores(index, own, num_targets), mask)
 
-    def _weigh(self, index: Tensor, score: Tensor, mask: Tensor) -> AssignedPlan:
+    def _weigh(self, index: Tensor, score: Tensor, mask: Tensor) -> Plan:
         """Return the plan of an assignment (B, P) and its scores."""
         num_targets = mask.shape[1]
         if self.scores is None:
             return assigned_plan(index, score, num_targets, self.background)
-        mass = score.masked_fill(index == num_targets, 1)
-        rest = (1 - score).masked_fill(index == num_targets, 1)
-        return AssignedPlan(index, mass, num_targets, self.background, rest)
+        return Plan.from_index(index, num_targets, self.background, score.dtype, score)
 
     def pair_cost(self, scene: Scene) -> Tensor:
         return super().pair_cost(scene).masked_fill(~self._inside(scene), math.inf)
@@ -215,7 +214,7 @@ class TaskAligned(PlanMatcher):
         if self._has_modules():
             cost = super().pair_cost(scene).masked_fill(~scene.mask.unsqueeze(-1), math.inf)  # (B, T, P)
             if self.nonfinite == "propagate":
-                cost = cost.masked_fill(~finite_predictions(scene).unsqueeze(1), math.inf)
+                cost = cost.masked_fill(~scene.finite.unsqueeze(1), math.inf)
             check_cost_values("the cost that the match modules return", cost, self.validate)
         return PairMeasure(scene, self._located_boxes(scene), self.alpha, self.beta, self.overlap, cost)
 

@@ -98,5 +98,6 @@ class UnbalancedSinkhorn(SinkhornMatcher):
         ignore_threshold: float = 0.5,
         class_weight: Sequence[float] | Tensor | None = None,
         validate: bool = False,
+        box_format: str | None = None,
     ) -> None:
         super().__init__(**shared(SinkhornMatcher, locals()))

@@ -10,18 +10,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from uotod.check import check_integer, check_number
-from uotod.cost.checks import finite_predictions
 from uotod.geometry.boxes import aligned_overlap, box_xyxy_to_cxcywh
 from uotod.match.assigned import assigned_plan
-from uotod.match.base import Matcher, PlanMatcher, shared
+from uotod.match.base import Matcher, shared
 from uotod.match.schedule import Schedule
 from uotod.match.similarity import largest_iou, present_boxes
 from uotod.plan import Plan
-from uotod.scene.predictions import Scene
+from uotod.scene.scene import Scene
 from uotod.solvers.candidates import stable_topk, suitors
 
 
-class Uniform(PlanMatcher):
+class Uniform(Matcher):
     r"""Match each target to its nearest predictions and its nearest anchors, equally many whatever its size.
 
     A target `j` chooses the `topk` predictions of least cost and the `topk` anchors of least distance;
@@ -79,6 +78,7 @@ class Uniform(PlanMatcher):
         ignore_threshold: float = 0.5,
         class_weight: Sequence[float] | Tensor | None = None,
         validate: bool = False,
+        box_format: str | None = None,
     ) -> None:
         super().__init__(**shared(Matcher, locals()))
         self.topk = check_integer("topk", topk, low=1)
@@ -90,16 +90,14 @@ class Uniform(PlanMatcher):
         num_targets, preds = mask.shape[1], anchors.shape[1]
         cost = self.cost(scene)[:, :num_targets]  # (B, T, P)
         if self.nonfinite == "propagate":
-            cost = cost.masked_fill(~finite_predictions(scene).unsqueeze(1), math.inf)
+            cost = cost.masked_fill(~scene.finite.unsqueeze(1), math.inf)
         distance = _distance(scene.target_boxes, anchors).masked_fill(cost == math.inf, math.inf)
         chosen = torch.cat((self._cheapest(cost), self._cheapest(distance)), dim=2)  # (B, T, K)
         owner = suitors(-cost.gather(2, chosen), chosen, preds)
 
-        overlap = largest_iou(scene.targets, self._located_boxes(scene))  # (B, P)
+        overlap = largest_iou(scene, self._located_boxes(scene))  # (B, P)
         index = torch.where((owner == num_targets) & (overlap > self.negative), -1, owner)
-        own = F.pad(present_boxes(scene.targets), (0, 0, 0, 1)).gather(
-            1, owner.unsqueeze(-1).expand(-1, -1, 4)
-        )  # (B, P, 4)
+        own = F.pad(present_boxes(scene), (0, 0, 0, 1)).gather(1, owner.unsqueeze(-1).expand(-1, -1, 4))  # (B, P, 4)
         is_far = aligned_overlap(anchors, own, "iou", eps=0.0) < self.positive
         index = torch.where((owner < num_targets) & is_far, -1, index)
         return assigned_plan(index, cost, num_targets, self.background)

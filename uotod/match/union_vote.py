@@ -1,9 +1,11 @@
 """Unite the matchings of decoder layers: a matcher in, one that lets the layers vote out."""
 
+import torch
+
 from uotod.match.base import Matcher
 from uotod.match.layers import LayerMatcher
-from uotod.plan import AssignedPlan, Plan
-from uotod.scene.predictions import Scene
+from uotod.plan import Plan
+from uotod.scene.scene import Scene
 from uotod.solvers.vote import union_vote
 
 
@@ -49,22 +51,18 @@ class UnionVote(LayerMatcher):
 
     def scene_plan(self, scene: Scene) -> Plan:
         """Return the united plan of all layers."""
-        return unite_layers(self.matcher.scene_plan(scene), scene.layers, "UnionVote", self.matcher)
+        return unite_layers(self.matcher.scene_plan(scene), scene.layers)
 
 
-def unite_layers(plan: Plan, layers: int, owner: str, matcher: Matcher) -> Plan:
-    """Return the united plan of stacked decoder layers, of which the matcher gave each its own.
-
-    Raises:
-        ValueError: the plan of several layers may split a prediction among targets.
-    """
-    if layers == 1:
+def unite_layers(plan: Plan, layers: int) -> Plan:
+    """Return the united plan of stacked decoder layers."""
+    if layers == 1 or not plan.num_targets:
         return plan
-    if not isinstance(plan, AssignedPlan) or plan.background is not None:
-        raise ValueError(
-            f"{owner} needs a matcher that gives each prediction to one target or none, "
-            f"got {type(matcher).__name__}, whose plan may split one"
-        )
-    shape = (layers, len(plan.index) // layers, plan.index.shape[1])
-    index, mass = union_vote(plan.index.view(shape), plan.mass.view(shape), plan.num_targets)
-    return AssignedPlan(index.flatten(0, 1), mass.flatten(0, 1), plan.num_targets, plan.has_background)
+    dense = plan.to_dense()[..., : plan.num_targets].transpose(1, 2)  # (L * B, T, P)
+    mass, target = union_vote(dense.view(layers, len(dense) // layers, *dense.shape[1:]))
+    mass, target = mass.repeat(layers, 1), target.repeat(layers, 1)
+    background = plan.background
+    if background is not None:
+        rest = (plan.positive + background - mass).clamp(min=0)
+        background = torch.where(mass > 0, rest, background)
+    return Plan(mass.unsqueeze(1), target.unsqueeze(1), background, plan.num_targets)

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from uotod.check import check_number
 from uotod.match.base import Matcher
 from uotod.match.composite import CompositeMatcher
-from uotod.plan import DensePlan, Plan
-from uotod.scene.predictions import Scene
+from uotod.plan import Plan
+from uotod.scene.scene import Scene
 
 
 class WeightedSum(CompositeMatcher):
@@ -58,7 +58,7 @@ class WeightedSum(CompositeMatcher):
                 raise TypeError(
                     f"matchers[{index}] must be a Matcher, got {matcher!r} of type {type(matcher).__name__}"
                 )
-            for name in ("background", "nonfinite"):
+            for name in ("background", "nonfinite", "box_format"):
                 found, expected = getattr(matcher, name), getattr(members[0], name)
                 if found != expected:
                     raise ValueError(f"matchers[{index}].{name} must be {expected!r} like matchers[0], got {found!r}")
@@ -84,7 +84,7 @@ class WeightedSum(CompositeMatcher):
     def scene_plan(self, scene: Scene) -> Plan:
         """Return the weighted sum of the matchers' plans, each of its own cost."""
         mass = self._weighted(matcher.scene_plan(scene).to_dense() for matcher in self.members)
-        return DensePlan.from_columns(mass.transpose(1, 2), scene.mask.shape[1])
+        return Plan.from_columns(mass.transpose(1, 2), scene.mask.shape[1])
 
     def cost(self, scene: Scene) -> Tensor:
         """Return the weighted sum of the matchers' costs."""

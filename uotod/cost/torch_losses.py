@@ -1,0 +1,138 @@
+"""The losses of `torch.nn` that are known: a module in, its adapter out."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from uotod.cost.focal import LOG2_E, zero_terms
+from uotod.cost.kinds import Adapter, Affine, ClassTerms, Pair, Sigmoid
+from uotod.cost.labels import ClassLabels
+
+
+class Softmax(Affine):
+    """The cross-entropy, whose gradient is the probabilities less the label."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__(module, partial(cross_entropy_terms, module))
+
+    def values(self, rows: Tensor, labels: ClassLabels) -> Tensor:
+        """Return the loss (N,) of each row, times its mass."""
+        if self.smoothing:
+            return super().values(rows, labels)
+        label, mass = self._target(labels, rows)
+        return -_dot(torch.log_softmax(rows, dim=-1), label, mass)
+
+    def write_gradient(self, rows: Tensor, labels: ClassLabels, out: Tensor) -> Tensor:
+        """Return the values of `rows`, which need no gradient, and write their gradient into `out`, (N, C)."""
+        if self.smoothing:
+            return super().write_gradient(rows, labels, out)
+        label, mass = self._target(labels, rows)
+        values = _dot(torch.log_softmax(rows, dim=-1, out=out), label, mass).neg_()
+        # powers of two are several times faster than `exp` on CPUs
+        out.mul_(LOG2_E).exp2_().mul_(mass.sum(1, keepdim=True))
+        if label is None:
+            out.sub_(mass)
+        else:
+            out.scatter_add_(1, label, -mass)
+        return values
+
+    def trains_more(self, rows: Tensor, labels: ClassLabels) -> bool:
+        """Tell whether the loss has a gradient with respect to more than its logits."""
+        return False
+
+    @property
+    def smoothing(self) -> float:
+        """The label smoothing, with which the label is no class but a row."""
+        return float(getattr(self.module, "label_smoothing", 0.0))
+
+    def _target(self, labels: ClassLabels, rows: Tensor) -> tuple[Tensor | None, Tensor]:
+        """Return classes (N, 2) and their masses, times class weights; or None and the masses (N, C) of all classes."""
+        weight, bg_class = self.class_weight(rows), labels.bg_class
+        weight = None if weight is None else weight.to(rows)
+        background = labels.background if bg_class is not None else torch.zeros_like(labels.background)
+        if weight is not None:
+            background = background * weight[bg_class or 0]
+        if labels.index is None:
+            mass = labels.masses() if weight is None else labels.masses() * weight
+            mass = mass.clone() if weight is None else mass
+            mass[:, bg_class or 0] += background
+            return None, mass
+        index = labels.index.clamp(max=rows.shape[1] - 1)
+        positive = labels.positive if weight is None else labels.positive * weight[index]
+        label = torch.stack((index, torch.full_like(index, bg_class or 0)), dim=1)
+        return label, torch.stack((positive, background), dim=1)
+
+
+def _dot(values: Tensor, label: Tensor | None, mass: Tensor) -> Tensor:
+    """Return the sum (N,) of (N, C) values times the mass (N, C), or times (N, 2) of the classes `label`."""
+    return ((values if label is None else values.gather(1, label)) * mass).sum(1)
+
+
+def cross_entropy_terms(module: Any, logits: Tensor) -> ClassTerms:
+    """Return the affine form of the cross-entropy."""
+    gain = -F.log_softmax(logits, dim=-1)
+    if module.weight is not None:
+        gain = gain * module.weight.to(gain.dtype)
+    smoothing = module.label_smoothing
+    if smoothing > 0:
+        gain = (1 - smoothing) * gain + smoothing * gain.mean(-1, keepdim=True)
+    if 0 <= module.ignore_index < logits.shape[-1]:
+        keep = torch.arange(logits.shape[-1], device=logits.device) != module.ignore_index
+        gain = gain * keep
+    return ClassTerms(gain, None)
+
+
+def _bce_terms(module: Any, logits: Tensor) -> ClassTerms:
+    negative = -F.logsigmoid(-logits)  # a zero costs -log σ(-x)
+    positive = negative - logits  # a one costs -log σ(x), the same less x
+    if module.pos_weight is not None:
+        positive = positive * module.pos_weight.to(positive.dtype)
+    if module.weight is not None:
+        weight = module.weight.to(positive.dtype)
+        positive, negative = positive * weight, negative * weight
+    return ClassTerms(positive - negative, negative.sum(-1))
+
+
+def _bce_zeros(module: Any, logits: Tensor, slope: Tensor) -> Tensor | None:
+    is_plain = module.weight is None and module.pos_weight is None
+    return zero_terms(logits, -1, 0.0, slope) if is_plain else None
+
+
+def _of_bce(module: nn.Module) -> Adapter:
+    return Sigmoid(module, partial(_bce_terms, module), partial(_bce_zeros, module))
+
+
+def _of_coordinates(module: nn.Module) -> Adapter:
+    return Pair(module, partial(_coordinate_cost, module))
+
+
+def _coordinate_cost(module: nn.Module, boxes: Tensor, target_boxes: Tensor) -> Tensor:
+    """Return the sum (S, T, P) over coordinates, taken one by one: (S, T, P, 4) never exists."""
+    shape = (len(boxes), target_boxes.shape[1], boxes.shape[1])
+    total: Tensor | None = None
+    planes = (x.movedim(-1, 0).contiguous() for x in (target_boxes, boxes))  # strided ones would slow all that follows
+    for x, y in zip(*planes, strict=True):
+        x, y = x.unsqueeze(2), y.unsqueeze(1)
+        if isinstance(module, nn.L1Loss):
+            value = (x - y).abs_()  # three times as fast as `cdist`
+        elif isinstance(module, nn.MSELoss):
+            value = (x - y).square_()
+        else:
+            value = module(x.expand(shape), y.expand(shape))
+        total = value if total is None else total.add_(value)
+    assert total is not None
+    return total
+
+
+KNOWN: dict[type[nn.Module], Callable[[nn.Module], Adapter]] = {
+    nn.CrossEntropyLoss: Softmax,
+    nn.BCEWithLogitsLoss: _of_bce,
+    nn.L1Loss: _of_coordinates,
+    nn.MSELoss: _of_coordinates,
+    nn.SmoothL1Loss: _of_coordinates,
+    nn.HuberLoss: _of_coordinates,
+}

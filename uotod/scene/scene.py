@@ -1,0 +1,246 @@
+"""The scene, everything that matchers and losses read: what users pass in, one validated value out."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from uotod.check import reads_values
+from uotod.geometry.anchors import Anchors, Locations, Points, parse_anchors
+from uotod.geometry.boxes import box_cxcywh_to_xyxy, box_xywh_to_xyxy
+from uotod.scene.predictions import PredictionDict, parse_predictions
+from uotod.scene.targets import TargetInput, Targets, parse_targets
+
+AnchorInput = Tensor | Anchors | Points
+Index = slice | Tensor  # of (N,) positions
+
+ALL = slice(None)
+BOX_FORMATS: dict[str, Callable[[Tensor], Tensor]] = {"cxcywh": box_cxcywh_to_xyxy, "xywh": box_xywh_to_xyxy}
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Predictions of stacked decoder layers, the targets of the same images and, if given, anchors or points.
+
+    Attributes:
+        logits: (S, P, C) class scores before softmax or sigmoid, of S = layers * images stacked images.
+        preds: what else is read of predictions, (S, P, ...) each; those of images, `image_...`, are (S, ...).
+        mask: (S, T) bool mask of targets that are neither padding nor ignored.
+        targets: the targets, once for each layer.
+        layers: number of stacked decoder layers; the final one comes last.
+        absent: for a field that a layer lacks, where it is 0, which layers have it.
+        anchors: anchors or points, once for each layer, or None.
+        looks: whether values may be looked at: on a GPU, that would synchronise.
+        validate: whether they may be looked at all the same.
+        bg_class: class of the background among the logits, or None if it has none.
+        is_mined: whether the background of plans is that of the hardest predictions only.
+    """
+
+    logits: Tensor
+    preds: Mapping[str, Tensor]
+    mask: Tensor
+    targets: Targets
+    layers: int
+    absent: Mapping[str, tuple[bool, ...]]
+    anchors: Locations | None
+    looks: bool
+    validate: bool
+    bg_class: int | None = None
+    is_mined: bool = False
+
+    @property
+    def pred_boxes(self) -> Tensor:
+        """The (S, P, 4) predicted boxes, xyxy."""
+        return self._boxes("pred_boxes", "input['pred_boxes']")
+
+    @property
+    def target_boxes(self) -> Tensor:
+        """The (S, T, 4) target boxes, xyxy, those of ignored targets included."""
+        return self._boxes("target_boxes", "target['boxes']")
+
+    @property
+    def anchor_boxes(self) -> Tensor:
+        """The (S, P, 4) anchors, which must be given."""
+        if self.anchors is None:
+            raise ValueError("anchors must be given with is_anchor_based=True, got None")
+        return self.anchors.boxes
+
+    @cached_property
+    def finite(self) -> Tensor:
+        """The (S, P) bool mask of predictions without NaN or infinity."""
+        finite: Tensor = self.logits.isfinite().all(-1)
+        for name, value in self.preds.items():
+            if name.startswith("pred_") and value.is_floating_point():
+                finite = finite & (value.isfinite().flatten(2).all(-1) if value.dim() > 2 else value.isfinite())
+        return finite
+
+    def field(self, name: str, owner: object = None) -> Tensor:
+        """Return a field by the name under which a module declares it in `needs`.
+
+        Those of predictions are `pred_...` (S, P, ...), of targets `target_...` (S, T, ...), of images `image_...`
+        (S, ...); of anchors `anchors` (S, P, 4), `centers` (S, P, 2) and `stride` (S, P).
+
+        Raises:
+            ValueError: the field is unknown or was not given; the message names the class of the `owner`.
+        """
+        reader = "" if owner is None or name.endswith("_boxes") else f" for {type(owner).__name__}"
+        if name == "pred_logits":
+            return self.logits
+        if name.startswith(("pred_", "image_")):
+            if name not in self.preds:
+                raise ValueError(
+                    f"input must have the key {name!r}{reader}, got the keys {['pred_logits', *self.preds]}"
+                )
+            return self.preds[name]
+        if name.startswith("target_"):
+            if name not in self.targets.fields:
+                given = ["labels", *(x.removeprefix("target_") for x in self.targets.fields)]
+                raise ValueError(
+                    f"target must have the key {name.removeprefix('target_')!r}{reader}, got the keys {given}"
+                )
+            return self.targets.fields[name]
+        if name not in ("anchors", "centers", "stride"):
+            raise ValueError(
+                f"{type(owner).__name__}.needs must hold names of the kinds 'pred_…', 'target_…' and 'image_…', or "
+                f"'anchors', 'centers' or 'stride', got {name!r}"
+            )
+        if self.anchors is None:
+            raise ValueError(f"anchors must be given{reader}, got None")
+        value: Tensor | None = getattr(self.anchors, "boxes" if name == "anchors" else name)
+        if value is None:
+            raise ValueError(f"anchors must have strides (Anchors or Points){reader}, got none")
+        return value
+
+    def valid(self, name: str) -> Tensor:
+        """Return what of a field of targets is not padding, (S, T, ...) bool, inner sizes that differ included."""
+        if name in self.targets.valid:
+            return self.targets.valid[name]
+        value = self.field(name)
+        return self.mask.view(*self.mask.shape, *[1] * (value.dim() - 2)).expand(value.shape)
+
+    def where_given(self, names: Sequence[str], values: Tensor) -> Tensor:
+        """Return (..., S) values, 0 in the decoder layers that lack one of the named fields."""
+        absent = [self.absent[name] for name in names if name in self.absent]
+        if not absent:
+            return values
+        given = [all(column) for column in zip(*absent, strict=True)]
+        parts = values.chunk(self.layers, dim=-1)
+        return torch.cat([x if here else torch.zeros_like(x) for x, here in zip(parts, given, strict=True)], dim=-1)
+
+    def layer(self, index: int) -> "Scene":
+        """Return the scene of one decoder layer; a negative index counts from the final one."""
+        images, index = len(self.mask) // self.layers, index % self.layers
+        found = self.part(slice(index * images, (index + 1) * images))
+        return replace(
+            found, preds={k: x for k, x in found.preds.items() if k not in self.absent or self.absent[k][index]}
+        )
+
+    def part(self, images: slice = ALL, targets: Index = ALL, preds: Index = ALL) -> "Scene":
+        """Return some of the stacked images with some of their targets and predictions, as if of one layer."""
+        fields = {
+            name: x[images] if name.startswith("image_") else _take(x[images], preds) for name, x in self.preds.items()
+        }
+        of_targets = self.targets.map(lambda x: _take(x[images], targets))
+        anchors = None if self.anchors is None else self.anchors.map(lambda x: _take(x[images], preds))
+        return Scene(
+            _take(self.logits[images], preds),
+            fields,
+            of_targets.mask,
+            of_targets,
+            1,
+            {},
+            anchors,
+            self.looks,
+            self.validate,
+            self.bg_class,
+            self.is_mined,
+        )
+
+    def with_background(self, position: str, is_mined: bool) -> "Scene":
+        """Return the scene with its background class at "first" or "last" of the logits; "none" for none.
+
+        Args:
+            position: see above.
+            is_mined: whether the background of plans is that of the hardest predictions only.
+
+        Raises:
+            ValueError: labels are one-hot, or a target is labelled as background.
+        """
+        if position == "none":
+            return replace(self, is_mined=is_mined) if is_mined else self
+        labels = self.targets.labels
+        if labels is None:
+            raise ValueError(
+                f"target['labels'] must be integers with bg_class_position={position!r}, got one-hot labels"
+            )
+        bg_class = 0 if position == "first" else self.logits.shape[-1] - 1
+        if reads_values(labels, self.validate):
+            count = int(((labels == bg_class) & self.mask).sum()) // self.layers
+            if count:
+                raise ValueError(
+                    f"target['labels'] must not hold the background class {bg_class} "
+                    f"(bg_class_position={position!r}), got it for {count} targets"
+                )
+        return replace(self, bg_class=bg_class, is_mined=is_mined)
+
+    def _boxes(self, name: str, shown: str) -> Tensor:
+        boxes = self.field(name)
+        if boxes.shape[-1] != 4:
+            raise ValueError(
+                f"{shown} must have shape {(*boxes.shape[:-1], 4)} to be compared, got {tuple(boxes.shape)}"
+            )
+        return boxes
+
+
+def parse_scene(
+    input: PredictionDict,
+    target: TargetInput,
+    anchors: AnchorInput | None,
+    reads: Sequence[str] = (),
+    *,
+    nonfinite: str = "error",
+    validate: bool = False,
+    auxiliary: bool = False,
+    box_format: str | None = None,
+    target_format: str | None = None,
+) -> Scene:
+    """Validate `input`, `target` and `anchors`, and stack the decoder layers along the batch.
+
+    Shapes, types and devices are always checked. Values are checked where that does not synchronise: on the CPU, or
+    if `validate` asks for it.
+
+    Args:
+        input: dict of predictions.
+        target: dict of targets, or a list of one dict an image.
+        anchors: anchors or points, or None.
+        reads: fields that are read besides boxes, objectness and distributions.
+        nonfinite: "error", or "propagate" to let NaN and infinity in predictions through.
+        validate: whether values may be read on a GPU.
+        auxiliary: stack the layers in `input["aux_outputs"]` before the final one.
+        box_format: "cxcywh" or "xywh" for boxes that are no xyxy; None if they are.
+        target_format: the same of target boxes where it differs; None for `box_format`.
+
+    Raises:
+        TypeError: an argument or an entry has the wrong type or dtype.
+        ValueError: a key is missing, or a shape, a device or a value is wrong.
+    """
+    logits, fields, layers, absent = parse_predictions(input, reads, nonfinite, validate, auxiliary)
+    if "pred_boxes" in fields and box_format is not None:
+        fields["pred_boxes"] = BOX_FORMATS[box_format](fields["pred_boxes"])
+    one = logits if layers == 1 else logits[: len(logits) // layers]
+    target_format = box_format if target_format is None else target_format
+    convert = None if target_format in (None, "xyxy") else BOX_FORMATS[target_format]
+    targets = parse_targets(target, one, reads, logits.dtype, validate, convert)
+    targets = targets if layers == 1 else targets.repeat(layers)
+    locations = None if anchors is None else parse_anchors(anchors, one, layers, validate)
+    looks = reads_values(logits, validate=False)
+    return Scene(logits, fields, targets.mask, targets, layers, absent, locations, looks, validate)
+
+
+def _take(tensor: Tensor, index: Index, dim: int = 1) -> Tensor:
+    """Return the entries of a slice or of (N,) positions along a dimension."""
+    if isinstance(index, Tensor):
+        return tensor.index_select(dim, index)
+    return tensor if index == ALL else tensor[(slice(None),) * dim + (index,)]
