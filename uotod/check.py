@@ -1,6 +1,7 @@
 """Check arguments of constructors and tensors; every error names the argument, its value and what was expected."""
 
 import math
+import numbers
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,10 +21,10 @@ def check_number(
     """Return `value` as a float if it lies in the stated interval (closed unless `low_open`).
 
     Raises:
-        TypeError: `value` is not a real number.
+        TypeError: `value` is not a real number: an int, a float or a scalar of NumPy, but no bool.
         ValueError: `value` is NaN, outside the interval, or infinite where `finite` is asked for.
     """
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, bool) or not isinstance(value, (int, float, numbers.Real)):
         raise TypeError(f"{name} must be a real number, got {value!r} of type {type(value).__name__}")
     inside = low < value if low_open else low <= value
     if not (inside and value <= high) or (finite and math.isinf(value)):
@@ -33,17 +34,17 @@ def check_number(
 
 
 def check_integer(name: str, value: int, *, low: int | None = None) -> int:
-    """Return `value` if it is an integer, of at least `low` if that is given.
+    """Return `value` as an int if it is an integer, of at least `low` if that is given.
 
     Raises:
-        TypeError: `value` is not an integer.
+        TypeError: `value` is not an integer: an int or a scalar of NumPy, but no bool.
         ValueError: `value` is below `low`.
     """
-    if isinstance(value, bool) or not isinstance(value, int):
+    if isinstance(value, bool) or not isinstance(value, (int, numbers.Integral)):
         raise TypeError(f"{name} must be an integer, got {value!r} of type {type(value).__name__}")
     if low is not None and value < low:
         raise ValueError(f"{name} must be at least {low}, got {value}")
-    return value
+    return int(value)
 
 
 def check_flag(name: str, value: bool) -> bool:

@@ -1,4 +1,4 @@
-"""The options of the Sinkhorn matchers: schedules of reg, POT's methods, and what is made of POT's failures."""
+"""The options of the Sinkhorn matchers: schedules of numbers, POT's methods, and what is made of POT's failures."""
 
 import copy
 import math
@@ -13,7 +13,19 @@ from torch import Tensor
 from tests.oracles import transport as oracle
 from tests.support.matcher_cases import COSTS
 from tests.support.problems import random_problem
-from uotod.match import BalancedPOT, BalancedSinkhorn, PartialOT, SinkhornResult, UnbalancedPOT, UnbalancedSinkhorn
+from uotod.match import (
+    OTA,
+    BalancedPOT,
+    BalancedSinkhorn,
+    ClosestTarget,
+    Matcher,
+    PartialOT,
+    SinkhornResult,
+    SoftMin,
+    UnbalancedPOT,
+    UnbalancedSinkhorn,
+    WeightedSum,
+)
 from uotod.solvers import pot, sinkhorn
 from uotod.solvers.pot import BALANCED_METHODS, UNBALANCED_METHODS
 
@@ -24,8 +36,8 @@ def decay(step: int) -> float:
     return 0.5 / (1 + step)
 
 
-def never(step: int) -> float:
-    raise AssertionError("a schedule that is not read")
+def grow(step: int) -> float:
+    return 0.5 * step if step < 4 else math.inf
 
 
 def random_cost(preds: int = 12, targets: int = 3) -> Tensor:
@@ -44,6 +56,53 @@ class TestSchedule:
             matcher.set_step(step)
             expected = rule(**{name: decay(step)}).compute_matching(cost, MASK)
             assert torch.equal(matcher.compute_matching(cost, MASK), expected)
+
+    @pytest.mark.parametrize("rule", [UnbalancedSinkhorn, UnbalancedPOT])
+    @pytest.mark.parametrize("name", ["reg_pred", "reg_target"])
+    def test_a_penalty_may_grow_from_none_to_a_marginal_that_is_given(
+        self, rule: type[UnbalancedSinkhorn], name: str
+    ) -> None:
+        cost = random_cost()
+        matcher = rule(reg=0.1, num_iter=10_000, **{name: grow})
+        for step in (0, 4, 1):
+            matcher.set_step(step)
+            fixed = rule(reg=0.1, num_iter=10_000, **{name: grow(step)})
+            assert torch.equal(matcher.compute_matching(cost, MASK), fixed.compute_matching(cost, MASK))
+            assert getattr(matcher, name) == grow(step)
+            assert f"{name}=grow" in repr(matcher)
+
+    @pytest.mark.parametrize(
+        "build", [lambda reg: SoftMin(reg=reg), lambda reg: OTA(reg=reg), lambda reg: PartialOT(reg=reg)]
+    )
+    def test_every_entropy_may_be_a_schedule(self, build: Callable[..., Matcher]) -> None:
+        cost, matcher = random_cost(), build(decay)
+        matcher.set_step(3)
+        assert torch.equal(matcher.compute_matching(cost, MASK), build(decay(3)).compute_matching(cost, MASK))
+
+    def test_the_cost_of_the_background_may_be_a_schedule(self) -> None:
+        problem, matcher = random_problem(2, 8, 3), ClosestTarget(**COSTS | {"background_cost": grow})
+        for step in (0, 3):
+            matcher.set_step(step)
+            fixed = ClosestTarget(**COSTS | {"background_cost": grow(step)})
+            for call in ("compute_cost_matrix", "forward"):
+                expected = getattr(fixed, call)(problem.input, problem.target)
+                assert torch.equal(getattr(matcher, call)(problem.input, problem.target), expected)
+        with pytest.raises(ValueError, match=r"background_cost\(4\) must lie in \(-inf, inf\), got inf"):
+            matcher.set_step(4)
+
+    def test_a_bad_number_of_one_schedule_changes_none(self) -> None:
+        matchers = [UnbalancedSinkhorn(reg=decay), ClosestTarget(background_cost=grow)]
+        mixed = WeightedSum(matchers)
+        mixed.set_step(1)
+        with pytest.raises(ValueError, match=r"background_cost\(4\) must"):
+            mixed.set_step(4)
+        assert [mixed.step, matchers[0].step, matchers[0].reg, matchers[1].background_cost] == [1, 1, 0.25, 0.5]
+
+    @pytest.mark.parametrize(("name", "value"), [("reg_pred", -1.0), ("reg_target", math.nan)])
+    def test_a_penalty_that_becomes_negative_raises(self, name: str, value: float) -> None:
+        matcher = UnbalancedSinkhorn(**{name: lambda step: value if step else 1.0})
+        with pytest.raises(ValueError, match=rf"{name}\(1\) must lie in \[0.0, inf\], got {value}"):
+            matcher.set_step(1)
 
     def test_a_schedule_starts_at_step_0_and_forward_does_not_advance_it(self) -> None:
         cost, matcher = random_cost(), BalancedSinkhorn(reg=decay)

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from uotod.check import check_integer, check_number, reads_values
 from uotod.cost.blocks import MAX_BLOCK_ELEMENTS, MAX_GPU_BLOCK_ELEMENTS
 from uotod.geometry.boxes import aligned_overlap, box_centers
 from uotod.match.assigned import assigned_plan
+from uotod.match.base import Matcher, shared
+from uotod.match.schedule import Schedule
 from uotod.match.similarity import OverlapMatcher
 from uotod.plan import Plan
 from uotod.scene.scene import Scene
 from uotod.solvers.atss import atss_match, nearest_of_image, nearest_per_level
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
-    from uotod.match.base import MatcherOptions
 
 
 class ATSS(OverlapMatcher):
@@ -73,10 +70,23 @@ class ATSS(OverlapMatcher):
     """
 
     def __init__(
-        self, *, topk: int = 9, margin: float = 0.0, alpha: float = 1.0, **matcher: Unpack[MatcherOptions]
+        self,
+        *,
+        topk: int = 9,
+        margin: float = 0.0,
+        alpha: float = 1.0,
+        cls_match_module: nn.Module | None = None,
+        loc_match_module: nn.Module | None = None,
+        background: bool = True,
+        background_cost: float | Schedule = 10.0,
+        is_anchor_based: bool = True,
+        nonfinite: str = "error",
+        ignore_threshold: float = 0.5,
+        class_weight: Sequence[float] | Tensor | None = None,
+        validate: bool = False,
+        box_format: str | None = None,
     ) -> None:
-        matcher.setdefault("is_anchor_based", True)
-        super().__init__(**matcher)
+        super().__init__(**shared(Matcher, locals()))
         self.topk = check_integer("topk", topk, low=1)
         self.margin = check_number("margin", margin, low=0.0)
         self.alpha = check_number("alpha", alpha, low=0.0, high=1.0)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
+from torch import Tensor, nn
+
+from uotod.match.base import shared
+from uotod.match.schedule import Schedule
 from uotod.match.sinkhorn import SinkhornMatcher
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
-    from uotod.match.sinkhorn import SinkhornOptions
+from uotod.solvers.sinkhorn import NUM_ITER, TOL
 
 
 class BalancedSinkhorn(SinkhornMatcher):
@@ -67,5 +67,26 @@ class BalancedSinkhorn(SinkhornMatcher):
                  [0., 0., 1.]]])
     """
 
-    def __init__(self, **sinkhorn: Unpack[SinkhornOptions]) -> None:
-        super().__init__(reg_pred=math.inf, reg_target=math.inf, **sinkhorn)
+    def __init__(
+        self,
+        *,
+        reg_dimless: float | Schedule = 0.12,
+        reg: float | Schedule | None = None,
+        normalize_cost_matrix: bool = True,
+        num_iter: int = NUM_ITER,
+        tol: float = TOL,
+        solver: str = "torch",
+        pot_method: str | None = None,
+        on_unconverged: str = "warn",
+        cls_match_module: nn.Module | None = None,
+        loc_match_module: nn.Module | None = None,
+        background: bool = True,
+        background_cost: float | Schedule = 10.0,
+        is_anchor_based: bool = False,
+        nonfinite: str = "error",
+        ignore_threshold: float = 0.5,
+        class_weight: Sequence[float] | Tensor | None = None,
+        validate: bool = False,
+        box_format: str | None = None,
+    ) -> None:
+        super().__init__(reg_pred=math.inf, reg_target=math.inf, **shared(SinkhornMatcher, locals()))

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, TypedDict
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from uotod.check import check_choice, check_flag, check_integer, check_number, check_sub_loss
+from uotod.check import check_choice, check_flag, check_number, check_sub_loss
 from uotod.cost.adapters import Adapting
 from uotod.cost.matched import reads_of
 from uotod.cost.pairwise import Cost, parse_class_weight, parse_cost
 from uotod.geometry.anchors import Locations
 from uotod.match.ignore import ignore_background
+from uotod.match.schedule import Schedule, Scheduled
 from uotod.plan import Plan
 from uotod.scene.predictions import PredictionDict
 from uotod.scene.scene import BOX_FORMATS, AnchorInput, Scene, parse_scene
@@ -23,22 +25,16 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
-class MatcherOptions(TypedDict, total=False):
-    """Types of the arguments that every matcher hands on to `Matcher`."""
+def shared(owner: type[nn.Module], arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those of a constructor's arguments that the constructor of the class `owner` takes, too.
 
-    cls_match_module: nn.Module | None
-    loc_match_module: nn.Module | None
-    background: bool
-    background_cost: float
-    is_anchor_based: bool
-    nonfinite: str
-    ignore_threshold: float
-    class_weight: Sequence[float] | Tensor | None
-    validate: bool
-    box_format: str | None
+    Every constructor writes its options out, so that its signature shows them and a misspelt one is an error of the
+    class that was called; `super().__init__(**shared(owner, locals()))` hands on what it does not read itself.
+    """
+    return {name: arguments[name] for name in inspect.signature(owner).parameters if name in arguments}
 
 
-class Matcher(Adapting):
+class Matcher(Scheduled, Adapting):
     """Match predictions to targets: the base class of every matching rule.
 
     The cost of the pair of prediction `i` and target `j` is `L_cls(ĉ_i, c_j) + L_loc(b̂_i, b_j)`, and that of the
@@ -49,7 +45,8 @@ class Matcher(Adapting):
             labels, or one-hot ones if the targets are or if it has the attribute `takes_one_hot = True`.
         loc_match_module: localisation cost, a loss module with `reduction="none"`; four values a box are summed.
         background: whether cost and plan have a background column.
-        background_cost: cost of matching a prediction to the background.
+        background_cost: cost of matching a prediction to the background; a number, or a schedule: a callable that
+            returns one for the step given to `set_step`.
         is_anchor_based: compute the localisation cost of the anchors instead of the predicted boxes. Otherwise
             only the rules of anchors and points read those that are given; the others check them.
         nonfinite: what to do with NaN or infinite predictions. "error" raises; "propagate" lets them through to the
@@ -82,7 +79,7 @@ class Matcher(Adapting):
         cls_match_module: nn.Module | None = None,
         loc_match_module: nn.Module | None = None,
         background: bool = True,
-        background_cost: float = 10.0,
+        background_cost: float | Schedule = 10.0,
         is_anchor_based: bool = False,
         nonfinite: str = "error",
         ignore_threshold: float = 0.5,
@@ -98,7 +95,7 @@ class Matcher(Adapting):
         self.cls_match_module = cls_match_module
         self.loc_match_module = loc_match_module
         self.background = check_flag("background", background)
-        self.background_cost = check_number("background_cost", background_cost)
+        self.background_cost = self.scheduled("background_cost", background_cost)
         self.is_anchor_based = check_flag("is_anchor_based", is_anchor_based)
         self.nonfinite = nonfinite
         self.ignore_threshold = check_number("ignore_threshold", ignore_threshold, low=0.0, high=1.0)
@@ -179,15 +176,6 @@ class Matcher(Adapting):
                 f"{type(self).__name__}.compute_matching must return {tuple(public.shape)}, got {tuple(mass.shape)}"
             )
         return Plan.from_columns(mass.detach().transpose(1, 2), mask.shape[1])
-
-    def set_step(self, step: int) -> None:
-        """Set the step of training, for the rules that have a schedule; the others only check it.
-
-        Raises:
-            TypeError: `step` is not an integer.
-            ValueError: `step` is negative.
-        """
-        check_integer("step", step, low=0)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Move the class weights with the module, and leave them their dtype: in half precision 1e6 is infinite."""

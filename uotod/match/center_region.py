@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from uotod.check import check_number
 from uotod.cost.blocks import by_blocks
 from uotod.geometry.boxes import box_scaled
 from uotod.geometry.region import contains, overlaps
+from uotod.match.base import Matcher, shared
 from uotod.match.point_region import RegionMatcher
+from uotod.match.schedule import Schedule
 from uotod.plan import Plan
 from uotod.scene.scene import Scene
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
-    from uotod.match.base import MatcherOptions
 
 
 class CenterRegion(RegionMatcher):
@@ -76,9 +73,18 @@ class CenterRegion(RegionMatcher):
         core: float = 0.2,
         ring: float | None = None,
         min_iof: float | None = None,
-        **matcher: Unpack[MatcherOptions],
+        cls_match_module: nn.Module | None = None,
+        loc_match_module: nn.Module | None = None,
+        background: bool = True,
+        background_cost: float | Schedule = 10.0,
+        is_anchor_based: bool = False,
+        nonfinite: str = "error",
+        ignore_threshold: float = 0.5,
+        class_weight: Sequence[float] | Tensor | None = None,
+        validate: bool = False,
+        box_format: str | None = None,
     ) -> None:
-        super().__init__(**matcher)
+        super().__init__(**shared(Matcher, locals()))
         self.core = check_number("core", core, low=0.0, low_open=True)
         self.ring = None if ring is None else check_number("ring", ring, low=self.core)
         self.min_iof = None if min_iof is None else check_number("min_iof", min_iof, low=0.0, high=1.0)

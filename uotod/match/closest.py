@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from uotod.check import check_choice, check_flag, check_number
 from uotod.match.assigned import assigned_plan
-from uotod.match.base import Matcher
+from uotod.match.base import Matcher, shared
+from uotod.match.schedule import Schedule
 from uotod.plan import Plan
 from uotod.solvers.nearest import left_over, nearest_prediction, nearest_target
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
-    from uotod.match.base import MatcherOptions
 
 
 class ClosestTarget(Matcher):
@@ -43,6 +39,22 @@ class ClosestTarget(Matcher):
                  [1., 0., 0.],
                  [0., 0., 1.]]])
     """
+
+    def __init__(
+        self,
+        *,
+        cls_match_module: nn.Module | None = None,
+        loc_match_module: nn.Module | None = None,
+        background: bool = True,
+        background_cost: float | Schedule = 10.0,
+        is_anchor_based: bool = False,
+        nonfinite: str = "error",
+        ignore_threshold: float = 0.5,
+        class_weight: Sequence[float] | Tensor | None = None,
+        validate: bool = False,
+        box_format: str | None = None,
+    ) -> None:
+        super().__init__(**shared(Matcher, locals()))
 
     def match(self, cost: Tensor, mask: Tensor) -> Plan:
         return _take_targets(cost, mask, self.background)
@@ -83,9 +95,22 @@ class ClosestPrediction(Matcher):
     """
 
     def __init__(
-        self, *, threshold: float | None = None, uniform_background: bool = False, **matcher: Unpack[MatcherOptions]
+        self,
+        *,
+        threshold: float | None = None,
+        uniform_background: bool = False,
+        cls_match_module: nn.Module | None = None,
+        loc_match_module: nn.Module | None = None,
+        background: bool = True,
+        background_cost: float | Schedule = 10.0,
+        is_anchor_based: bool = False,
+        nonfinite: str = "error",
+        ignore_threshold: float = 0.5,
+        class_weight: Sequence[float] | Tensor | None = None,
+        validate: bool = False,
+        box_format: str | None = None,
     ) -> None:
-        super().__init__(**matcher)
+        super().__init__(**shared(Matcher, locals()))
         self.threshold = None if threshold is None else check_number("threshold", threshold)
         self.uniform_background = check_flag("uniform_background", uniform_background)
 
@@ -115,8 +140,22 @@ class Min(Matcher):
         tensor([1., 0., 0.])
     """
 
-    def __init__(self, *, source: str = "target", **matcher: Unpack[MatcherOptions]) -> None:
-        super().__init__(**matcher)
+    def __init__(
+        self,
+        *,
+        source: str = "target",
+        cls_match_module: nn.Module | None = None,
+        loc_match_module: nn.Module | None = None,
+        background: bool = True,
+        background_cost: float | Schedule = 10.0,
+        is_anchor_based: bool = False,
+        nonfinite: str = "error",
+        ignore_threshold: float = 0.5,
+        class_weight: Sequence[float] | Tensor | None = None,
+        validate: bool = False,
+        box_format: str | None = None,
+    ) -> None:
+        super().__init__(**shared(Matcher, locals()))
         check_choice("source", source, ("target", "prediction"))
         self.source = source
 

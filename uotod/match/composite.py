@@ -3,17 +3,16 @@
 from abc import abstractmethod
 from collections.abc import Sequence
 
-from torch import nn
-
 from uotod.check import check_flag
 from uotod.match.base import Matcher
+from uotod.match.schedule import Scheduled
 
 
 class CompositeMatcher(Matcher, abstract=True):
     """A matcher made of others, the `members`. The options of a cost are theirs, and it has no such attributes."""
 
     def __init__(self, like: Matcher, validate: bool) -> None:
-        nn.Module.__init__(self)  # the base class would set the options of a cost
+        Scheduled.__init__(self)  # the base class would set the options of a cost
         self.background = like.background
         self.nonfinite = like.nonfinite
         self.box_format = like.box_format
@@ -28,9 +27,3 @@ class CompositeMatcher(Matcher, abstract=True):
     def needs(self) -> tuple[str, ...]:
         """The fields that the members read."""
         return tuple(dict.fromkeys(name for member in self.members for name in member.needs))
-
-    def set_step(self, step: int) -> None:
-        """Set the step of training of every member; see `Matcher.set_step`."""
-        super().set_step(step)
-        for member in self.members:
-            member.set_step(step)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -13,18 +14,13 @@ from uotod.check import check_choice, check_integer, check_number, reads_values
 from uotod.cost.blocks import MAX_BLOCK_ELEMENTS, MAX_GPU_BLOCK_ELEMENTS
 from uotod.cost.pairwise import Cost
 from uotod.match.assigned import assigned_plan
-from uotod.match.base import Matcher
+from uotod.match.base import Matcher, shared
+from uotod.match.schedule import Schedule
 from uotod.match.similarity import pairwise_iou
 from uotod.plan import Plan
 from uotod.scene.scene import Scene
 from uotod.solvers.aligned import Block, align
 from uotod.solvers.dynamic_k import dynamic_block, dynamic_k_match
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
-    from uotod.match.base import MatcherOptions
-
 
 MAX_IMAGE_BLOCK_ELEMENTS = 1 << 20  # of a (t, P) block on the CPU: what is computed for each prediction is repeated
 
@@ -40,9 +36,18 @@ class DynamicMatcher(Matcher, abstract=True):
         loc_weight: float,
         eps: float,
         contested: str,
-        **matcher: Unpack[MatcherOptions],
+        cls_match_module: nn.Module | None,
+        loc_match_module: nn.Module | None,
+        background: bool,
+        background_cost: float | Schedule,
+        is_anchor_based: bool,
+        nonfinite: str,
+        ignore_threshold: float,
+        class_weight: Sequence[float] | Tensor | None,
+        validate: bool,
+        box_format: str | None,
     ) -> None:
-        super().__init__(**matcher)
+        super().__init__(**shared(Matcher, locals()))
         check_choice("contested", contested, ("all", "takers"))
         self.topk = check_integer("topk", topk, low=1)
         self.cls_weight = check_number("cls_weight", cls_weight, low=0.0)

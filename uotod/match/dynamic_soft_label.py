@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from uotod.check import check_number
 from uotod.geometry.region import center_distance, contains
+from uotod.match.base import shared
 from uotod.match.dynamic import DynamicMatcher, of_any_target
+from uotod.match.schedule import Schedule
 from uotod.scene.scene import Scene
 from uotod.scene.targets import Targets
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
-    from uotod.match.base import MatcherOptions
 
 LARGEST_EXPONENT = 30.0  # 10^38 is the end of float32; `inf` would forbid the pair
 
@@ -79,11 +76,18 @@ class DynamicSoftLabel(DynamicMatcher):
         cls_weight: float = 1.0,
         eps: float = 1e-7,
         contested: str = "all",
-        **matcher: Unpack[MatcherOptions],
+        cls_match_module: nn.Module | None = None,
+        loc_match_module: nn.Module | None = None,
+        background: bool = True,
+        background_cost: float | Schedule = 10.0,
+        is_anchor_based: bool = False,
+        nonfinite: str = "error",
+        ignore_threshold: float = 0.5,
+        class_weight: Sequence[float] | Tensor | None = None,
+        validate: bool = False,
+        box_format: str | None = None,
     ) -> None:
-        super().__init__(
-            topk=topk, cls_weight=cls_weight, loc_weight=loc_weight, eps=eps, contested=contested, **matcher
-        )
+        super().__init__(**shared(DynamicMatcher, locals()))
         self.radius = check_number("radius", radius, low=0.0, low_open=True)
 
     def _candidates(self, scene: Scene) -> Tensor:

@@ -1,9 +1,14 @@
 """Exact balanced transport: costs in, the plan of least total cost out."""
 
-import torch
-from torch import Tensor
+from __future__ import annotations
 
-from uotod.match.base import Matcher
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from uotod.match.base import Matcher, shared
+from uotod.match.schedule import Schedule
 from uotod.match.sinkhorn import column_masses
 from uotod.plan import Plan
 from uotod.solvers.emd import solve_emd
@@ -40,6 +45,22 @@ class EMD(Matcher):
                  [1.0000, 0.0000],
                  [0.0000, 1.0000]]])
     """
+
+    def __init__(
+        self,
+        *,
+        cls_match_module: nn.Module | None = None,
+        loc_match_module: nn.Module | None = None,
+        background: bool = True,
+        background_cost: float | Schedule = 10.0,
+        is_anchor_based: bool = False,
+        nonfinite: str = "error",
+        ignore_threshold: float = 0.5,
+        class_weight: Sequence[float] | Tensor | None = None,
+        validate: bool = False,
+        box_format: str | None = None,
+    ) -> None:
+        super().__init__(**shared(Matcher, locals()))
 
     def match(self, cost: Tensor, mask: Tensor) -> Plan:
         active = torch.cat((mask, mask.new_ones(len(mask), 1)), dim=1) if self.background else mask

@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from uotod.check import check_number
 from uotod.cost.blocks import by_blocks
 from uotod.geometry.anchors import Locations
 from uotod.geometry.region import reaches
+from uotod.match.base import Matcher, shared
 from uotod.match.point_region import RegionMatcher
+from uotod.match.schedule import Schedule
 from uotod.scene.scene import Scene
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
-    from uotod.match.base import MatcherOptions
 
 
 class FCOS(RegionMatcher):
@@ -80,9 +76,18 @@ class FCOS(RegionMatcher):
         *,
         radius: float | None = 1.5,
         ranges: Sequence[tuple[float, float]] | None = None,
-        **matcher: Unpack[MatcherOptions],
+        cls_match_module: nn.Module | None = None,
+        loc_match_module: nn.Module | None = None,
+        background: bool = True,
+        background_cost: float | Schedule = 10.0,
+        is_anchor_based: bool = False,
+        nonfinite: str = "error",
+        ignore_threshold: float = 0.5,
+        class_weight: Sequence[float] | Tensor | None = None,
+        validate: bool = False,
+        box_format: str | None = None,
     ) -> None:
-        super().__init__(**matcher)
+        super().__init__(**shared(Matcher, locals()))
         self.radius = None if radius is None else check_number("radius", radius, low=0.0, low_open=True)
         self.ranges = None if ranges is None else _check_ranges(ranges)
 

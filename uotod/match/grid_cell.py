@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from uotod.check import check_choice, check_number
 from uotod.cost.blocks import by_blocks
 from uotod.cost.pairwise import replace_nonfinite
 from uotod.geometry.region import cells, in_cell
 from uotod.match.assigned import assigned_plan
+from uotod.match.base import Matcher, shared
 from uotod.match.point_region import RegionMatcher
+from uotod.match.schedule import Schedule
 from uotod.match.similarity import largest_iou, pairwise_iou
 from uotod.plan import Plan
 from uotod.scene.scene import Scene
 from uotod.solvers.threshold import ThresholdRule
 from uotod.solvers.threshold_image import match_similarity
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
-    from uotod.match.base import MatcherOptions
 
 
 class GridCell(RegionMatcher):
@@ -90,9 +87,18 @@ class GridCell(RegionMatcher):
         choose: str = "shape",
         positive: float | None = None,
         negative: float | None = 0.5,
-        **matcher: Unpack[MatcherOptions],
+        cls_match_module: nn.Module | None = None,
+        loc_match_module: nn.Module | None = None,
+        background: bool = True,
+        background_cost: float | Schedule = 10.0,
+        is_anchor_based: bool = False,
+        nonfinite: str = "error",
+        ignore_threshold: float = 0.5,
+        class_weight: Sequence[float] | Tensor | None = None,
+        validate: bool = False,
+        box_format: str | None = None,
     ) -> None:
-        super().__init__(**matcher)
+        super().__init__(**shared(Matcher, locals()))
         check_choice("choose", choose, ("shape", "anchor", "prediction"))
         self.choose = choose
         self.positive = None if positive is None else check_number("positive", positive, low=0.0, high=1.0)

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from uotod.check import check_integer
 from uotod.match.assigned import assigned_plan
-from uotod.match.base import Matcher
+from uotod.match.base import Matcher, shared
+from uotod.match.schedule import Schedule
 from uotod.plan import Plan
 from uotod.solvers.assignment import assign_predictions
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
-    from uotod.match.base import MatcherOptions
 
 
 class Hungarian(Matcher):
@@ -70,8 +66,24 @@ class Hungarian(Matcher):
         tensor([[1, 0, 1, 0]])
     """
 
-    def __init__(self, *, copies: int = 1, groups: int = 1, rounds: int = 1, **matcher: Unpack[MatcherOptions]) -> None:
-        super().__init__(**matcher)
+    def __init__(
+        self,
+        *,
+        copies: int = 1,
+        groups: int = 1,
+        rounds: int = 1,
+        cls_match_module: nn.Module | None = None,
+        loc_match_module: nn.Module | None = None,
+        background: bool = True,
+        background_cost: float | Schedule = 10.0,
+        is_anchor_based: bool = False,
+        nonfinite: str = "error",
+        ignore_threshold: float = 0.5,
+        class_weight: Sequence[float] | Tensor | None = None,
+        validate: bool = False,
+        box_format: str | None = None,
+    ) -> None:
+        super().__init__(**shared(Matcher, locals()))
         self.copies = check_integer("copies", copies, low=1)
         self.groups = check_integer("groups", groups, low=1)
         self.rounds = check_integer("rounds", rounds, low=1)

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from uotod.check import check_choice, check_number, reads_values
 from uotod.cost.blocks import MAX_BLOCK_ELEMENTS, MAX_GPU_BLOCK_ELEMENTS
 from uotod.geometry.boxes import pairwise_overlap
 from uotod.match.assigned import assigned_plan
+from uotod.match.base import Matcher, shared
+from uotod.match.schedule import Schedule
 from uotod.match.similarity import NOT_FINITE, ImageIoU, OverlapMatcher, rows_of_images
 from uotod.plan import Plan
 from uotod.scene.scene import Scene
 from uotod.solvers.threshold import ThresholdRule, threshold_match
 from uotod.solvers.threshold_image import Similarity, match_similarity, threshold_match_images
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
-    from uotod.match.base import MatcherOptions
 
 
 class IoUThreshold(OverlapMatcher):
@@ -72,9 +69,18 @@ class IoUThreshold(OverlapMatcher):
         negative: float | tuple[float, float] | None = None,
         force_match: str | None = "best",
         min_positive: float = 0.0,
-        **matcher: Unpack[MatcherOptions],
+        cls_match_module: nn.Module | None = None,
+        loc_match_module: nn.Module | None = None,
+        background: bool = True,
+        background_cost: float | Schedule = 10.0,
+        is_anchor_based: bool = False,
+        nonfinite: str = "error",
+        ignore_threshold: float = 0.5,
+        class_weight: Sequence[float] | Tensor | None = None,
+        validate: bool = False,
+        box_format: str | None = None,
     ) -> None:
-        super().__init__(**matcher)
+        super().__init__(**shared(Matcher, locals()))
         check_choice("force_match", force_match, ("best", "low_quality", "all_best", None))
         self.positive = check_number("positive", positive)
         if self.positive > 1 and not self._has_modules():

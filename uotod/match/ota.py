@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from uotod.check import check_integer, check_number
 from uotod.cost.focal import focal_terms
 from uotod.geometry.region import contains, near_center
 from uotod.match.assigned import assigned_plan
-from uotod.match.base import Matcher
+from uotod.match.base import Matcher, shared
 from uotod.match.dynamic import weighted_cost
+from uotod.match.schedule import Schedule
 from uotod.match.similarity import pairwise_iou
 from uotod.plan import Plan
 from uotod.scene.scene import Scene
 from uotod.solvers.dynamic_k import dynamic_count
 from uotod.solvers.ota import ota_match
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
-    from uotod.match.base import MatcherOptions
 
 
 class OTA(Matcher):
@@ -56,7 +52,8 @@ class OTA(Matcher):
         gamma: focusing exponent of the focal loss, at least 0.
         eps: least IoU in the logarithm.
         penalty: cost of a pair outside the region.
-        reg: weight of the entropy, in units of the cost.
+        reg: weight of the entropy, in units of the cost; a number, or a schedule: a callable that returns one for the
+            step given to `set_step`.
         num_iter: most steps of the solver; on a GPU, where stopping early would synchronise, all are taken.
         tol: largest mass that a further sweep may move in a column.
 
@@ -91,12 +88,21 @@ class OTA(Matcher):
         gamma: float = 2.0,
         eps: float = 2.0**-23,
         penalty: float = 1e6,
-        reg: float = 0.1,
+        reg: float | Schedule = 0.1,
         num_iter: int = 100,
         tol: float = 1e-6,
-        **matcher: Unpack[MatcherOptions],
+        cls_match_module: nn.Module | None = None,
+        loc_match_module: nn.Module | None = None,
+        background: bool = True,
+        background_cost: float | Schedule = 10.0,
+        is_anchor_based: bool = False,
+        nonfinite: str = "error",
+        ignore_threshold: float = 0.5,
+        class_weight: Sequence[float] | Tensor | None = None,
+        validate: bool = False,
+        box_format: str | None = None,
     ) -> None:
-        super().__init__(**matcher)
+        super().__init__(**shared(Matcher, locals()))
         self.radius = check_number("radius", radius, low=0.0, low_open=True)
         self.topk = check_integer("topk", topk, low=1)
         self.cls_weight = check_number("cls_weight", cls_weight, low=0.0)
@@ -105,7 +111,7 @@ class OTA(Matcher):
         self.gamma = check_number("gamma", gamma, low=0.0)
         self.eps = check_number("eps", eps, low=0.0, low_open=True)
         self.penalty = check_number("penalty", penalty, low=0.0)
-        self.reg = check_number("reg", reg, low=0.0, low_open=True)
+        self.reg = self.scheduled("reg", reg, low=0.0, low_open=True)
         self.num_iter = check_integer("num_iter", num_iter, low=1)
         self.tol = check_number("tol", tol, low=0.0, low_open=True)
 

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from uotod.check import check_choice, check_number
+from uotod.match.base import shared
+from uotod.match.schedule import Schedule
 from uotod.match.sinkhorn import EntropicMatcher, normalized
 from uotod.solvers.partial_ot import solve_partial, solve_partial_exact
-from uotod.solvers.sinkhorn import Transport, blank
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
-    from uotod.match.sinkhorn import EntropicOptions
+from uotod.solvers.sinkhorn import NUM_ITER, TOL, Transport, blank
 
 
 class PartialOT(EntropicMatcher):
@@ -66,17 +63,38 @@ class PartialOT(EntropicMatcher):
                  [0.0000, 0.0000, 1.0000]]])
     """
 
-    def __init__(self, *, mass: float = 1.0, solver: str = "torch", **entropic: Unpack[EntropicOptions]) -> None:
-        super().__init__(**entropic)
+    def __init__(
+        self,
+        *,
+        mass: float = 1.0,
+        solver: str = "torch",
+        reg_dimless: float | Schedule = 0.12,
+        reg: float | Schedule | None = None,
+        normalize_cost_matrix: bool = True,
+        num_iter: int = NUM_ITER,
+        tol: float = TOL,
+        on_unconverged: str = "warn",
+        cls_match_module: nn.Module | None = None,
+        loc_match_module: nn.Module | None = None,
+        background: bool = True,
+        background_cost: float | Schedule = 10.0,
+        is_anchor_based: bool = False,
+        nonfinite: str = "error",
+        ignore_threshold: float = 0.5,
+        class_weight: Sequence[float] | Tensor | None = None,
+        validate: bool = False,
+        box_format: str | None = None,
+    ) -> None:
+        super().__init__(**shared(EntropicMatcher, locals()))
         check_choice("solver", solver, ("torch", "exact"))
         self.mass = check_number("mass", mass, low=0.0, high=1.0, low_open=True)
         self.solver = solver
         if solver == "exact" and self.reg is not None:
-            raise ValueError(f"reg must be None with solver='exact', which has no entropy, got {self.reg!r}")
+            raise ValueError(f"reg must be None with solver='exact', which has no entropy, got {reg!r}")
 
     def extra_repr(self) -> str:
         """Return the arguments for `repr`."""
-        return f"mass={self.mass}, {self._regularization_repr()}, solver={self.solver!r}"
+        return f"mass={self.mass}, {self.describe_numbers(self._entropy_name())}, solver={self.solver!r}"
 
     def _transport(self, cost: Tensor, mask: Tensor, seen: Tensor | None = None) -> Transport:
         targets, preds = mask.shape[1], cost.shape[2]

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+
+from torch import Tensor, nn
 
 from uotod.match.balanced_sinkhorn import BalancedSinkhorn
-from uotod.match.sinkhorn import PotOptions
+from uotod.match.base import shared
+from uotod.match.schedule import Schedule
 from uotod.match.unbalanced_sinkhorn import UnbalancedSinkhorn
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
-
-class UnbalancedPotOptions(PotOptions, total=False):
-    """Types of the arguments of an unbalanced matcher that POT solves."""
-
-    reg_pred: float
-    reg_target: float
+from uotod.solvers.sinkhorn import NUM_ITER, TOL
 
 
 class BalancedPOT(BalancedSinkhorn):
@@ -37,8 +31,28 @@ class BalancedPOT(BalancedSinkhorn):
                  [0.0100, 0.0100, 0.9900]]])
     """
 
-    def __init__(self, **sinkhorn: Unpack[PotOptions]) -> None:
-        super().__init__(solver="pot", **sinkhorn)
+    def __init__(
+        self,
+        *,
+        reg_dimless: float | Schedule = 0.12,
+        reg: float | Schedule | None = None,
+        normalize_cost_matrix: bool = True,
+        num_iter: int = NUM_ITER,
+        tol: float = TOL,
+        pot_method: str | None = None,
+        on_unconverged: str = "warn",
+        cls_match_module: nn.Module | None = None,
+        loc_match_module: nn.Module | None = None,
+        background: bool = True,
+        background_cost: float | Schedule = 10.0,
+        is_anchor_based: bool = False,
+        nonfinite: str = "error",
+        ignore_threshold: float = 0.5,
+        class_weight: Sequence[float] | Tensor | None = None,
+        validate: bool = False,
+        box_format: str | None = None,
+    ) -> None:
+        super().__init__(solver="pot", **shared(BalancedSinkhorn, locals()))
 
 
 class UnbalancedPOT(UnbalancedSinkhorn):
@@ -59,5 +73,27 @@ class UnbalancedPOT(UnbalancedSinkhorn):
                  [0., 0., 1.]]])
     """
 
-    def __init__(self, **sinkhorn: Unpack[UnbalancedPotOptions]) -> None:
-        super().__init__(solver="pot", **sinkhorn)
+    def __init__(
+        self,
+        *,
+        reg_pred: float | Schedule = 1.0,
+        reg_target: float | Schedule = 1.0,
+        reg_dimless: float | Schedule = 0.12,
+        reg: float | Schedule | None = None,
+        normalize_cost_matrix: bool = True,
+        num_iter: int = NUM_ITER,
+        tol: float = TOL,
+        pot_method: str | None = None,
+        on_unconverged: str = "warn",
+        cls_match_module: nn.Module | None = None,
+        loc_match_module: nn.Module | None = None,
+        background: bool = True,
+        background_cost: float | Schedule = 10.0,
+        is_anchor_based: bool = False,
+        nonfinite: str = "error",
+        ignore_threshold: float = 0.5,
+        class_weight: Sequence[float] | Tensor | None = None,
+        validate: bool = False,
+        box_format: str | None = None,
+    ) -> None:
+        super().__init__(solver="pot", **shared(UnbalancedSinkhorn, locals()))

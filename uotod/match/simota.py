@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from uotod.check import check_choice, check_number
 from uotod.cost.kinds import ClassTerms
 from uotod.geometry.region import contains, near_center
+from uotod.match.base import shared
 from uotod.match.dynamic import DynamicMatcher, of_any_target
+from uotod.match.schedule import Schedule
 from uotod.scene.scene import Scene
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
-    from uotod.match.base import MatcherOptions
 
 
 class SimOTA(DynamicMatcher):
@@ -83,11 +80,18 @@ class SimOTA(DynamicMatcher):
         penalty: float = 1e6,
         eps: float = 1e-8,
         contested: str = "all",
-        **matcher: Unpack[MatcherOptions],
+        cls_match_module: nn.Module | None = None,
+        loc_match_module: nn.Module | None = None,
+        background: bool = True,
+        background_cost: float | Schedule = 10.0,
+        is_anchor_based: bool = False,
+        nonfinite: str = "error",
+        ignore_threshold: float = 0.5,
+        class_weight: Sequence[float] | Tensor | None = None,
+        validate: bool = False,
+        box_format: str | None = None,
     ) -> None:
-        super().__init__(
-            topk=topk, cls_weight=cls_weight, loc_weight=loc_weight, eps=eps, contested=contested, **matcher
-        )
+        super().__init__(**shared(DynamicMatcher, locals()))
         check_choice("region", region, ("center", "box_and_center"))
         self.radius = check_number("radius", radius, low=0.0, low_open=True)
         self.region = region

@@ -5,25 +5,22 @@ from __future__ import annotations
 import math
 import warnings
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from uotod.check import check_choice, check_flag, check_integer, check_number, reads_values
 from uotod.cost.pairwise import parse_cost
-from uotod.match.base import MatcherOptions
-from uotod.match.schedule import Regularization, RegularizedMatcher
+from uotod.match.base import Matcher, shared
+from uotod.match.schedule import Schedule
 from uotod.plan import Plan
 from uotod.scene.scene import Scene
 from uotod.solvers.pot import pot_methods, solve_pot
-from uotod.solvers.sinkhorn import NUM_ITER, TOL, Transport, solve_sinkhorn
+from uotod.solvers.sinkhorn import Transport, solve_sinkhorn
 from uotod.solvers.triton.launch import solve_triton
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
 
 
 class SinkhornResult(NamedTuple):
@@ -45,46 +42,33 @@ class SinkhornResult(NamedTuple):
     residual: Tensor
 
 
-class EntropicOptions(MatcherOptions, total=False):
-    """Types of the arguments that every matcher with an entropy takes."""
-
-    reg_dimless: Regularization
-    reg: Regularization | None
-    normalize_cost_matrix: bool
-    num_iter: int
-    tol: float
-    on_unconverged: str
-
-
-class PotOptions(EntropicOptions, total=False):
-    """Types of the arguments of a balanced matcher that POT solves."""
-
-    pot_method: str | None
-
-
-class SinkhornOptions(PotOptions, total=False):
-    """Types of the arguments that every Sinkhorn matcher takes."""
-
-    solver: str
-
-
-class EntropicMatcher(RegularizedMatcher, abstract=True):
+class EntropicMatcher(Matcher, abstract=True):
     """Match by a transport problem with entropy; the subclasses document the arguments and implement `_transport`."""
 
     def __init__(
         self,
         *,
-        reg_dimless: Regularization = 0.12,
-        reg: Regularization | None = None,
-        normalize_cost_matrix: bool = True,
-        num_iter: int = NUM_ITER,
-        tol: float = TOL,
-        on_unconverged: str = "warn",
-        **matcher: Unpack[MatcherOptions],
+        reg_dimless: float | Schedule,
+        reg: float | Schedule | None,
+        normalize_cost_matrix: bool,
+        num_iter: int,
+        tol: float,
+        on_unconverged: str,
+        cls_match_module: nn.Module | None,
+        loc_match_module: nn.Module | None,
+        background: bool,
+        background_cost: float | Schedule,
+        is_anchor_based: bool,
+        nonfinite: str,
+        ignore_threshold: float,
+        class_weight: Sequence[float] | Tensor | None,
+        validate: bool,
+        box_format: str | None,
     ) -> None:
-        super().__init__(**matcher)
+        super().__init__(**shared(Matcher, locals()))
         check_choice("on_unconverged", on_unconverged, ("warn", "raise", "ignore"))
-        self._set_regularization(reg_dimless, reg)
+        self.reg_dimless = self.scheduled("reg_dimless", reg_dimless, low=0.0, low_open=True)
+        self.reg = None if reg is None else self.scheduled("reg", reg, low=0.0, low_open=True)
         self.normalize_cost_matrix = check_flag("normalize_cost_matrix", normalize_cost_matrix)
         self.num_iter = check_integer("num_iter", num_iter, low=1)
         self.tol = check_number("tol", tol, low=0.0, low_open=True)
@@ -115,6 +99,13 @@ class EntropicMatcher(RegularizedMatcher, abstract=True):
     def match(self, cost: Tensor, mask: Tensor) -> Plan:
         return Plan.from_columns(self._transport(cost, mask).plan, mask.shape[1])
 
+    def _regularization(self, preds: int) -> float:
+        """Return the weight of the entropy."""
+        return self.reg_dimless / (math.log(2 * max(preds, 1)) + 1) if self.reg is None else self.reg
+
+    def _entropy_name(self) -> str:
+        return "reg_dimless" if self.reg is None else "reg"
+
     @abstractmethod
     def _transport(self, cost: Tensor, mask: Tensor, seen: Tensor | None = None) -> Transport:
         """Solve a target-major cost (B, K, P), scaled by the predictions in `seen`, (B, P) bool, or by all."""
@@ -144,27 +135,42 @@ class SinkhornMatcher(EntropicMatcher, abstract=True):
     def __init__(
         self,
         *,
-        reg_pred: float,
-        reg_target: float,
-        solver: str = "torch",
-        pot_method: str | None = None,
-        **entropic: Unpack[EntropicOptions],
+        reg_pred: float | Schedule,
+        reg_target: float | Schedule,
+        reg_dimless: float | Schedule,
+        reg: float | Schedule | None,
+        normalize_cost_matrix: bool,
+        num_iter: int,
+        tol: float,
+        solver: str,
+        pot_method: str | None,
+        on_unconverged: str,
+        cls_match_module: nn.Module | None,
+        loc_match_module: nn.Module | None,
+        background: bool,
+        background_cost: float | Schedule,
+        is_anchor_based: bool,
+        nonfinite: str,
+        ignore_threshold: float,
+        class_weight: Sequence[float] | Tensor | None,
+        validate: bool,
+        box_format: str | None,
     ) -> None:
-        super().__init__(**entropic)
+        super().__init__(**shared(EntropicMatcher, locals()))
         check_choice("solver", solver, ("torch", "pot", "triton"))
-        self.reg_pred = check_number("reg_pred", reg_pred, low=0.0, finite=False)
-        self.reg_target = check_number("reg_target", reg_target, low=0.0, finite=False)
+        self.reg_pred = self.scheduled("reg_pred", reg_pred, low=0.0, finite=False)
+        self.reg_target = self.scheduled("reg_target", reg_target, low=0.0, finite=False)
         self.solver = solver
         if pot_method is not None:
             if solver != "pot":
                 raise ValueError(f"pot_method={pot_method!r} needs solver='pot', got solver={solver!r}")
-            check_choice("pot_method", pot_method, pot_methods(reg_pred, reg_target))
+            check_choice("pot_method", pot_method, pot_methods(self.reg_pred, self.reg_target))
         self.pot_method = pot_method
 
     def extra_repr(self) -> str:
         """Return the arguments for `repr`."""
         solver = f"solver={self.solver!r}" + (f", pot_method={self.pot_method!r}" if self.pot_method else "")
-        return f"reg_pred={self.reg_pred}, reg_target={self.reg_target}, {self._regularization_repr()}, {solver}"
+        return f"{self.describe_numbers('reg_pred', 'reg_target', self._entropy_name())}, {solver}"
 
     def _transport(self, cost: Tensor, mask: Tensor, seen: Tensor | None = None) -> Transport:
         """Solve a target-major cost (B, K, P), scaled by the predictions in `seen`, (B, P) bool, or by all."""

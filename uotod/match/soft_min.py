@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from uotod.check import check_choice, check_flag, check_number
-from uotod.match.base import Matcher
+from uotod.check import check_choice, check_flag
+from uotod.match.base import Matcher, shared
+from uotod.match.schedule import Schedule
 from uotod.plan import Plan
 from uotod.solvers.nearest import left_over, soft_minimum
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
-    from uotod.match.base import MatcherOptions
 
 
 class SoftMin(Matcher):
@@ -31,7 +27,8 @@ class SoftMin(Matcher):
     Args:
         source: "target" spreads each target over the predictions; "prediction" spreads each prediction over targets
             and background.
-        reg: temperature, in units of the cost.
+        reg: temperature, in units of the cost; a number, or a schedule: a callable that returns one for the step given
+            to `set_step`.
         uniform_background: with `source="target"`, spread the background's mass `P - T_b` evenly over all
             predictions, as the limit of unbalanced transport does, instead of filling each row up to 1.
 
@@ -56,14 +53,23 @@ class SoftMin(Matcher):
         self,
         *,
         source: str = "target",
-        reg: float = 1.0,
+        reg: float | Schedule = 1.0,
         uniform_background: bool = False,
-        **matcher: Unpack[MatcherOptions],
+        cls_match_module: nn.Module | None = None,
+        loc_match_module: nn.Module | None = None,
+        background: bool = True,
+        background_cost: float | Schedule = 10.0,
+        is_anchor_based: bool = False,
+        nonfinite: str = "error",
+        ignore_threshold: float = 0.5,
+        class_weight: Sequence[float] | Tensor | None = None,
+        validate: bool = False,
+        box_format: str | None = None,
     ) -> None:
-        super().__init__(**matcher)
+        super().__init__(**shared(Matcher, locals()))
         check_choice("source", source, ("target", "prediction"))
         self.source = source
-        self.reg = check_number("reg", reg, low=0.0, low_open=True)
+        self.reg = self.scheduled("reg", reg, low=0.0, low_open=True)
         self.uniform_background = check_flag("uniform_background", uniform_background)
 
     def match(self, cost: Tensor, mask: Tensor) -> Plan:

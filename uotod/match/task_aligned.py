@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, cast
+from collections.abc import Sequence
+from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from uotod.check import check_choice, check_integer, check_number, reads_values
 from uotod.cost.blocks import by_blocks
@@ -17,15 +18,11 @@ from uotod.geometry.overlap import OverlapKind
 from uotod.geometry.region import contains
 from uotod.match.aligned_pairs import AlignedValues, PairMeasure, align_images
 from uotod.match.assigned import assigned_plan
-from uotod.match.base import Matcher
+from uotod.match.base import Matcher, shared
+from uotod.match.schedule import Schedule
 from uotod.plan import Plan
 from uotod.scene.scene import Scene
 from uotod.solvers.aligned import Block, align, best_of_target, keep_best, pick, relative_scores
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
-    from uotod.match.base import MatcherOptions
 
 
 class TaskAligned(Matcher):
@@ -104,9 +101,18 @@ class TaskAligned(Matcher):
         scores: str | None = "normalized",
         min_size: float | str | None = "stride",
         eps: float = 1e-9,
-        **matcher: Unpack[MatcherOptions],
+        cls_match_module: nn.Module | None = None,
+        loc_match_module: nn.Module | None = None,
+        background: bool = True,
+        background_cost: float | Schedule = 10.0,
+        is_anchor_based: bool = False,
+        nonfinite: str = "error",
+        ignore_threshold: float = 0.5,
+        class_weight: Sequence[float] | Tensor | None = None,
+        validate: bool = False,
+        box_format: str | None = None,
     ) -> None:
-        super().__init__(**matcher)
+        super().__init__(**shared(Matcher, locals()))
         check_choice("overlap", overlap, ("ciou", "iou"))
         check_choice("candidates", candidates, ("inside", "all"))
         check_choice("scores", scores, ("normalized", None))

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
+from torch import Tensor, nn
+
+from uotod.match.base import shared
+from uotod.match.schedule import Schedule
 from uotod.match.sinkhorn import SinkhornMatcher
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
-    from uotod.match.sinkhorn import SinkhornOptions
+from uotod.solvers.sinkhorn import NUM_ITER, TOL
 
 
 class UnbalancedSinkhorn(SinkhornMatcher):
@@ -33,10 +33,10 @@ class UnbalancedSinkhorn(SinkhornMatcher):
     one is a double. `solver="pot"` takes the images one by one, in O(P·T) doubles each.
 
     Args:
-        reg_pred: penalty on the mass of the predictions, in [0, inf], in units of the normalised cost.
+        reg_pred: penalty on the mass of the predictions, in [0, inf], in units of the normalised cost; a number, or a
+            schedule: a callable that returns one for the step given to `set_step`.
         reg_target: penalty on the mass of targets and background, in [0, inf], likewise.
-        reg_dimless: the entropic regularisation is `reg_dimless / (ln(2 P) + 1)`; a number, or a schedule: a callable
-            that returns one for the step given to `set_step`.
+        reg_dimless: the entropic regularisation is `reg_dimless / (ln(2 P) + 1)`; a number or a schedule.
         reg: the entropic regularisation itself, in units of the normalised cost, a number or a schedule; overrides
             `reg_dimless`.
         normalize_cost_matrix: divide each image's cost by its largest absolute entry, background included.
@@ -76,5 +76,28 @@ class UnbalancedSinkhorn(SinkhornMatcher):
                  [0., 0., 1.]]])
     """
 
-    def __init__(self, *, reg_pred: float = 1.0, reg_target: float = 1.0, **sinkhorn: Unpack[SinkhornOptions]) -> None:
-        super().__init__(reg_pred=reg_pred, reg_target=reg_target, **sinkhorn)
+    def __init__(
+        self,
+        *,
+        reg_pred: float | Schedule = 1.0,
+        reg_target: float | Schedule = 1.0,
+        reg_dimless: float | Schedule = 0.12,
+        reg: float | Schedule | None = None,
+        normalize_cost_matrix: bool = True,
+        num_iter: int = NUM_ITER,
+        tol: float = TOL,
+        solver: str = "torch",
+        pot_method: str | None = None,
+        on_unconverged: str = "warn",
+        cls_match_module: nn.Module | None = None,
+        loc_match_module: nn.Module | None = None,
+        background: bool = True,
+        background_cost: float | Schedule = 10.0,
+        is_anchor_based: bool = False,
+        nonfinite: str = "error",
+        ignore_threshold: float = 0.5,
+        class_weight: Sequence[float] | Tensor | None = None,
+        validate: bool = False,
+        box_format: str | None = None,
+    ) -> None:
+        super().__init__(**shared(SinkhornMatcher, locals()))

@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from uotod.check import check_integer, check_number
 from uotod.geometry.boxes import aligned_overlap, box_xyxy_to_cxcywh
 from uotod.match.assigned import assigned_plan
-from uotod.match.base import Matcher
+from uotod.match.base import Matcher, shared
+from uotod.match.schedule import Schedule
 from uotod.match.similarity import largest_iou, present_boxes
 from uotod.plan import Plan
 from uotod.scene.scene import Scene
 from uotod.solvers.candidates import stable_topk, suitors
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
-    from uotod.match.base import MatcherOptions
 
 
 class Uniform(Matcher):
@@ -73,9 +69,18 @@ class Uniform(Matcher):
         topk: int = 4,
         positive: float = 0.15,
         negative: float = 0.7,
-        **matcher: Unpack[MatcherOptions],
+        cls_match_module: nn.Module | None = None,
+        loc_match_module: nn.Module | None = None,
+        background: bool = True,
+        background_cost: float | Schedule = 10.0,
+        is_anchor_based: bool = False,
+        nonfinite: str = "error",
+        ignore_threshold: float = 0.5,
+        class_weight: Sequence[float] | Tensor | None = None,
+        validate: bool = False,
+        box_format: str | None = None,
     ) -> None:
-        super().__init__(**matcher)
+        super().__init__(**shared(Matcher, locals()))
         self.topk = check_integer("topk", topk, low=1)
         self.positive = check_number("positive", positive, low=0.0, high=1.0)
         self.negative = check_number("negative", negative, low=0.0, high=1.0)

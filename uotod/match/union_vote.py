@@ -2,6 +2,7 @@
 
 import torch
 
+from uotod.match.base import Matcher
 from uotod.match.layers import LayerMatcher
 from uotod.plan import Plan
 from uotod.scene.scene import Scene
@@ -44,6 +45,9 @@ class UnionVote(LayerMatcher):
         >>> criterion.terms(final | {"aux_outputs": [earlier]}, target)["num_pos"]
         tensor(2.)
     """
+
+    def __init__(self, matcher: Matcher) -> None:
+        super().__init__(matcher)
 
     def scene_plan(self, scene: Scene) -> Plan:
         """Return the united plan of all layers."""

@@ -63,7 +63,8 @@ def detr(
     cross_entropy = nn.CrossEntropyLoss(weight, reduction="none")
     cross_entropy.register_buffer("weight", weight, persistent=False)  # an argument, not a state to be saved
     if matcher is None:
-        matcher = Hungarian(**set_costs(NegativeProbLoss(reduction="none"), cost_weights))
+        cls_cost, loc_cost = set_costs(NegativeProbLoss(reduction="none"), cost_weights)
+        matcher = Hungarian(cls_match_module=cls_cost, loc_match_module=loc_cost)
     return DetectionLoss(
         class_loss(cls_loss, "ce", cross_entropy, loss_weights),
         box_loss(loss_weights) if loc_loss is None else loc_loss,

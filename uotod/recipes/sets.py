@@ -6,7 +6,6 @@ from torch import nn
 
 from uotod.loss import BoxSpace, GIoULoss, MultipleObjectiveLoss, SigmoidFocalCost
 from uotod.match import Hungarian
-from uotod.match.base import MatcherOptions
 from uotod.recipes.dialect import weigh
 
 Weights = Sequence[float]  # of classification, L1 and GIoU
@@ -28,17 +27,15 @@ def box_loss(weights: Weights) -> MultipleObjectiveLoss:
     return MultipleObjectiveLoss(losses, [l1, giou])
 
 
-def set_costs(cls_cost: nn.Module, weights: Weights) -> MatcherOptions:
-    """Return the matching modules of a detector of sets."""
-    return {
-        "cls_match_module": MultipleObjectiveLoss({"cls": cls_cost}, weights[:1]),
-        "loc_match_module": box_loss(weights),
-    }
+def set_costs(cls_cost: nn.Module, weights: Weights) -> tuple[nn.Module, nn.Module]:
+    """Return the matching modules of classes and boxes of a detector of sets."""
+    return MultipleObjectiveLoss({"cls": cls_cost}, weights[:1]), box_loss(weights)
 
 
-def focal_hungarian(weights: Weights, **options: int) -> Hungarian:
+def focal_hungarian(weights: Weights, *, copies: int = 1, groups: int = 1) -> Hungarian:
     """Return the Hungarian matcher on the focal cost, L1 and GIoU, of Deformable DETR and its successors."""
-    return Hungarian(**options, **set_costs(SigmoidFocalCost(alpha=0.25, gamma=2.0, reduction="none"), weights))
+    cls_cost, loc_cost = set_costs(SigmoidFocalCost(alpha=0.25, gamma=2.0, reduction="none"), weights)
+    return Hungarian(copies=copies, groups=groups, cls_match_module=cls_cost, loc_match_module=loc_cost)
 
 
 def _three(weights: Weights) -> Weights:

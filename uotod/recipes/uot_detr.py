@@ -183,5 +183,11 @@ class MissingProbCost(nn.Module):
 def _transport(
     activation: str, weights: Weights, reg_pred: float, reg_target: float, reg_dimless: float
 ) -> UnbalancedSinkhorn:
-    costs = set_costs(MissingProbCost(activation), weights)
-    return UnbalancedSinkhorn(reg_pred=reg_pred, reg_target=reg_target, reg_dimless=reg_dimless, **costs)
+    cls_cost, loc_cost = set_costs(MissingProbCost(activation), weights)
+    return UnbalancedSinkhorn(
+        reg_pred=reg_pred,
+        reg_target=reg_target,
+        reg_dimless=reg_dimless,
+        cls_match_module=cls_cost,
+        loc_match_module=loc_cost,
+    )
