@@ -75,7 +75,7 @@ def test_the_loss_is_the_sum_written_by_hand(images, targets) -> None:
         terms = criterion.terms(input, target)
         agnostic = target | {"labels": torch.zeros_like(target["labels"])}
         parts = {
-            "": criterion.main.terms(input, target),
+            "": criterion.main.terms({k: v for k, v in input.items() if k not in criterion.branches}, target),
             "_enc": criterion.branches["enc_outputs"].loss.terms(input["enc_outputs"], agnostic),
             "_dn": criterion.branches["dn_outputs"].loss.terms(
                 input["dn_outputs"], target, plan=input["dn_outputs"]["plan"]
@@ -119,6 +119,7 @@ def test_an_absent_branch_is_nothing() -> None:
 
 def test_a_branch_of_weight_zero_adds_zero() -> None:
     problem = full_problem()
+    del problem.input["enc_outputs"], problem.input["one2many_outputs"]
     terms = Branches(detector(), dn_outputs=Branch(detector(), 0.0)).terms(problem.input, problem.target)
     assert terms["loss_dn"] == 0
     assert terms["num_pos_dn"] == 2 * problem.target["mask"].sum()

@@ -214,7 +214,7 @@ class TestTerms:
 
         class Counting(Hungarian):
             def plan(self, batch):
-                calls.append(batch.predictions.logits.shape)
+                calls.append(batch.logits.shape)
                 return super().plan(batch)
 
         problem = random_problem(2, 8, 3)

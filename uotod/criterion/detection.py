@@ -415,7 +415,7 @@ def share_masses(
     sums = [None if x is None else x.masses.total() for x in matched]
     first, main = criteria[0], matched[0]
     assert main is not None
-    nothing = Masses.of_targets(0)
+    nothing = Masses(main.masses.rows.new_zeros(1, 1, 1), None)
     if given is not None:
         return [(given, given), *((x or nothing, x or nothing) for x in sums[1:])]
     shared = sums

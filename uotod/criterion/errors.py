@@ -69,8 +69,7 @@ def detection_errors(
     threshold = check_number("threshold", threshold, low=0.0, high=1.0)
     scene, matched, *_ = criterion.match(input, target, anchors, plan, known=tuple(input))
     with torch.autocast(scene.logits.device.type, enabled=False):
-        with_objectness = any(isinstance(term, Objectness) for term in criterion.all_terms)
-        is_object = _is_object(scene, with_objectness, threshold)
+        is_object = _is_object(scene, criterion, threshold)
         images = len(is_object) // scene.layers
         count, real = is_object.sum(1), scene.mask.sum(1)
         off = (count - real).abs()[len(count) - images :]  # of the final layer
@@ -95,11 +94,12 @@ def _class_error(scene: Scene, plan: Plan, images: int) -> Tensor:
     return 100 * wrong / torch.where(total > 0, total, 1)
 
 
-def _is_object(scene: Scene, with_objectness: bool, threshold: float) -> Tensor:
+def _is_object(scene: Scene, criterion: DetectionLoss, threshold: float) -> Tensor:
     """Return the (S, P) bool mask of predictions that stand for an object."""
     if scene.bg_class is not None:
         return scene.logits.argmax(-1) != scene.bg_class
     score = scene.logits.amax(-1).sigmoid()
-    if with_objectness:
-        score = score * scene.field("pred_objectness").sigmoid()
+    for term in criterion.all_terms:
+        if isinstance(term, Objectness):
+            score = score * scene.field("pred_objectness", term).sigmoid()
     return score > threshold
