@@ -90,7 +90,7 @@ def test_losses_equal_a_loop_over_plain_floats(name: str) -> None:
     torch.testing.assert_close(actual, torch.tensor(values, dtype=torch.float64), rtol=1e-9, atol=atol)
 
 
-@pytest.mark.parametrize("name", set(LOSSES) - {x for x in LOSSES if x.startswith("alpha") and x.endswith("0.5")})
+@pytest.mark.parametrize("name", [x for x in LOSSES if not (x.startswith("alpha") and x.endswith("0.5"))])
 def test_the_default_eps_hardly_shows(name: str) -> None:
     boxes, target = near_boxes(50)
     build = LOSSES[name][0]
