@@ -34,7 +34,7 @@ check: ## what `test` runs, with the tools that PYTHON has, without installing o
 	$(PYTHON) -m ruff check
 	$(PYTHON) -m ruff format --check
 	$(PYTHON) -m mypy
-	$(PYTHON) -m pytest -n auto -m "$(MARKS)"
+	$(PYTHON) -m pytest -n auto --dist worksteal -m "$(MARKS)"
 
 clean: ## remove the default virtual environment, caches, builds and the demo's results
 	rm -rf .venv .peers .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info runs/demo
