@@ -62,7 +62,9 @@ class Interrupt:
 
 @pytest.mark.training
 @pytest.mark.parametrize(
-    ("program", "steps", "floor"), [("train_detr", 200, 0.55), ("train_ssd", 160, 0.6)], ids=PROGRAMS
+    ("program", "steps", "floor"),
+    [pytest.param("train_detr", 200, 0.55, marks=pytest.mark.long), ("train_ssd", 160, 0.6)],
+    ids=PROGRAMS,
 )
 def test_a_detector_learns_color_boxes_in_a_fixed_number_of_steps(program, steps, floor, tmp_path):
     metrics = run(program, tmp_path, f"--steps={steps}")

@@ -38,7 +38,7 @@ def growth() -> Iterator[Growth]:
 
 
 @linux
-@pytest.mark.parametrize("name", ["ssd", "retinanet"])
+@pytest.mark.parametrize("name", ["ssd", pytest.param("retinanet", marks=pytest.mark.long)])
 def test_a_batch_takes_no_more_memory_than_its_images_one_by_one(name: str, growth: Growth) -> None:
     assert growth(name)[1] <= growth(f"{name}, by image")[1]
 
