@@ -6,8 +6,7 @@ import torch
 from tests.support.guards import take_gpu_path
 from tests.support.problems import random_boxes
 from uotod.geometry.image_iou import IoURows
-from uotod.match.similarity import largest_iou, pairwise_iou
-from uotod.scene.targets import Targets
+from uotod.solvers.overlaps import largest_iou, pairwise_iou
 from uotod.utils import box_iou
 
 
@@ -35,10 +34,9 @@ def test_rows_and_columns_are_those_of_box_iou(preds: int, targets: int, dtype: 
 def test_the_overlap_of_a_batch_does_not_depend_on_where_it_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
     boxes, target_boxes = random_boxes(3, 700), random_boxes(3, 5)
     mask = torch.tensor([[True, False, True, True, False], [False] * 5, [True] * 5])
-    targets = Targets(target_boxes, mask, torch.zeros(3, 5).long(), None)
-    found = pairwise_iou(target_boxes, boxes), largest_iou(targets, boxes)
+    found = pairwise_iou(target_boxes, boxes), largest_iou(target_boxes, mask, boxes)
     shared = pairwise_iou(target_boxes, boxes[:1].expand(3, -1, -1))
     take_gpu_path(monkeypatch)
     assert torch.equal(found[0], pairwise_iou(target_boxes, boxes))
-    assert torch.equal(found[1], largest_iou(targets, boxes))
+    assert torch.equal(found[1], largest_iou(target_boxes, mask, boxes))
     assert torch.equal(shared, pairwise_iou(target_boxes, boxes[:1].expand(3, -1, -1)))

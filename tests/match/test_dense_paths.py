@@ -25,7 +25,7 @@ RULES: dict[str, Callable[..., Matcher]] = {
     "ATSS, alpha": lambda **options: ATSS(alpha=0.8, is_anchor_based=False, **options),
 }
 LIMITS = {
-    "uotod.match.iou_threshold": ("MAX_BLOCK_ELEMENTS", "MAX_GPU_BLOCK_ELEMENTS"),
+    "uotod.solvers.threshold": ("MAX_BLOCK_ELEMENTS", "MAX_GPU_BLOCK_ELEMENTS"),
     "uotod.match.aligned_pairs": ("MAX_BLOCK_ELEMENTS", "MAX_MASK_ELEMENTS", "MAX_GPU_BLOCK_ELEMENTS"),
     "uotod.match.dynamic": ("MAX_BLOCK_ELEMENTS", "MAX_IMAGE_BLOCK_ELEMENTS", "MAX_GPU_BLOCK_ELEMENTS"),
     "uotod.match.atss": ("MAX_BLOCK_ELEMENTS", "MAX_GPU_BLOCK_ELEMENTS"),
@@ -53,7 +53,7 @@ def test_blocks_and_devices_change_nothing(name: str, seed: int, soft: bool, mon
     expected = matcher(input, target, points)
     limit_blocks(monkeypatch, 100)  # a target or two at a time
     torch.testing.assert_close(matcher(input, target, points), expected)
-    batch = matcher._parse(input, target, points)
+    batch = matcher.parse(input, target, points)
     take_gpu_path(monkeypatch)
     with NoSynchronisation():
         plan = matcher.scene_plan(batch)
@@ -68,7 +68,7 @@ def test_no_tensor_of_all_pairs_is_held(name: str, on_host: bool, monkeypatch: p
     pairs = 200 * len(points.centers)
     limit = pairs // 64
     matcher = RULES[name]()
-    batch = matcher._parse(input, target, points)
+    batch = matcher.parse(input, target, points)
     limit_blocks(monkeypatch, limit)
     if not on_host:
         take_gpu_path(monkeypatch)

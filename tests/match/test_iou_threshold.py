@@ -9,7 +9,8 @@ from tests.support.anchor_problems import SIZES, assigned, problem_on_a_grid
 from tests.support.guards import LargestTensor, NoSynchronisation, take_gpu_path
 from tests.support.peers import peer
 from tests.support.problems import random_boxes, random_problem
-from uotod.match import IoUThreshold, iou_threshold
+from uotod.match import IoUThreshold
+from uotod.solvers import threshold
 from uotod.solvers.candidates import stable_topk
 from uotod.utils import box_iou
 
@@ -48,7 +49,7 @@ class TestIoUThreshold:
     def test_it_equals_a_loop_however_many_targets_it_visits_at_a_time(
         self, options, preds: int, targets: int, block: int, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(iou_threshold, "MAX_BLOCK_ELEMENTS", block)
+        monkeypatch.setattr(threshold, "MAX_BLOCK_ELEMENTS", block)
         for seed in range(4):
             torch.manual_seed(seed)
             problem = problem_on_a_grid(preds, targets, images=3)
@@ -70,7 +71,7 @@ class TestIoUThreshold:
         matcher = IoUThreshold(positive=0.6, negative=0.4, force_match=force)
         plan = matcher(problem.input, problem.target)
         for block in (1, 1000, 7001):
-            monkeypatch.setattr(iou_threshold, "MAX_BLOCK_ELEMENTS", block)
+            monkeypatch.setattr(threshold, "MAX_BLOCK_ELEMENTS", block)
             assert torch.equal(matcher(problem.input, problem.target), plan)
 
     @pytest.mark.parametrize("force", ["best", "low_quality", "all_best"])
@@ -78,13 +79,13 @@ class TestIoUThreshold:
     def test_no_tensor_of_all_pairs_is_held(self, force, on_host: bool, monkeypatch: pytest.MonkeyPatch) -> None:
         problem = random_problem(1, 20_000, 80, full=True, dtype=torch.float32)
         matcher = IoUThreshold(force_match=force, is_anchor_based=True)
-        batch = matcher._parse(problem.input, problem.target, problem.anchors)
+        batch = matcher.parse(problem.input, problem.target, problem.anchors)
         if not on_host:
             take_gpu_path(monkeypatch)
-        monkeypatch.setattr(iou_threshold, "MAX_GPU_BLOCK_ELEMENTS", iou_threshold.MAX_BLOCK_ELEMENTS)
+        monkeypatch.setattr(threshold, "MAX_GPU_BLOCK_ELEMENTS", threshold.MAX_BLOCK_ELEMENTS)
         with LargestTensor() as held:
             matcher.scene_plan(batch)
-        assert 20_000 < held.elements <= iou_threshold.MAX_BLOCK_ELEMENTS < 80 * 20_000
+        assert 20_000 < held.elements <= threshold.MAX_BLOCK_ELEMENTS < 80 * 20_000
 
     @pytest.mark.parametrize("options", OPTIONS)
     def test_a_gpu_which_must_not_read_values_finds_the_same(self, options, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,7 +94,7 @@ class TestIoUThreshold:
         plans = [matcher(x.input, x.target) for x in problems]
         take_gpu_path(monkeypatch)
         for problem, plan in zip(problems, plans, strict=True):
-            batch = matcher._parse(problem.input, problem.target, None)
+            batch = matcher.parse(problem.input, problem.target, None)
             with NoSynchronisation():
                 found = matcher.scene_plan(batch)
             assert torch.equal(found.to_dense(), plan)

@@ -38,6 +38,13 @@ class IoURows:
         return _write_iou(_planes(targets).unsqueeze(2), found, value, spare)
 
 
+def iou_rows(boxes: Tensor) -> list[IoURows]:
+    """Return the rows of the (P, 4) boxes of each image; anchors that the batch shares are prepared once."""
+    if len(boxes) and not boxes.stride(0):
+        return [IoURows(boxes[0])] * len(boxes)
+    return [IoURows(x) for x in boxes]
+
+
 def _planes(boxes: Tensor) -> Tensor:
     """Return x1, y1, x2, y2 and the area of (N, 4) boxes as (5, N); an inverted box has area 0."""
     planes = boxes.new_empty(5, len(boxes))

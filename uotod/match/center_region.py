@@ -8,7 +8,6 @@ from functools import partial
 from torch import Tensor, nn
 
 from uotod.check import check_number
-from uotod.cost.blocks import by_blocks
 from uotod.geometry.boxes import box_scaled
 from uotod.geometry.region import contains, overlaps
 from uotod.match.base import Matcher, shared
@@ -16,6 +15,7 @@ from uotod.match.point_region import RegionMatcher
 from uotod.match.schedule import Schedule
 from uotod.plan import Plan
 from uotod.scene.scene import Scene
+from uotod.solvers.overlaps import pairwise
 
 
 class CenterRegion(RegionMatcher):
@@ -98,12 +98,12 @@ class CenterRegion(RegionMatcher):
     def _candidates(self, scene: Scene) -> Tensor:
         region = self._region(scene, self.core)
         if self.min_iof is not None:
-            region = region & by_blocks(contains, scene.target_boxes, self._locations(scene).centers)
+            region = region & pairwise(contains, scene.target_boxes, self._locations(scene).centers)
         return self._drop_nonfinite(region, scene)
 
     def _region(self, scene: Scene, scale: float) -> Tensor:
         """Return the (B, T, P) mask of points in the targets scaled around their centres."""
         places, region = self._locations(scene), box_scaled(scene.target_boxes, scale)
         if self.min_iof is None:
-            return by_blocks(contains, region, places.centers)
-        return by_blocks(partial(overlaps, share=self.min_iof), region, places.boxes)
+            return pairwise(contains, region, places.centers)
+        return pairwise(partial(overlaps, share=self.min_iof), region, places.boxes)

@@ -16,11 +16,11 @@ from uotod.cost.pairwise import Cost
 from uotod.match.assigned import assigned_plan
 from uotod.match.base import Matcher, shared
 from uotod.match.schedule import Schedule
-from uotod.match.similarity import pairwise_iou
 from uotod.plan import Plan
 from uotod.scene.scene import Scene
 from uotod.solvers.aligned import Block, align
 from uotod.solvers.dynamic_k import dynamic_block, dynamic_k_match
+from uotod.solvers.overlaps import pairwise_iou
 
 MAX_IMAGE_BLOCK_ELEMENTS = 1 << 20  # of a (t, P) block on the CPU: what is computed for each prediction is repeated
 

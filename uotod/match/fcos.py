@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from uotod.check import check_number
-from uotod.cost.blocks import by_blocks
 from uotod.geometry.anchors import Locations
 from uotod.geometry.region import reaches
 from uotod.match.base import Matcher, shared
 from uotod.match.point_region import RegionMatcher
 from uotod.match.schedule import Schedule
 from uotod.scene.scene import Scene
+from uotod.solvers.overlaps import pairwise
 
 
 class FCOS(RegionMatcher):
@@ -98,7 +98,7 @@ class FCOS(RegionMatcher):
         else:
             radius = self.radius * self._strides(scene, f"radius={self.radius}")
         points = torch.stack((*places.centers.unbind(-1), radius, *self._bounds(scene, places)), dim=-1)  # (B, P, 5)
-        return self._drop_nonfinite(by_blocks(reaches, scene.target_boxes, points), scene)
+        return self._drop_nonfinite(pairwise(reaches, scene.target_boxes, points), scene)
 
     def _bounds(self, scene: Scene, places: Locations) -> tuple[Tensor, Tensor]:
         """Return the (B, P) least and largest distance to the farthest side."""

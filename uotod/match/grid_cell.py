@@ -9,18 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from uotod.check import check_choice, check_number
-from uotod.cost.blocks import by_blocks
 from uotod.cost.pairwise import replace_nonfinite
 from uotod.geometry.region import cells, in_cell
 from uotod.match.assigned import assigned_plan
 from uotod.match.base import Matcher, shared
 from uotod.match.point_region import RegionMatcher
 from uotod.match.schedule import Schedule
-from uotod.match.similarity import largest_iou, pairwise_iou
 from uotod.plan import Plan
 from uotod.scene.scene import Scene
-from uotod.solvers.threshold import ThresholdRule
-from uotod.solvers.threshold_image import match_similarity
+from uotod.solvers.overlaps import largest_iou, pairwise, pairwise_iou
+from uotod.solvers.threshold import ThresholdRule, match_by_similarity
 
 
 class GridCell(RegionMatcher):
@@ -116,7 +114,7 @@ class GridCell(RegionMatcher):
         plan = self._assign(similarity, scene.mask)
         if self.negative is None or not plan.num_targets:
             return plan
-        return plan.ignoring(largest_iou(scene, self._located_boxes(scene)) > self.negative)
+        return plan.ignoring(largest_iou(scene.target_boxes, scene.mask, self._located_boxes(scene)) > self.negative)
 
     def match(self, cost: Tensor, mask: Tensor) -> Plan:
         return self._assign(1 - cost[:, : mask.shape[1]], mask)
@@ -124,12 +122,12 @@ class GridCell(RegionMatcher):
     def _assign(self, similarity: Tensor, mask: Tensor) -> Plan:
         positive = math.inf if self.positive is None else self.positive
         rule = ThresholdRule(positive, (-math.inf, math.inf), "best", -math.inf)
-        return assigned_plan(match_similarity(similarity, mask, rule), similarity, mask.shape[1], self.background)
+        return assigned_plan(match_by_similarity(similarity, mask, rule), similarity, mask.shape[1], self.background)
 
     def _candidates(self, scene: Scene) -> Tensor:
         places, stride = self._locations(scene), self._strides(scene, "its cells")
         grid = cells(places.centers, stride, places.level, places.num_levels)
-        return by_blocks(in_cell, scene.target_boxes, grid)
+        return pairwise(in_cell, scene.target_boxes, grid)
 
     def own_pair_cost(self, scene: Scene) -> Tensor:
         return 1 - self._similarity(scene)

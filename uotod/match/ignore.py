@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor
 
-from uotod.cost.blocks import by_blocks
 from uotod.geometry.boxes import box_area, pairwise_intersection
 from uotod.plan import Plan
 from uotod.scene.targets import Targets
+from uotod.solvers.overlaps import pairwise
 
 
 def ignore_background(plan: Plan, boxes: Tensor, target_boxes: Tensor, targets: Targets, threshold: float) -> Plan:
@@ -31,7 +31,7 @@ def ignore_background(plan: Plan, boxes: Tensor, target_boxes: Tensor, targets: 
         return plan
     nowhere = target_boxes.new_zeros(4)  # a box without area meets nothing
     crowds = torch.where(targets.ignored.unsqueeze(-1), target_boxes, nowhere)
-    inside = by_blocks(_largest_intersection, crowds, boxes).squeeze(1)  # (B, P)
+    inside = pairwise(_largest_intersection, crowds, boxes).squeeze(1)  # (B, P)
     return plan.ignoring(inside > threshold * box_area(boxes))
 
 

@@ -7,17 +7,14 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from uotod.check import check_choice, check_number, reads_values
-from uotod.cost.blocks import MAX_BLOCK_ELEMENTS, MAX_GPU_BLOCK_ELEMENTS
-from uotod.geometry.boxes import pairwise_overlap
+from uotod.check import check_choice, check_number
 from uotod.match.assigned import assigned_plan
 from uotod.match.base import Matcher, shared
 from uotod.match.schedule import Schedule
-from uotod.match.similarity import NOT_FINITE, ImageIoU, OverlapMatcher, rows_of_images
+from uotod.match.similarity import OverlapMatcher
 from uotod.plan import Plan
 from uotod.scene.scene import Scene
-from uotod.solvers.threshold import ThresholdRule, threshold_match
-from uotod.solvers.threshold_image import Similarity, match_similarity, threshold_match_images
+from uotod.solvers.threshold import ThresholdRule, match_by_iou, match_by_similarity
 
 
 class IoUThreshold(OverlapMatcher):
@@ -93,29 +90,13 @@ class IoUThreshold(OverlapMatcher):
         """Return the plan of a parsed batch; without modules from the IoU itself, for 1 - (1 - IoU) is rounded."""
         if self._reads_cost(scene):
             return super().plan(scene)
-        boxes, targets = self._located_boxes(scene), scene.targets
-        finite = scene.finite if self.nonfinite == "propagate" else None
-        num_targets, preds = targets.mask.shape[1], boxes.shape[1]
-        if reads_values(boxes, validate=False):
-            rows = rows_of_images(boxes)
-
-            def of_image(image: int, real: Tensor) -> Similarity:
-                return ImageIoU(rows[image], scene.target_boxes[image, real], None if finite is None else finite[image])
-
-            index = threshold_match_images(of_image, targets.mask, preds, self._rule(), MAX_BLOCK_ELEMENTS)
-            return assigned_plan(index, boxes, num_targets, self.background)
-
-        def similarity(some: slice) -> Tensor:
-            iou = pairwise_overlap(scene.target_boxes[:, some], boxes, kind="iou", eps=0.0)
-            return iou if finite is None else iou.where(finite.unsqueeze(1), NOT_FINITE)
-
-        chunk = max(MAX_GPU_BLOCK_ELEMENTS // max(len(boxes) * preds, 1), 1)
-        index = threshold_match(similarity, targets.mask, preds, self._rule(), chunk)
-        return assigned_plan(index, boxes, num_targets, self.background)
+        boxes, finite = self._located_boxes(scene), scene.finite if self.nonfinite == "propagate" else None
+        index = match_by_iou(scene.target_boxes, boxes, scene.mask, self._rule(), finite)
+        return assigned_plan(index, boxes, scene.mask.shape[1], self.background)
 
     def match(self, cost: Tensor, mask: Tensor) -> Plan:
         similarity = 1 - cost[:, : mask.shape[1]]
-        return assigned_plan(match_similarity(similarity, mask, self._rule()), cost, mask.shape[1], self.background)
+        return assigned_plan(match_by_similarity(similarity, mask, self._rule()), cost, mask.shape[1], self.background)
 
     def _rule(self) -> ThresholdRule:
         negative = self.negative if isinstance(self.negative, tuple) else (-math.inf, self.negative)

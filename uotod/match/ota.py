@@ -14,11 +14,11 @@ from uotod.match.assigned import assigned_plan
 from uotod.match.base import Matcher, shared
 from uotod.match.dynamic import weighted_cost
 from uotod.match.schedule import Schedule
-from uotod.match.similarity import pairwise_iou
 from uotod.plan import Plan
 from uotod.scene.scene import Scene
 from uotod.solvers.dynamic_k import dynamic_count
 from uotod.solvers.ota import ota_match
+from uotod.solvers.overlaps import pairwise_iou
 
 
 class OTA(Matcher):

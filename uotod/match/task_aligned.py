@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from uotod.check import check_choice, check_integer, check_number, reads_values
-from uotod.cost.blocks import by_blocks
 from uotod.cost.pairwise import check_cost_values
 from uotod.geometry.anchors import Locations
 from uotod.geometry.boxes import box_centers
@@ -23,6 +22,7 @@ from uotod.match.schedule import Schedule
 from uotod.plan import Plan
 from uotod.scene.scene import Scene
 from uotod.solvers.aligned import Block, align, best_of_target, keep_best, pick, relative_scores
+from uotod.solvers.overlaps import pairwise
 
 
 class TaskAligned(Matcher):
@@ -225,7 +225,7 @@ class TaskAligned(Matcher):
 
     def _inside(self, scene: Scene) -> Tensor:
         """Return where (B, T, P) the point of a prediction lies strictly inside a target."""
-        return by_blocks(contains, self._grown(scene), self._locations(scene).centers)
+        return pairwise(contains, self._grown(scene), self._locations(scene).centers)
 
     def _least_side(self, anchors: Locations) -> Tensor:
         """Return the side (B, 1, 1) that targets are grown to."""

@@ -14,10 +14,10 @@ from uotod.geometry.boxes import aligned_overlap, box_xyxy_to_cxcywh
 from uotod.match.assigned import assigned_plan
 from uotod.match.base import Matcher, shared
 from uotod.match.schedule import Schedule
-from uotod.match.similarity import largest_iou, present_boxes
 from uotod.plan import Plan
 from uotod.scene.scene import Scene
 from uotod.solvers.candidates import stable_topk, suitors
+from uotod.solvers.overlaps import largest_iou, present_boxes
 
 
 class Uniform(Matcher):
@@ -95,9 +95,10 @@ class Uniform(Matcher):
         chosen = torch.cat((self._cheapest(cost), self._cheapest(distance)), dim=2)  # (B, T, K)
         owner = suitors(-cost.gather(2, chosen), chosen, preds)
 
-        overlap = largest_iou(scene, self._located_boxes(scene))  # (B, P)
+        overlap = largest_iou(scene.target_boxes, scene.mask, self._located_boxes(scene))  # (B, P)
         index = torch.where((owner == num_targets) & (overlap > self.negative), -1, owner)
-        own = F.pad(present_boxes(scene), (0, 0, 0, 1)).gather(1, owner.unsqueeze(-1).expand(-1, -1, 4))  # (B, P, 4)
+        present = F.pad(present_boxes(scene.target_boxes, scene.mask), (0, 0, 0, 1))
+        own = present.gather(1, owner.unsqueeze(-1).expand(-1, -1, 4))  # (B, P, 4)
         is_far = aligned_overlap(anchors, own, "iou", eps=0.0) < self.positive
         index = torch.where((owner < num_targets) & is_far, -1, index)
         return assigned_plan(index, cost, num_targets, self.background)

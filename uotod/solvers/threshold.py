@@ -4,14 +4,24 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from uotod.solvers.candidates import RunningMax, stable_topk, suitors
+from uotod.check import reads_values
+from uotod.cost.blocks import MAX_BLOCK_ELEMENTS, MAX_GPU_BLOCK_ELEMENTS
+from uotod.geometry.boxes import pairwise_overlap
+from uotod.geometry.image_iou import iou_rows
+from uotod.solvers.by_image import assign_by_image, slices
+from uotod.solvers.candidates import RunningMax, stable_topk
+from uotod.solvers.greedy import greedy_pairs, greedy_pairs_of_image
+
+NOT_FINITE = -1.0  # the IoU of a prediction that is not finite: below any other
 
 
 class ThresholdRule(NamedTuple):
-    """What `threshold_match` does with a prediction of a given best similarity.
+    """What becomes of a prediction of a given best similarity.
 
     Attributes:
         positive: least similarity of a match.
@@ -27,24 +37,73 @@ class ThresholdRule(NamedTuple):
     force_match: str | None
     floor: float
 
+    def is_background(self, nearest: Tensor) -> Tensor:
+        """Tell which predictions are background by their largest similarity."""
+        low, high = self.negative
+        return (nearest >= low) & (nearest < high)
 
-def threshold_match(
-    similarity: Callable[[slice], Tensor], mask: Tensor, preds: int, rule: ThresholdRule, chunk: int
+    def to_tie(self, best: Tensor) -> Tensor:
+        """Return what (…, t, 1) predictions must reach to tie the (…, t) best similarities of targets."""
+        return best.where((best > 0) & (best >= self.floor), math.inf).unsqueeze(-1)
+
+
+class _Similarity(NamedTuple):
+    """The similarities of the targets and the predictions of one image.
+
+    Attributes:
+        rows: function of a slice of the targets that returns their values (t, P), to be read before the next call.
+        columns: function of (N,) predictions that returns their values (T, N).
+    """
+
+    rows: Callable[[slice], Tensor]
+    columns: Callable[[Tensor], Tensor]
+
+
+def match_by_iou(
+    target_boxes: Tensor, boxes: Tensor, mask: Tensor, rule: ThresholdRule, finite: Tensor | None = None
 ) -> Tensor:
-    """Assign each prediction by its best similarity to a target.
-
-    A prediction goes to its best target from `positive` on, to the background in the interval `negative`, and is
-    ignored elsewhere; in an image without targets all is background. The lowest index wins ties. Memory: a few
-    (B, chunk, P) blocks and, with "best", the (B, T, min(T, P)) best of each target. It reads no value on the host;
-    where that costs nothing, `threshold_image` is faster.
+    """Assign each prediction by its largest IoU with a target, in bounded memory; see `match_by_similarity`.
 
     Args:
-        similarity: function of a slice of the targets that returns their (B, t, P) values, in practice the IoU;
-            `-inf` forbids a pair.
+        target_boxes: (B, T, 4) boxes, xyxy.
+        boxes: (B, P, 4) boxes, xyxy; anchors that the batch shares are prepared once.
         mask: (B, T) bool, False for padding.
-        preds: P.
         rule: thresholds and what is forced.
-        chunk: number of targets at a time.
+        finite: (B, P) bool, False for predictions that are not finite, whose IoU is `NOT_FINITE`; None if all are.
+    """
+    if not reads_values(boxes, validate=False):
+
+        def similarity(some: slice) -> Tensor:
+            iou = pairwise_overlap(target_boxes[:, some], boxes, kind="iou", eps=0.0)
+            return iou if finite is None else iou.where(finite.unsqueeze(1), NOT_FINITE)
+
+        return _match_batch(similarity, mask, boxes.shape[1], rule)
+    rows = iou_rows(boxes)
+
+    def of_image(image: int, real: Tensor) -> Tensor:
+        iou, targets = rows[image], target_boxes[image, real]
+        found = _Similarity(lambda some: iou.rows(targets[some]), lambda preds: iou.columns(targets, preds))
+        if finite is not None and not bool(finite[image].all()):
+            known, bad = found, ~finite[image]
+            found = _Similarity(
+                lambda some: known.rows(some).masked_fill_(bad, NOT_FINITE),
+                lambda preds: known.columns(preds).masked_fill_(bad[preds], NOT_FINITE),
+            )
+        return _match_image(found, len(real), boxes.shape[1], rule)
+
+    return assign_by_image(of_image, mask, boxes.shape[1])
+
+
+def match_by_similarity(similarity: Tensor, mask: Tensor, rule: ThresholdRule) -> Tensor:
+    """Assign each prediction by its largest similarity to a target.
+
+    A prediction goes to its best target from `positive` on, to the background in the interval `negative`, and is
+    ignored elsewhere; in an image without targets all is background. The lowest index wins ties.
+
+    Args:
+        similarity: (B, T, P) values, in practice the IoU; `-inf` forbids a pair.
+        mask: (B, T) bool, False for padding.
+        rule: thresholds and what is forced.
 
     Returns:
         (B, P) index of the target, T for the background, -1 for an ignored prediction.
@@ -52,70 +111,91 @@ def threshold_match(
     References:
         Liu et al., "SSD", ECCV 2016, sec. 2.2; Lin et al., "Focal loss for dense object detection", ICCV 2017, sec. 4.
     """
+    preds = similarity.shape[2]
+    if not reads_values(similarity, validate=False):
+        return _match_batch(lambda some: similarity[:, some], mask, preds, rule)
+
+    def of_image(image: int, real: Tensor) -> Tensor:
+        values = similarity[image] if len(real) == mask.shape[1] else similarity[image, real]
+        found = _Similarity(lambda some: values[some], lambda preds: values[:, preds])
+        return _match_image(found, len(real), preds, rule)
+
+    return assign_by_image(of_image, mask, preds)
+
+
+def _match_batch(similarity: Callable[[slice], Tensor], mask: Tensor, preds: int, rule: ThresholdRule) -> Tensor:
+    """Return the assignment (B, P) of a batch without reading a value.
+
+    Memory: a few (B, t, P) blocks of targets and, with "best", the (B, T, min(T, P)) best of each target.
+    """
     images, num_targets = mask.shape
-    if not images or not num_targets or not preds:
+    if not mask.numel() or not preds:
         return torch.full((images, preds), num_targets, device=mask.device)
-    chunks = [slice(start, min(start + chunk, num_targets)) for start in range(0, num_targets, chunk)]
-
     nearest, forced, found = RunningMax(), RunningMax(), []
-    # of its `T` best predictions, at most `T - 1` can be taken from a target
-    count = min(num_targets, preds)
     is_tied = torch.zeros(images, preds, dtype=torch.bool, device=mask.device)
-    for targets in chunks:
-        values = similarity(targets).masked_fill(~mask[:, targets].unsqueeze(-1), -math.inf)  # (B, t, P)
-        nearest.add(values, targets.start)
+    for some in slices(num_targets, images * preds, MAX_GPU_BLOCK_ELEMENTS):
+        values = similarity(some).masked_fill(~mask[:, some].unsqueeze(-1), -math.inf)  # (B, t, P)
+        nearest.add(values, some.start)
         if rule.force_match == "best":
-            found.append(stable_topk(values, count))
-        if rule.force_match in ("low_quality", "all_best"):
-            best = values.amax(2)  # (B, t)
-            ties = values == best.where((best > 0) & (best >= rule.floor), math.inf).unsqueeze(-1)
-            if rule.force_match == "low_quality":
-                is_tied |= ties.any(1)
-            else:
-                forced.add(values.masked_fill(~ties, -math.inf), targets.start)
+            # of its `T` best predictions, at most `T - 1` can be taken from a target
+            found.append(stable_topk(values, min(num_targets, preds)))
+        elif rule.force_match is not None:
+            ties = values == rule.to_tie(values.amax(2))
+            is_tied |= ties.any(1)
+            if rule.force_match == "all_best":
+                forced.add(values.masked_fill(~ties, -math.inf), some.start)
 
-    low, high = rule.negative
-    is_background = ((nearest.value >= low) & (nearest.value < high)) | ~mask.any(1, keepdim=True)
+    is_background = rule.is_background(nearest.value) | ~mask.any(1, keepdim=True)
     is_positive = (nearest.value >= rule.positive) | is_tied
     assigned = torch.where(is_positive, nearest.index, torch.where(is_background, num_targets, -1))
     if rule.force_match == "all_best":
-        return torch.where(forced.value > -math.inf, forced.index, assigned)
+        return torch.where(is_tied, forced.index, assigned)
     if rule.force_match != "best":
         return assigned
-
     value, index = (torch.cat(parts, dim=1) for parts in zip(*found, strict=True))  # (B, T, K)
     owner = greedy_pairs(value.masked_fill(value < rule.floor, -math.inf), index, preds)
     return torch.where(owner >= 0, owner, assigned)
 
 
-def greedy_pairs(value: Tensor, index: Tensor, preds: int) -> Tensor:
-    """Pair targets and predictions in the order of decreasing value, each target and each prediction at most once.
+def _match_image(similarity: _Similarity, count: int, preds: int, rule: ThresholdRule) -> Tensor:
+    """Return the (P,) target of each prediction of an image, T for the background and -1 if it is ignored.
 
-    The lowest target, then the lowest prediction wins ties. All pairs that are best for both of their sides are fixed
-    at once, which gives the result of the sequential rule in `min(T, P)` rounds at most.
-
-    Args:
-        value: (B, T, K) values of the best candidates of each target, in descending order; `-inf` for none.
-        index: (B, T, K) predictions of these values, the lowest first on ties.
-        preds: number of predictions.
-
-    Returns:
-        (B, P) target of each prediction, -1 for none.
+    The targets are visited once for the largest values. Only predictions that go to a target are looked up again, for
+    which one it is, and a target that loses its best prediction for its next choices. Memory: a few blocks.
     """
-    images, num_targets, _ = value.shape
-    targets = torch.arange(num_targets, device=value.device).expand(images, -1)
-    owner = torch.full((images, preds), -1, device=value.device)
-    for _ in range(min(num_targets, preds)):
-        best, slot = value.max(2)  # (B, T)
-        wish = index.gather(2, slot.unsqueeze(2)).squeeze(2)
-        wins = (best > -math.inf) & (suitors(value, index, preds).gather(1, wish) == targets)
-        owner = _scatter_targets(owner, wish, wins)
-        taken = (owner >= 0).gather(1, index.flatten(1)).view_as(value)
-        value = value.masked_fill(wins.unsqueeze(2) | taken, -math.inf)
-    return owner
+    # numpy searches and compares rows in a tenth of torch's time
+    best, wish = [], []
+    largest: NDArray[np.floating] | None = None  # (P,)
+    is_tied = np.zeros(preds, dtype=np.bool_)
+    for some in slices(count, preds, MAX_BLOCK_ELEMENTS):
+        values = similarity.rows(some).numpy()  # (t, P)
+        largest = values.max(0) if largest is None else np.maximum(largest, values.max(0), out=largest)
+        if rule.force_match is None:
+            continue
+        first = values.argmax(1)  # of equal ones
+        wish.append(torch.from_numpy(first))
+        best.append(torch.from_numpy(values[np.arange(len(values)), first]))
+        if rule.force_match != "best":
+            is_tied |= (values == rule.to_tie(best[-1]).numpy()).any(0)
+    nearest = torch.as_tensor(largest)
+
+    assigned = torch.where(rule.is_background(nearest), count, -1)
+    for part in _parts((nearest >= rule.positive).numpy() | is_tied, count):
+        assigned[part] = similarity.columns(part).max(0).indices
+    if rule.force_match == "all_best":
+        tie = rule.to_tie(torch.cat(best))
+        for part in _parts(is_tied, count):
+            found = similarity.columns(part)
+            assigned[part] = found.masked_fill(found != tie, -math.inf).max(0).indices
+    if rule.force_match != "best":
+        return assigned
+    owner = greedy_pairs_of_image(
+        torch.cat(best), torch.cat(wish), lambda j: similarity.rows(slice(j, j + 1))[0], preds, rule.floor
+    )
+    return torch.where(owner >= 0, owner, assigned)
 
 
-def _scatter_targets(owner: Tensor, wish: Tensor, wins: Tensor) -> Tensor:
-    """Write each target that wins at its (B, T) wish into the (B, P) owners."""
-    targets = torch.arange(wish.shape[1], device=wish.device).expand_as(wish)
-    return owner.scatter_reduce(1, wish, torch.where(wins, targets, -1), "amax")
+def _parts(mask: NDArray[np.bool_], count: int) -> list[Tensor]:
+    """Return the positions in a (P,) mask, in parts that form blocks with `count` targets."""
+    preds = torch.from_numpy(np.flatnonzero(mask))
+    return [preds[some] for some in slices(len(preds), count, MAX_BLOCK_ELEMENTS)]
