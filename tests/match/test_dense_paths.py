@@ -26,7 +26,8 @@ RULES: dict[str, Callable[..., Matcher]] = {
 }
 LIMITS = {
     "uotod.solvers.threshold": ("MAX_BLOCK_ELEMENTS", "MAX_GPU_BLOCK_ELEMENTS"),
-    "uotod.match.aligned_pairs": ("MAX_BLOCK_ELEMENTS", "MAX_MASK_ELEMENTS", "MAX_GPU_BLOCK_ELEMENTS"),
+    "uotod.solvers.aligned": ("MAX_MASK_ELEMENTS",),
+    "uotod.solvers.task_aligned": ("MAX_BLOCK_ELEMENTS", "MAX_GPU_BLOCK_ELEMENTS"),
     "uotod.match.dynamic": ("MAX_BLOCK_ELEMENTS", "MAX_IMAGE_BLOCK_ELEMENTS", "MAX_GPU_BLOCK_ELEMENTS"),
     "uotod.match.atss": ("MAX_BLOCK_ELEMENTS", "MAX_GPU_BLOCK_ELEMENTS"),
 }

@@ -9,20 +9,20 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from uotod.check import check_choice, check_integer, check_number, reads_values
+from uotod.check import check_choice, check_integer, check_number
 from uotod.cost.pairwise import check_cost_values
 from uotod.geometry.anchors import Locations
 from uotod.geometry.boxes import box_centers
 from uotod.geometry.overlap import OverlapKind
 from uotod.geometry.region import contains
-from uotod.match.aligned_pairs import AlignedValues, PairMeasure, align_images
 from uotod.match.assigned import assigned_plan
 from uotod.match.base import Matcher, shared
 from uotod.match.schedule import Schedule
 from uotod.plan import Plan
 from uotod.scene.scene import Scene
-from uotod.solvers.aligned import Block, align, best_of_target, keep_best, pick, relative_scores
+from uotod.solvers.aligned import Block, align, keep_best, pick, relative_scores
 from uotod.solvers.overlaps import pairwise
+from uotod.solvers.task_aligned import AlignedPairs, PairMeasure, align_pairs, score_pairs
 
 
 class TaskAligned(Matcher):
@@ -140,47 +140,21 @@ class TaskAligned(Matcher):
         return super().compute_matching(cost_matrix, target_mask)
 
     def plan(self, scene: Scene) -> Plan:
-        targets, boxes = scene.targets, scene.pred_boxes
-        num_targets, preds = targets.mask.shape[1], boxes.shape[1]
-        grown, measure = self._grown(scene), self._measure(scene)
-        if not targets.mask.numel() or not preds:
-            index = torch.full(boxes.shape[:2], num_targets, device=boxes.device)
-            return assigned_plan(index, boxes, num_targets, self.background)
-        weight = self._target_weight(scene)
         finite = scene.finite if self.nonfinite == "propagate" else None
-        values = AlignedValues(
-            measure, grown, self._locations(scene).centers, finite, weight, self.candidates == "inside"
+        pairs = AlignedPairs(
+            self._measure(scene),
+            self._grown(scene),
+            self._locations(scene).centers,
+            scene.mask,
+            finite,
+            self._target_weight(scene),
+            inside_first=self.candidates == "inside",
         )
-        if reads_values(boxes, validate=False):
-            index = align_images(values, targets.mask, self.topk)
-        else:
-            blocks = values.blocks(targets.mask)
-            index = align(blocks, preds, self.topk, among_all=self.candidates == "inside")
+        index = align_pairs(pairs, self.topk)
         if self.topk2 is None and self.scores is None:
-            return assigned_plan(index, boxes, num_targets, self.background)
-        return self._weigh(*self._scored(index, measure, weight), targets.mask)
-
-    def _scored(self, index: Tensor, measure: PairMeasure, weight: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Return the (B, P) assignment without what a target does not keep, and its scores."""
-        (images, preds), num_targets = index.shape, measure.targets.shape[2]
-        target = torch.arange(images, device=index.device).unsqueeze(1) * num_targets + index.clamp(max=num_targets - 1)
-        pred = torch.arange(images * preds, device=index.device).view(images, preds)
-        group, count = index, num_targets
-        chosen = (index < num_targets).nonzero(as_tuple=True) if reads_values(index, validate=False) else None
-        if chosen is not None:  # the matched ones of all images in one row
-            target, pred = target[chosen].unsqueeze(0), pred[chosen].unsqueeze(0)
-            group, count = target, images * num_targets
-        metric, overlap = (x.view_as(target) for x in measure.pairs(target.flatten(), pred.flatten()))
-        power = None if weight is None else weight.flatten()[target]
-        if self.topk2 is not None:
-            group = keep_best(group, metric if power is None else metric * power, count, self.topk2)
-        eps = 0.0 if self._has_modules() else self.eps
-        score = relative_scores(group, metric, count, eps, power)
-        score = (score * best_of_target(overlap, group, count)).clamp(max=1)
-        if chosen is None:
-            return group, score
-        index = index.index_put(chosen, torch.where(group[0] < count, index[chosen], num_targets))
-        return index, torch.zeros_like(index, dtype=score.dtype).index_put_(chosen, score[0])
+            return assigned_plan(index, scene.pred_boxes, scene.mask.shape[1], self.background)
+        index, score = score_pairs(pairs, index, self.topk2, 0.0 if self._has_modules() else self.eps)
+        return self._weigh(index, score, scene.mask)
 
     def match(self, cost: Tensor, mask: Tensor) -> Plan:
         num_targets, preds = mask.shape[1], cost.shape[2]
@@ -216,7 +190,18 @@ class TaskAligned(Matcher):
             if self.nonfinite == "propagate":
                 cost = cost.masked_fill(~scene.finite.unsqueeze(1), math.inf)
             check_cost_values("the cost that the match modules return", cost, self.validate)
-        return PairMeasure(scene, self._located_boxes(scene), self.alpha, self.beta, self.overlap, cost)
+        targets, boxes = scene.targets, self._located_boxes(scene)
+        return PairMeasure(
+            scene.logits,
+            targets.labels,
+            targets.one_hot,
+            scene.target_boxes,
+            boxes,
+            self.alpha,
+            self.beta,
+            self.overlap,
+            cost,
+        )
 
     def _grown(self, scene: Scene) -> Tensor:
         """Return the (B, T, 4) boxes that the points of their candidates lie strictly inside."""

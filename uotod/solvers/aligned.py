@@ -1,13 +1,22 @@
 """Assignments in which a target takes its best predictions: how well pairs fit in, an assignment and scores out."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from itertools import pairwise
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from uotod.solvers.by_image import slices
 from uotod.solvers.candidates import RunningMax, stable_topk, suitors
+
+MAX_MASK_ELEMENTS = 1 << 20  # of a (t, P) mask of pairs, a byte each, of which few are listed
+
+Array = NDArray[np.floating]
+Index = NDArray[np.int64]
 
 
 class Block(NamedTuple):
@@ -26,12 +35,30 @@ class Block(NamedTuple):
     most: Tensor | None = None
 
 
+class PairList(NamedTuple):
+    """Pairs of a few targets, those of a target together and its predictions in ascending order.
+
+    Attributes:
+        bounds: (t + 1,) where the pairs of each target begin and end.
+        pred: (N,) their predictions.
+        metric: (N,) metric; `-inf` forbids a pair.
+        overlap: (N,) overlap, which decides conflicts.
+        inside: (N,) bool, where a target may take what is among its largest; None for everywhere.
+    """
+
+    bounds: Index
+    pred: Index
+    metric: Array
+    overlap: Array
+    inside: NDArray[np.bool_] | None
+
+
 def align(blocks: Iterable[Block], preds: int, topk: int, *, among_all: bool) -> Tensor:
     """Assign to each target the predictions of its largest metric, and each prediction to one target at most.
 
     A prediction that several targets take goes to the target of largest overlap: with `among_all` of all targets with
     a metric for it, otherwise of those that took it. The lowest index wins ties. Memory: a few blocks and O(B·T·topk).
-    It reads no value on the host; where that costs nothing, `aligned_image` is faster.
+    It reads no value on the host; where that costs nothing, `align_image` is faster.
 
     Args:
         blocks: the pairs of a few targets at a time, in their order; all together are T.
@@ -61,6 +88,59 @@ def align(blocks: Iterable[Block], preds: int, topk: int, *, among_all: bool) ->
     takers = torch.zeros_like(owner, dtype=torch.int32)
     takers.scatter_add_(1, pred.flatten(1), (overlap > -math.inf).flatten(1).int())
     return torch.where(takers > 1, nearest.index, owner)
+
+
+def align_image(
+    rows: Callable[[slice], PairList],
+    columns: Callable[[Index], Array],
+    num_targets: int,
+    preds: int,
+    topk: int,
+    *,
+    among_all: bool,
+) -> Index:
+    """Return the (P,) target of each prediction of one image on the host, T for none; see `align`.
+
+    Args:
+        rows: function of a slice of the targets that returns those of their pairs that count.
+        columns: function of (N,) predictions that returns their overlap (T, N), `-inf` for pairs that are forbidden.
+        num_targets: T.
+        preds: P.
+        topk: number of predictions that a target takes.
+        among_all: see `align`.
+    """
+    parts = []
+    for some in slices(num_targets, preds, MAX_MASK_ELEMENTS):
+        pairs = rows(some)
+        chosen, target = _largest_of_each(pairs, topk)
+        parts.append((target + some.start, pairs.pred[chosen], pairs.overlap[chosen]))
+    target, pred, overlap = (np.concatenate(x) for x in zip(*parts, strict=True))
+    owner = np.full(preds, num_targets)
+    # later entries overwrite earlier ones: the largest overlap, of equal ones the lowest target, comes last
+    order = np.lexsort((-target, overlap))
+    owner[pred[order]] = target[order]
+    if among_all:
+        contested = np.flatnonzero(np.bincount(pred, minlength=preds) > 1)
+        for some in slices(len(contested), num_targets, MAX_MASK_ELEMENTS):
+            owner[contested[some]] = columns(contested[some]).argmax(0)
+    return owner
+
+
+def _largest_of_each(pairs: PairList, topk: int) -> tuple[Index, Index]:
+    """Return the positions of the pairs that the targets take, and their targets; the lowest index wins ties."""
+    bounds, metric = pairs.bounds, pairs.metric
+    rows = [metric[start:stop] for start, stop in pairwise(bounds.tolist())]
+    last = [np.partition(x, -topk)[-topk] if len(x) > topk else -np.inf for x in rows]  # that a target takes
+    least = np.repeat(np.array(last, dtype=metric.dtype), np.diff(bounds))
+    found = np.flatnonzero((metric >= least) & (metric > -np.inf))
+    target = np.searchsorted(bounds, found, side="right") - 1
+    above = metric[found] > least[found]
+    first = np.searchsorted(target, target)
+    ties: Index = np.cumsum(~above) - np.concatenate(([0], np.cumsum(~above)))[first]  # up to this one, of its target
+    taken = above | (ties <= topk - np.bincount(target[above], minlength=len(rows))[target])
+    if pairs.inside is not None:
+        taken &= pairs.inside[found]
+    return found[taken], target[taken]
 
 
 def keep_best(index: Tensor, metric: Tensor, num_targets: int, most: int) -> Tensor:
