@@ -28,7 +28,7 @@ LIMITS = {
     "uotod.solvers.threshold": ("MAX_BLOCK_ELEMENTS", "MAX_GPU_BLOCK_ELEMENTS"),
     "uotod.solvers.aligned": ("MAX_MASK_ELEMENTS",),
     "uotod.solvers.task_aligned": ("MAX_BLOCK_ELEMENTS", "MAX_GPU_BLOCK_ELEMENTS"),
-    "uotod.match.dynamic": ("MAX_BLOCK_ELEMENTS", "MAX_IMAGE_BLOCK_ELEMENTS", "MAX_GPU_BLOCK_ELEMENTS"),
+    "uotod.solvers.dynamic_k": ("MAX_BLOCK_ELEMENTS", "MAX_IMAGE_BLOCK_ELEMENTS", "MAX_GPU_BLOCK_ELEMENTS"),
     "uotod.match.atss": ("MAX_BLOCK_ELEMENTS", "MAX_GPU_BLOCK_ELEMENTS"),
 }
 
