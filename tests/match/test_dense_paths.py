@@ -29,7 +29,7 @@ LIMITS = {
     "uotod.solvers.aligned": ("MAX_MASK_ELEMENTS",),
     "uotod.solvers.task_aligned": ("MAX_BLOCK_ELEMENTS", "MAX_GPU_BLOCK_ELEMENTS"),
     "uotod.solvers.dynamic_k": ("MAX_BLOCK_ELEMENTS", "MAX_IMAGE_BLOCK_ELEMENTS", "MAX_GPU_BLOCK_ELEMENTS"),
-    "uotod.match.atss": ("MAX_BLOCK_ELEMENTS", "MAX_GPU_BLOCK_ELEMENTS"),
+    "uotod.solvers.atss": ("MAX_BLOCK_ELEMENTS", "MAX_GPU_BLOCK_ELEMENTS"),
 }
 
 

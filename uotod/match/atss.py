@@ -8,8 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from uotod.check import check_integer, check_number, reads_values
-from uotod.cost.blocks import MAX_BLOCK_ELEMENTS, MAX_GPU_BLOCK_ELEMENTS
+from uotod.check import check_integer, check_number
 from uotod.geometry.boxes import aligned_overlap, box_centers
 from uotod.match.assigned import assigned_plan
 from uotod.match.base import Matcher, shared
@@ -17,7 +16,7 @@ from uotod.match.schedule import Schedule
 from uotod.match.similarity import OverlapMatcher
 from uotod.plan import Plan
 from uotod.scene.scene import Scene
-from uotod.solvers.atss import atss_match, nearest_of_image, nearest_per_level
+from uotod.solvers.atss import atss_match, nearest_candidates, nearest_per_level
 
 
 class ATSS(OverlapMatcher):
@@ -105,32 +104,18 @@ class ATSS(OverlapMatcher):
     def _candidates(self, scene: Scene) -> tuple[Tensor, Tensor, Tensor]:
         """Return the candidates (B, T, K) of each target, which of these are some, and their similarity."""
         anchors, mask = self._locations(scene), scene.mask
-        centers, count = box_centers(scene.target_boxes), min(self.topk, anchors.centers.shape[1])
-        images, num_targets, preds = len(mask), mask.shape[1], anchors.centers.shape[1]
-        finite = mask.new_ones(images, preds)
-        if self.nonfinite == "propagate":
-            finite = scene.finite
-        table = 1 - self.cost(scene)[:, :num_targets] if self._reads_cost(scene) else None  # (B, T, P)
-        if table is None and reads_values(mask, validate=False) and mask.numel() and preds:
-            index = torch.zeros(images, num_targets, anchors.num_levels * count, dtype=torch.long)
-            valid = torch.zeros_like(index, dtype=torch.bool)
-            for i, real in enumerate(mask):
-                where = anchors.centers[i], finite[i], anchors.level[i], anchors.num_levels
-                index[i, real], valid[i, real] = nearest_of_image(centers[i, real], *where, count, MAX_BLOCK_ELEMENTS)
-            return index, valid, self._pair_similarity(scene, index)
-
-        size = max(MAX_GPU_BLOCK_ELEMENTS // max(images * preds, 1), 1)
-        found = []
-        for start in range(0, max(num_targets, 1), size):
-            some = slice(start, start + size)
-            allowed = mask[:, some, None] & finite.unsqueeze(1)
-            if table is not None:
-                allowed = allowed & (table[:, some] > -math.inf)
-            # the square has the order of the distance; cdist, by products of matrices, has not
-            x, y = (centers[:, some, k, None] - anchors.centers[:, None, :, k] for k in (0, 1))  # (B, t, P)
-            distance = (x**2 + y**2).masked_fill(~allowed, math.inf)
-            found.append(nearest_per_level(distance, anchors.level, anchors.num_levels, self.topk))
-        index, valid = (torch.cat(parts, dim=1) for parts in zip(*found, strict=True))
+        finite = scene.finite if self.nonfinite == "propagate" else mask.new_ones(anchors.level.shape)
+        table = 1 - self.cost(scene)[:, : mask.shape[1]] if self._reads_cost(scene) else None  # (B, T, P)
+        index, valid = nearest_candidates(
+            box_centers(scene.target_boxes),
+            anchors.centers,
+            mask,
+            finite,
+            anchors.level,
+            anchors.num_levels,
+            self.topk,
+            forbidden=None if table is None else table == -math.inf,
+        )
         return index, valid, self._pair_similarity(scene, index) if table is None else table.gather(2, index)
 
     def _pair_similarity(self, scene: Scene, index: Tensor) -> Tensor:

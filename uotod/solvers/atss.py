@@ -2,15 +2,80 @@
 
 import math
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from uotod.check import reads_values
+from uotod.cost.blocks import MAX_BLOCK_ELEMENTS, MAX_GPU_BLOCK_ELEMENTS
+from uotod.solvers.by_image import slices
 from uotod.solvers.candidates import stable_topk, suitors
 
-Array = NDArray[np.floating]
-Index = NDArray[np.int64]
+
+def nearest_candidates(
+    centers: Tensor,
+    places: Tensor,
+    mask: Tensor,
+    finite: Tensor,
+    level: Tensor,
+    num_levels: int,
+    k: int,
+    forbidden: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Return the `k` nearest predictions of each target on each level, in bounded memory; the lowest index wins ties.
+
+    Args:
+        centers: (B, T, 2) centres of the targets.
+        places: (B, P, 2) places of the predictions.
+        mask: (B, T) bool, False for padding.
+        finite: (B, P) bool, False for a prediction that is nowhere.
+        level: (B, P) index of the level of each prediction.
+        num_levels: number of levels.
+        k: number of candidates on a level.
+        forbidden: (B, T, P) bool, pairs that are no candidates; None for none.
+
+    Returns:
+        (B, T, num_levels · min(k, P)) indices, and bool, False where a level has not so many.
+    """
+    (images, num_targets), preds = mask.shape, places.shape[1]
+    if forbidden is None and mask.numel() and preds and reads_values(mask, validate=False):
+        return _nearest_by_image(centers, places, mask, finite, level, num_levels, min(k, preds))
+    found = []
+    for some in slices(max(num_targets, 1), images * preds, MAX_GPU_BLOCK_ELEMENTS):
+        allowed = mask[:, some, None] & finite.unsqueeze(1)
+        if forbidden is not None:
+            allowed = allowed & ~forbidden[:, some]
+        distance = _square_distance(centers[:, some].transpose(1, 2), places.transpose(1, 2))  # (B, t, P)
+        found.append(nearest_per_level(distance.masked_fill(~allowed, math.inf), level, num_levels, k))
+    index, valid = (torch.cat(parts, dim=1) for parts in zip(*found, strict=True))
+    return index, valid
+
+
+def _nearest_by_image(
+    centers: Tensor, places: Tensor, mask: Tensor, finite: Tensor, level: Tensor, num_levels: int, k: int
+) -> tuple[Tensor, Tensor]:
+    """Return what `nearest_candidates` returns, on the host of each level's predictions alone."""
+    index = torch.zeros(*mask.shape, num_levels, k, dtype=torch.long)
+    valid = torch.zeros_like(index, dtype=torch.bool)
+    for image, real in enumerate(mask):
+        targets = real.nonzero().squeeze(1)
+        for i in range(num_levels):
+            preds = ((level[image] == i) & finite[image]).nonzero().squeeze(1)
+            there = places[image, preds].t().contiguous()
+            for some in slices(len(targets) if len(preds) else 0, len(preds), MAX_BLOCK_ELEMENTS):
+                row = targets[some]
+                near, found = stable_topk(-_square_distance(centers[image, row].t(), there), min(k, len(preds)))
+                index[image, row, i, : near.shape[1]] = preds[found]
+                valid[image, row, i, : near.shape[1]] = near > -math.inf
+    return index.flatten(2), valid.flatten(2)
+
+
+def _square_distance(centers: Tensor, places: Tensor) -> Tensor:
+    """Return the squared distances (…, T, P) of (…, 2, T) and (…, 2, P) points: the distance's order, and no root.
+
+    Not by `cdist`, whose products of matrices have not that order.
+    """
+    x, y = (centers[..., k, :, None] - places[..., k, None, :] for k in (0, 1))
+    return x.square_().add_(y.square_())
 
 
 def nearest_per_level(distance: Tensor, level: Tensor, num_levels: int, k: int) -> tuple[Tensor, Tensor]:
@@ -31,47 +96,6 @@ def nearest_per_level(distance: Tensor, level: Tensor, num_levels: int, k: int) 
         found.append(stable_topk(nearness.masked_fill((level != i).unsqueeze(1), -math.inf), count))
     value, index = (torch.cat(parts, dim=2) for parts in zip(*found, strict=True))
     return index, value > -math.inf
-
-
-def nearest_of_image(
-    centers: Tensor, places: Tensor, finite: Tensor, level: Tensor, num_levels: int, k: int, block: int
-) -> tuple[Tensor, Tensor]:
-    """Return the `k` nearest predictions of each target of one image on each level, on the CPU.
-
-    Args:
-        centers: (T, 2) centres of the targets.
-        places: (P, 2) places of the predictions.
-        finite: (P,) bool, False for a prediction that is nowhere.
-        level: (P,) index of the level of each prediction.
-        num_levels: number of levels.
-        k: number of candidates on a level.
-        block: number of pairs at a time.
-
-    Returns:
-        (T, num_levels · k) indices, and bool, False where a level has not so many.
-    """
-    shape = len(centers), num_levels, k
-    index, valid = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=bool)
-    for i in range(num_levels):
-        preds = ((level == i) & finite).nonzero().squeeze(1)
-        x, y = places[preds].t().contiguous().numpy()
-        size = max(block // max(len(x), 1), 1)
-        for start in range(0, len(centers) if len(x) else 0, size):
-            cx, cy = centers[start : start + size].t().numpy()[:, :, None]
-            # the square has the order of the distance; by products of matrices it has not
-            row, rank, column = _smallest((cx - x) ** 2 + (cy - y) ** 2, k)
-            index[start + row, i, rank], valid[start + row, i, rank] = preds.numpy()[column], True
-    return torch.from_numpy(index).flatten(1), torch.from_numpy(valid).flatten(1)
-
-
-def _smallest(values: Array, k: int) -> tuple[Index, Index, Index]:
-    """Return row, rank and column of the `k` smallest finite values of each row, the lowest column first on ties."""
-    last = np.partition(values, k - 1, axis=1)[:, k - 1 : k] if k < values.shape[1] else np.inf
-    row, column = np.nonzero((values <= last) & (values < np.inf))
-    order = np.lexsort((values[row, column], row))
-    row, column = row[order], column[order]
-    rank = np.arange(len(row)) - np.searchsorted(row, row)
-    return row[rank < k], rank[rank < k], column[rank < k]
 
 
 def adaptive_threshold(similarity: Tensor, valid: Tensor) -> Tensor:
