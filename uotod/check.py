@@ -141,3 +141,8 @@ def known_positive(tensor: Tensor) -> bool:
     if torch.compiler.is_compiling() or not reads_values(tensor, validate=False) or not tensor.numel():
         return False
     return bool(tensor.detach().amin() > 0)
+
+
+def known_largest(tensor: Tensor, validate: bool) -> float | None:
+    """Return the largest value of a tensor, or None where there is none or it may not be looked at."""
+    return float(tensor.max()) if tensor.numel() and reads_values(tensor, validate) else None

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from uotod.match.base import Matcher, shared
 from uotod.match.schedule import Schedule
-from uotod.match.sinkhorn import column_masses
 from uotod.plan import Plan
 from uotod.solvers.emd import solve_emd
+from uotod.solvers.marginals import column_masses
 
 
 class EMD(Matcher):

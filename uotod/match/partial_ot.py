@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from uotod.check import check_choice, check_number
 from uotod.match.base import shared
 from uotod.match.schedule import Schedule
-from uotod.match.sinkhorn import EntropicMatcher, normalized
+from uotod.match.sinkhorn import EntropicMatcher
+from uotod.solvers.marginals import normalized
 from uotod.solvers.partial_ot import solve_partial, solve_partial_exact
 from uotod.solvers.sinkhorn import NUM_ITER, TOL, Transport, blank
 

@@ -12,12 +12,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from uotod.check import check_choice, check_flag, check_integer, check_number, reads_values
+from uotod.check import check_choice, check_flag, check_integer, check_number, known_largest
 from uotod.cost.pairwise import parse_cost
 from uotod.match.base import Matcher, shared
 from uotod.match.schedule import Schedule
 from uotod.plan import Plan
 from uotod.scene.scene import Scene
+from uotod.solvers.marginals import check_feasible, column_masses, largest_entry
 from uotod.solvers.pot import pot_methods, solve_pot
 from uotod.solvers.sinkhorn import Transport, solve_sinkhorn
 from uotod.solvers.triton.launch import solve_triton
@@ -112,10 +113,8 @@ class EntropicMatcher(Matcher, abstract=True):
 
     def _report(self, residual: Tensor) -> None:
         """Warn or raise if a plan missed `tol`."""
-        if self.on_unconverged == "ignore" or not reads_values(residual, self.validate) or not residual.numel():
-            return
-        worst = float(residual.max())
-        if worst <= max(self.tol, 8 * torch.finfo(residual.dtype).eps):  # rounding leaves no less
+        worst = None if self.on_unconverged == "ignore" else known_largest(residual, self.validate)
+        if worst is None or worst <= max(self.tol, 8 * torch.finfo(residual.dtype).eps):  # rounding leaves no less
             return
         message = (
             f"{type(self).__name__} reached a residual of {worst:.1e} after num_iter={self.num_iter} steps, above "
@@ -180,12 +179,11 @@ class SinkhornMatcher(EntropicMatcher, abstract=True):
         preds = cost.shape[2]
         unit = largest_entry(cost, active, seen) if self.normalize_cost_matrix else None
         column_mass = column_masses(mask, preds, self.background, cost.dtype)
-        self._check_feasible(cost, active)
+        check_feasible(cost, active, self.reg_pred, self.reg_target, self.validate)
         solve: Callable[..., Transport] = partial(solve_sinkhorn, unit=unit)  # which divides by parts
         if self.solver != "torch":
             cost = cost if unit is None else cost / unit[:, None, None]
-            backend = "torch" if cost.is_cuda else "numpy"
-            pot = partial(solve_pot, backend=backend, method=self.pot_method or "sinkhorn")
+            pot = partial(solve_pot, method=self.pot_method or "sinkhorn")
             solve = pot if self.solver == "pot" else solve_triton
         transport = solve(
             cost,
@@ -200,66 +198,6 @@ class SinkhornMatcher(EntropicMatcher, abstract=True):
         self._report(transport.residual)
         return transport
 
-    def _check_feasible(self, cost: Tensor, active: Tensor) -> None:
-        """Raise a ValueError where forbidden pairs leave a prediction or target without a partner that it must have."""
-        fixed = math.inf in (self.reg_pred, self.reg_target)
-        if not fixed or not cost.numel() or not reads_values(cost, self.validate):
-            return
-        if not bool(((cost.amax(2) == math.inf) & active).any()):
-            return
-        allowed = cost.isfinite() & active.unsqueeze(-1)
-        lonely_pred = ~allowed.any(1) & active.any(1, keepdim=True)  # (B, P)
-        lonely_target = ~allowed.any(2) & active  # (B, K)
-        for name, penalty, lonely, side in (
-            ("reg_pred", self.reg_pred, lonely_pred, "prediction"),
-            ("reg_target", self.reg_target, lonely_target, "column"),
-        ):
-            if penalty == math.inf and bool(lonely.any()):
-                image, index = (int(x) for x in lonely.nonzero()[0])
-                raise ValueError(
-                    f"cost_matrix must allow every {side} a partner with {name}=inf, got only inf in image {image}, "
-                    f"{side} {index}"
-                )
-
     def _remedy(self) -> str:
         balanced = math.isinf(self.reg_pred) and math.isinf(self.reg_target)
         return super()._remedy() + ("" if balanced else ", or lower reg_pred and reg_target")
-
-
-def normalized(cost: Tensor, active: Tensor, seen: Tensor | None = None) -> Tensor:
-    """Return a target-major cost (B, K, P) divided by each image's `largest_entry`."""
-    return cost / largest_entry(cost, active, seen)[:, None, None]
-
-
-def largest_entry(cost: Tensor, active: Tensor, seen: Tensor | None = None) -> Tensor:
-    """Return each image's largest absolute finite entry in active (B, K) columns of a cost (B, K, P), or 1 for 0, (B,).
-
-    `seen` (B, P) bool leaves predictions out of the search; None for none.
-    """
-    if not cost.numel():
-        return cost.new_ones(len(cost))
-    highest = cost.amax(2)  # (B, K)
-    if seen is None and reads_values(cost, validate=False) and not bool(((highest == math.inf) & active).any()):
-        # nothing is forbidden: no tensor of the size of the cost is needed
-        largest = torch.maximum(highest, -cost.amin(2)).masked_fill_(~active, 0.0).amax(1)
-    else:
-        finite = cost.isfinite() & active.unsqueeze(-1)
-        if seen is not None:
-            finite = finite & seen.unsqueeze(1)
-        largest = cost.abs().masked_fill_(~finite, 0).amax((1, 2))
-    return torch.where(largest > 0, largest, 1.0)
-
-
-def column_masses(mask: Tensor, preds: int, background: bool, dtype: torch.dtype) -> Tensor:
-    """Return the marginal of each column times `preds`, (B, K): the mass that it has where a prediction has 1.
-
-    A target has 1 and the background `P - T_b`. Without background, or with more targets than predictions, the targets
-    share `P` evenly.
-    """
-    count = mask.sum(1, keepdim=True)  # (B, 1)
-    share = preds / count.clamp(min=1).to(dtype)
-    each = torch.where(count <= preds, torch.ones_like(share), share) if background else share
-    columns = mask.to(dtype) * each
-    if not background:
-        return columns
-    return torch.cat((columns, (preds - count).clamp(min=0).to(dtype)), dim=1)

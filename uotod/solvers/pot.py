@@ -41,7 +41,7 @@ def solve_pot(
     *,
     num_iter: int = NUM_ITER,
     tol: float = TOL,
-    backend: str = "numpy",
+    backend: str | None = None,
     method: str = "sinkhorn",
 ) -> Transport:
     """Solve the problem of `solve_sinkhorn` with POT.
@@ -61,7 +61,7 @@ def solve_pot(
         reg_target: weight of the columns' marginals, in [0, inf].
         num_iter: most iterations.
         tol: mass moved by a further sweep at which POT should stop.
-        backend: "numpy", or "torch" to stay on the device of `cost`.
+        backend: "numpy", or "torch" to stay on the device of `cost`; None for "numpy" on a CPU and "torch" elsewhere.
         method: POT's name of one, of those in `pot_methods`.
 
     Returns:
@@ -74,6 +74,8 @@ def solve_pot(
     References:
         R. Flamary et al., "POT: Python Optimal Transport", JMLR 2021.
     """
+    if backend is None:
+        backend = "numpy" if cost.device.type == "cpu" else "torch"
     if backend not in BACKENDS:
         raise ValueError(f"backend must be one of {BACKENDS}, got {backend!r}")
     if method not in pot_methods(reg_pred, reg_target):

@@ -1,0 +1,76 @@
+"""What transport problems are made of: the scale of a cost, the masses of its columns, and whether they can be met."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from uotod.check import reads_values
+
+
+def normalized(cost: Tensor, active: Tensor, seen: Tensor | None = None) -> Tensor:
+    """Return a target-major cost (B, K, P) divided by each image's `largest_entry`."""
+    return cost / largest_entry(cost, active, seen)[:, None, None]
+
+
+def largest_entry(cost: Tensor, active: Tensor, seen: Tensor | None = None) -> Tensor:
+    """Return each image's largest absolute finite entry in active (B, K) columns of a cost (B, K, P), or 1 for 0, (B,).
+
+    `seen` (B, P) bool leaves predictions out of the search; None for none.
+    """
+    if not cost.numel():
+        return cost.new_ones(len(cost))
+    highest = cost.amax(2)  # (B, K)
+    if seen is None and reads_values(cost, validate=False) and not bool(((highest == math.inf) & active).any()):
+        # nothing is forbidden: no tensor of the size of the cost is needed
+        largest = torch.maximum(highest, -cost.amin(2)).masked_fill_(~active, 0.0).amax(1)
+    else:
+        finite = cost.isfinite() & active.unsqueeze(-1)
+        if seen is not None:
+            finite = finite & seen.unsqueeze(1)
+        largest = cost.abs().masked_fill_(~finite, 0).amax((1, 2))
+    return torch.where(largest > 0, largest, 1.0)
+
+
+def column_masses(mask: Tensor, preds: int, background: bool, dtype: torch.dtype) -> Tensor:
+    """Return the marginal of each column times `preds`, (B, K): the mass that it has where a prediction has 1.
+
+    A target has 1 and the background `P - T_b`. Without background, or with more targets than predictions, the targets
+    share `P` evenly.
+    """
+    count = mask.sum(1, keepdim=True)  # (B, 1)
+    share = preds / count.clamp(min=1).to(dtype)
+    each = torch.where(count <= preds, torch.ones_like(share), share) if background else share
+    columns = mask.to(dtype) * each
+    if not background:
+        return columns
+    return torch.cat((columns, (preds - count).clamp(min=0).to(dtype)), dim=1)
+
+
+def check_feasible(cost: Tensor, active: Tensor, reg_pred: float, reg_target: float, validate: bool) -> None:
+    """Raise a ValueError where forbidden pairs leave a prediction or target without a partner that it must have.
+
+    Args:
+        cost: (B, K, P); `inf` forbids a pair.
+        active: (B, K) bool, False for a column that is absent.
+        reg_pred: weight of the predictions' marginals, which must be met if it is infinite.
+        reg_target: weight of the columns' marginals, likewise.
+        validate: also read the values on a GPU.
+    """
+    if math.inf not in (reg_pred, reg_target) or not cost.numel() or not reads_values(cost, validate):
+        return
+    if not bool(((cost.amax(2) == math.inf) & active).any()):
+        return
+    allowed = cost.isfinite() & active.unsqueeze(-1)
+    lonely_pred = ~allowed.any(1) & active.any(1, keepdim=True)  # (B, P)
+    lonely_target = ~allowed.any(2) & active  # (B, K)
+    for name, penalty, lonely, side in (
+        ("reg_pred", reg_pred, lonely_pred, "prediction"),
+        ("reg_target", reg_target, lonely_target, "column"),
+    ):
+        if penalty == math.inf and bool(lonely.any()):
+            image, index = (int(x) for x in lonely.nonzero()[0])
+            raise ValueError(
+                f"cost_matrix must allow every {side} a partner with {name}=inf, got only inf in image {image}, "
+                f"{side} {index}"
+            )
