@@ -412,9 +412,9 @@ def test_how_the_work_is_divided_does_not_change_a_plan(
     given = problem(80, 9, 12)
     whole = solve(given, 0.02, *penalties)
     for name, values in [
-        ("_chunks.MAX_CHUNK_BYTES", (1, 1 << 14)),  # an image a chunk, and a few
-        ("_scaling.MAX_BLOCK_ELEMENTS", (1,)),  # 64 predictions a block
-        ("_newton.WORTH_LEAVING", (1, 1 << 30)),  # finished images leave at once, or with the last
+        ("chunks.MAX_CHUNK_BYTES", (1, 1 << 14)),  # an image a chunk, and a few
+        ("scaling.MAX_BLOCK_ELEMENTS", (1,)),  # 64 predictions a block
+        ("newton.WORTH_LEAVING", (1, 1 << 30)),  # finished images leave at once, or with the last
     ]:
         for value in values:
             with monkeypatch.context() as patch:
