@@ -106,15 +106,9 @@ class ATSS(OverlapMatcher):
         anchors, mask = self._locations(scene), scene.mask
         finite = scene.finite if self.nonfinite == "propagate" else mask.new_ones(anchors.level.shape)
         table = 1 - self.cost(scene)[:, : mask.shape[1]] if self._reads_cost(scene) else None  # (B, T, P)
+        centers, forbidden = box_centers(scene.target_boxes), None if table is None else table == -math.inf
         index, valid = nearest_candidates(
-            box_centers(scene.target_boxes),
-            anchors.centers,
-            mask,
-            finite,
-            anchors.level,
-            anchors.num_levels,
-            self.topk,
-            forbidden=None if table is None else table == -math.inf,
+            centers, anchors.centers, mask, finite, anchors.level, anchors.num_levels, self.topk, forbidden
         )
         return index, valid, self._pair_similarity(scene, index) if table is None else table.gather(2, index)
 

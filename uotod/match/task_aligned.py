@@ -140,16 +140,10 @@ class TaskAligned(Matcher):
         return super().compute_matching(cost_matrix, target_mask)
 
     def plan(self, scene: Scene) -> Plan:
+        measure, grown, centers = self._measure(scene), self._grown(scene), self._locations(scene).centers
         finite = scene.finite if self.nonfinite == "propagate" else None
-        pairs = AlignedPairs(
-            self._measure(scene),
-            self._grown(scene),
-            self._locations(scene).centers,
-            scene.mask,
-            finite,
-            self._target_weight(scene),
-            inside_first=self.candidates == "inside",
-        )
+        weight, inside_first = self._target_weight(scene), self.candidates == "inside"
+        pairs = AlignedPairs(measure, grown, centers, scene.mask, finite, weight, inside_first)
         index = align_pairs(pairs, self.topk)
         if self.topk2 is None and self.scores is None:
             return assigned_plan(index, scene.pred_boxes, scene.mask.shape[1], self.background)
@@ -190,17 +184,9 @@ class TaskAligned(Matcher):
             if self.nonfinite == "propagate":
                 cost = cost.masked_fill(~scene.finite.unsqueeze(1), math.inf)
             check_cost_values("the cost that the match modules return", cost, self.validate)
-        targets, boxes = scene.targets, self._located_boxes(scene)
+        labels, one_hot, boxes = scene.targets.labels, scene.targets.one_hot, self._located_boxes(scene)
         return PairMeasure(
-            scene.logits,
-            targets.labels,
-            targets.one_hot,
-            scene.target_boxes,
-            boxes,
-            self.alpha,
-            self.beta,
-            self.overlap,
-            cost,
+            scene.logits, labels, one_hot, scene.target_boxes, boxes, self.alpha, self.beta, self.overlap, cost
         )
 
     def _grown(self, scene: Scene) -> Tensor:
