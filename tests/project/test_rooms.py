@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parents[2] / "uotod"
 # a file imports only from its own room or from one above it
 ROOMS = ("check", "geometry", "plan", "scene", "cost", "solvers", "match", "criterion", "loss", "recipes", "utils")
 OUTSIDE = ("integrations", "datasets", "eval", "plot", "report")
-RULES = {"atss", "emd", "fcos", "focal", "ota", "partial_ot", "pot", "sinkhorn", "yolo"}
+RULES = {"atss", "emd", "fcos", "focal", "ota", "partial_ot", "pot", "sinkhorn", "task_aligned", "yolo"}
 OPTIONAL = {"matplotlib", "PIL", "pycocotools", "faster_coco_eval", "tqdm", "torchvision", "triton", "plotly"}
 KERNELS = "uotod.solvers.triton"  # modules that need Triton, and are imported as late as it is
 FILES = sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")
