@@ -4,8 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from uotod.check import check_choice, check_device, check_number, reads_values
-from uotod.geometry.boxes import aligned_overlap, box_cxcywh_to_xyxy, full_precision
-from uotod.geometry.cell_coder import SIZES, compress_size
+from uotod.geometry.boxes import aligned_overlap, full_precision
+from uotod.geometry.cell_coder import SIZES, CellCoder, compress_size
 from uotod.loss.confidence import error
 from uotod.loss.iou import CIoULoss, GIoULoss, IoULoss
 
@@ -14,7 +14,6 @@ OVERLAPS: dict[str, type[IoULoss] | type[GIoULoss] | type[CIoULoss]] = {
     "giou": GIoULoss,
     "ciou": CIoULoss,
 }
-EPS = 1e-6  # size below which root and logarithm continue as their tangents, that of `CellCoder`
 
 
 class YOLOLoss(nn.Module):
@@ -135,50 +134,50 @@ class YOLOLoss(nn.Module):
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
 
     def _terms(self, values: Tensor, target: Tensor) -> dict[str, Tensor]:
-        confidence = target[..., 4]  # (B, S, S)
-        has_object, is_empty = confidence > 0, confidence == 0
-        num_pos = has_object.sum().to(values.dtype)
+        confidence = target[..., 4:5]  # (B, S, S, 1)
+        counts, has_object = confidence >= 0, confidence > 0
         # a masked NaN would still reach the gradient: what is not read becomes harmless before the loss
-        mask = has_object.unsqueeze(-1)
-        box, other = (torch.where(mask, x[..., :4], 0.5) for x in (values, target))
-        classes, labels = (torch.where(mask, x[..., 5:], 0.0) for x in (values, target))
-        found = torch.where(has_object | is_empty, values[..., 4], 0.0)
-        wanted = torch.where(has_object, confidence, 0.0)
+        box, other = (torch.where(has_object, x[..., :4], 0.5) for x in (values, target))
+        found, wanted = (torch.where(counts, x[..., 4:5], 0.0) for x in (values, target))
         if self.obj_quality is not None:
             with torch.no_grad():
-                overlap = aligned_overlap(grid_boxes(box), grid_boxes(other), "iou", eps=0.0)
-                wanted = wanted * overlap.clamp(max=1)
-        errors = error(found, wanted, self.confidence)
-        sums = {
-            "loss_loc": self.lambda_coord * self._box_errors(box, other).where(has_object, 0.0).sum(),
-            "loss_obj": self.lambda_obj * errors.where(has_object, 0.0).sum(),
-            "loss_noobj": self.lambda_noobj * errors.where(is_empty, 0.0).sum(),
-            "loss_cls": self.lambda_class * error(classes, labels, self.classes).where(mask, 0.0).sum(),
+                overlap = aligned_overlap(grid_boxes(box), grid_boxes(other), "iou", eps=0.0).clamp(max=1).unsqueeze(-1)
+            wanted = wanted * overlap
+        classes, labels = (torch.where(has_object, x[..., 5:], 0.0) for x in (values, target))
+        confidences = error(found, wanted, self.confidence)
+        parts = {  # weight, cells (B, S, S, 1), errors (B, S, S, 1 or more)
+            "loss_loc": (self.lambda_coord, has_object, self._box_errors(box, other)),
+            "loss_obj": (self.lambda_obj, has_object, confidences),
+            "loss_noobj": (self.lambda_noobj, counts & ~has_object, confidences),
+            "loss_cls": (self.lambda_class, has_object, error(classes, labels, self.classes)),
         }
-        if self.reduction == "mean":
-            sums = {name: value / num_pos.clamp(min=1) for name, value in sums.items()}
-        total = torch.stack(list(sums.values())).sum()
-        return {"loss": total, **sums, "num_pos": num_pos, "num_neg": is_empty.sum().to(values.dtype)}
+        num_pos, num_neg = (cells.sum().to(values.dtype) for cells in (has_object, counts & ~has_object))
+        sums = {}
+        for name, (weight, cells, errors) in parts.items():
+            sums[name] = weight * errors.where(cells, 0.0).sum()
+            if self.reduction != "sum":
+                sums[name] = sums[name] / num_pos.clamp(min=1)
+        return {"loss": torch.stack(list(sums.values())).sum(), **sums, "num_pos": num_pos, "num_neg": num_neg}
 
     def _box_errors(self, box: Tensor, other: Tensor) -> Tensor:
-        """Return the error (B, S, S) of each cell's box."""
+        """Return the errors (B, S, S, 4 or 1) of each cell's box."""
         if self.box in OVERLAPS:
             loss: Tensor = OVERLAPS[self.box](reduction="none")(grid_boxes(box), grid_boxes(other))
-            return loss
+            return loss.unsqueeze(-1)
         ours, theirs = (
-            torch.cat((x[..., :2], compress_size(x[..., 2:], self.size, EPS)), dim=-1) for x in (box, other)
+            torch.cat((x[..., :2], compress_size(x[..., 2:], self.size, CellCoder.eps)), dim=-1) for x in (box, other)
         )
         if self.box == "mse":
-            return ((ours - theirs) ** 2).sum(-1)
-        return nn.functional.smooth_l1_loss(ours, theirs, reduction="none").sum(-1)
+            return error(ours, theirs, "mse")
+        return nn.functional.smooth_l1_loss(ours, theirs, reduction="none")
 
 
 def grid_boxes(values: Tensor) -> Tensor:
     """Return the boxes (B, S, S, 4), xyxy as fractions of the image, of a grid (B, S, S, ≥ 4) of `x, y, w, h`."""
     side = values.shape[1]
-    index = torch.arange(side, device=values.device).to(values.dtype)
-    corner = torch.stack((index.expand(side, side), index[:, None].expand(side, side)), dim=-1)  # (S, S, 2)
-    return box_cxcywh_to_xyxy(torch.cat(((values[..., :2] + corner) / side, values[..., 2:4]), dim=-1))
+    center = (torch.arange(side, device=values.device).to(values.dtype) + 0.5) / side
+    points = torch.stack((center.expand(side, side), center[:, None].expand(side, side)), dim=-1)  # (S, S, 2)
+    return CellCoder("linear").decode(values[..., :4], points, values.new_full((), 1 / side))
 
 
 def _check_grid(input: Tensor, target: Tensor) -> None:
