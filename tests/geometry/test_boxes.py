@@ -7,7 +7,7 @@ import torch
 
 from tests.support.problems import random_boxes
 from uotod import utils
-from uotod.geometry.boxes import aligned_overlap, pairwise_overlap
+from uotod.geometry.boxes import aligned_overlap, box_centers, pairwise_overlap
 
 KINDS = ["iou", "giou", "diou", "ciou"]
 EDGE_CASES = {
@@ -103,6 +103,66 @@ def test_half_precision_overlaps_are_computed_in_float32(dtype) -> None:
     boxes, other = random_boxes(4).to(dtype) * 1000, random_boxes(4).to(dtype) * 1000  # areas overflow float16
     assert utils.box_iou(boxes, other).dtype == torch.float32
     torch.testing.assert_close(utils.box_iou(boxes, other), utils.box_iou(boxes.float(), other.float()))
+
+
+def integer_boxes(dtype: torch.dtype, count: int) -> torch.Tensor:
+    """Return boxes over the whole range of a dtype, at most 2^30, some of them small and far from the origin."""
+    low, high = max(torch.iinfo(dtype).min, -(2**30)), min(torch.iinfo(dtype).max, 2**30)
+    corners = torch.randint(low, high + 1, (count, 2, 2)).sort(1).values
+    corners[: count // 4, 1] = torch.minimum(corners[: count // 4, 0] + 9, torch.tensor(high))
+    return corners.flatten(1).to(dtype)
+
+
+INTEGERS = [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64]
+
+
+@pytest.mark.parametrize("dtype", INTEGERS)
+@pytest.mark.parametrize("count", [0, 1, 40])
+def test_overlaps_of_integers_are_those_of_float64_in_float32(dtype, count) -> None:
+    boxes, other = integer_boxes(dtype, count), integer_boxes(dtype, 12)
+    other[: min(count, 3)] = boxes[:3]
+    other[3:5] += torch.tensor([1, 0, 0, -1], dtype=dtype)
+    for overlap in (utils.box_iou, utils.box_giou, utils.box_diou, utils.box_ciou):
+        values = overlap(boxes, other)
+        assert values.dtype == torch.float32
+        torch.testing.assert_close(values.double(), overlap(boxes.double(), other.double()), rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(overlap(boxes, other.double()), overlap(boxes.double(), other.double()))
+
+
+@pytest.mark.parametrize("dtype", INTEGERS)
+@pytest.mark.parametrize("shape", [(0,), (), (3, 5)])
+def test_areas_centers_and_conversions_of_integers_do_not_overflow(dtype, shape) -> None:
+    boxes = integer_boxes(dtype, max(math.prod(shape), 1))[: math.prod(shape)].view(*shape, 4)
+    area = utils.box_area(boxes)
+    assert area.dtype == torch.int64
+    torch.testing.assert_close(area.double(), utils.box_area(boxes.double()))
+    scale = 2 * float(boxes.double().abs().amax()) if boxes.numel() else 0.0
+    exact = [utils.box_xyxy_to_xywh, utils.box_xywh_to_xyxy]
+    halved = [utils.box_xyxy_to_cxcywh, utils.box_cxcywh_to_xyxy, box_centers]
+    for function, result in [*((f, torch.int64) for f in exact), *((f, torch.float32) for f in halved)]:
+        value = function(boxes)
+        assert value.dtype == result
+        rounding = torch.finfo(value.dtype).eps * scale if value.is_floating_point() else 0.0
+        torch.testing.assert_close(value.double(), function(boxes.double()), rtol=0.0, atol=rounding)
+
+
+def test_the_smallest_integers_overlap_as_the_largest() -> None:
+    full = torch.tensor([[-128, -128, 127, 127]], dtype=torch.int8)
+    assert utils.box_area(full) == 255**2
+    assert utils.box_iou(full, full) == 1
+    wide = torch.tensor([[0, 0, 10, 10]], dtype=torch.int32) + 10**8  # float32 knows but every eighth number there
+    torch.testing.assert_close(utils.box_iou(wide, wide + 5), torch.tensor([[25 / 175]]))
+
+
+def test_suppression_of_integer_boxes_is_that_of_float_ones() -> None:
+    boxes, scores = integer_boxes(torch.int16, 60), torch.rand(60)
+    torch.testing.assert_close(utils.nms(boxes, scores, 0.2), utils.nms(boxes.double(), scores, 0.2))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_areas_of_half_precision_boxes_are_computed_in_float32(dtype) -> None:
+    boxes = random_boxes(5).to(dtype) * 1000
+    torch.testing.assert_close(utils.box_area(boxes), utils.box_area(boxes.float()))
 
 
 @pytest.mark.parametrize("boxes", [torch.zeros(3), torch.zeros(2, 5)])

@@ -2,6 +2,7 @@
 
 import math
 import pickle
+from functools import partial
 
 import pytest
 import torch
@@ -252,6 +253,102 @@ def test_an_empty_batch_and_images_without_objects_have_a_gradient() -> None:
         loss.backward()
         assert loss == 0
         assert grid.grad is not None
+
+
+TEXTBOOK = {
+    "mse": oracle.textbook_mse,
+    "smooth_l1": oracle.textbook_smooth_l1,
+    "smooth_l1_overlap": partial(oracle.textbook_smooth_l1, by_overlap=True),
+}
+
+
+def textbook_problem(seed: int, images: int, side: int, classes: int, filled: float) -> tuple[Tensor, Tensor]:
+    """Return a grid of values in (0, 1) and its target, with a share of cells filled, predicted closely or not."""
+    torch.manual_seed(seed)
+    target = torch.rand(images, side, side, 5 + classes, dtype=torch.float64)
+    target[..., 2:4] = 0.1 + 0.4 * target[..., 2:4]
+    has_object = torch.rand(target.shape[:3]) < filled
+    target[..., 5:] = nn.functional.one_hot(torch.randint(classes, target.shape[:3]), classes).double()
+    target = target.where(has_object.unsqueeze(-1), 0.0)
+    target[..., 4] = has_object.double()
+    grid = torch.rand_like(target)
+    near = torch.rand(*target.shape[:3], 1) < 0.5
+    grid[..., :4] = torch.where(near, target[..., :4] * (1 + 0.2 * torch.rand_like(grid[..., :4])), grid[..., :4])
+    return grid.requires_grad_(), target
+
+
+@pytest.mark.parametrize("filled", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize(
+    ("images", "side", "classes"), [(0, 2, 3), (1, 1, 1), (1, 1, 4), (3, 1, 1), (2, 3, 1), (2, 4, 3)]
+)
+@pytest.mark.parametrize("form", TEXTBOOK)
+def test_a_textbook_form_equals_its_loop(form: str, images: int, side: int, classes: int, filled: float) -> None:
+    for seed in range(3):
+        grid, target = textbook_problem(seed, images, side, classes, filled)
+        terms = YOLOLoss.textbook(form).terms(grid, target)
+        assert_same(terms["loss"], TEXTBOOK[form](grid, target), grid)
+        parts = [terms[name] for name in ("loss_loc", "loss_obj", "loss_noobj", "loss_cls")]
+        torch.testing.assert_close(terms["loss"], torch.stack(parts).sum())
+        assert terms["num_pos"] + terms["num_neg"] == images * side**2
+        assert not terms["num_pos"].requires_grad
+
+
+@pytest.mark.parametrize("form", TEXTBOOK)
+def test_a_textbook_form_reads_nothing_of_an_ignored_cell(form: str) -> None:
+    grid, target = textbook_problem(0, 2, 4, 3, 0.4)
+    ignored = torch.rand(target.shape[:3]) < 0.3
+    target[..., 4][ignored] = -1.0
+    poisoned = grid.detach().clone()
+    poisoned[ignored] = math.nan
+    loss, expected = YOLOLoss.textbook(form)(poisoned.requires_grad_(), target), TEXTBOOK[form](grid, target)
+    torch.testing.assert_close(loss, expected)
+    ours, theirs = torch.autograd.grad(loss, poisoned)[0], torch.autograd.grad(expected, grid)[0]
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_objects_by_overlap_need_more_than_half_of_it_and_no_confidence_in_the_target() -> None:
+    target = torch.tensor([0.5, 0.5, 0.5, 0.5, 1.0, 1.0]).view(1, 1, 1, 6)
+    loss = YOLOLoss.textbook("smooth_l1_overlap")
+    for width, confidence, is_object in ((0.25, 1.0, False), (0.2501, 1.0, True), (0.2501, 0.0, True)):
+        grid = target.clone()
+        grid[..., 2], target[..., 4] = width, confidence
+        assert loss.terms(grid, target)["num_pos"] == is_object
+
+
+@pytest.mark.parametrize("form", ["smooth_l1", "smooth_l1_overlap"])
+def test_probabilities_of_0_and_1_have_a_finite_loss_and_gradient(form: str) -> None:
+    target = torch.tensor([0.5, 0.5, 0.5, 0.5, 1.0, 1.0, 0.0, 1.0, 0.0]).view(1, 1, 1, 9)
+    grid = target.clone()
+    grid[..., 5:] = torch.tensor([0.0, 1.0, 1.0, 0.0])
+    terms = YOLOLoss.textbook(form).terms(grid.requires_grad_(), target)
+    terms["loss"].backward()
+    assert terms["loss_cls"] == 50  # two of four are as wrong as can be, which torch bounds by 100
+    assert grid.grad is not None
+    assert grid.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("form", TEXTBOOK)
+def test_a_textbook_form_can_be_pickled_and_printed(form: str) -> None:
+    loss = pickle.loads(pickle.dumps(YOLOLoss.textbook(form)))
+    assert f"form={form!r}, lambda_coord={1.0 if form == 'mse' else 5.0}" in repr(loss)
+    grid, target = textbook_problem(0, 2, 3, 2, 0.5)
+    torch.testing.assert_close(loss(grid, target), YOLOLoss.textbook(form)(grid, target), rtol=0, atol=0)
+    half = loss(grid.half(), target.half())
+    assert half.dtype == torch.float32
+    assert half.isfinite()
+
+
+def test_what_is_no_textbook_form_or_no_probability_raises() -> None:
+    with pytest.raises(ValueError, match=r"form must be one of \['mse', 'smooth_l1', 'smooth_l1_overlap'\], got 'l1'"):
+        YOLOLoss.textbook("l1")
+    for value in (-0.5, 1.5, math.nan):
+        grid, target = textbook_problem(0, 1, 2, 2, 1.0)
+        grid.detach()[0, 0, 0, 5] = value
+        message = rf"input\[..., 5:\] must hold probabilities in \[0, 1\], not logits, got {value}"
+        with pytest.raises(ValueError, match=message):
+            YOLOLoss.textbook("smooth_l1")(grid, target)
+        target[0, 0, 0, 4] = 0.0  # not read there
+        assert YOLOLoss.textbook("smooth_l1")(grid, target).isfinite()
 
 
 def test_it_can_be_pickled_and_printed() -> None:

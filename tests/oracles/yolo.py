@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from tests.oracles import loss as loss_oracle
 
@@ -55,6 +56,38 @@ def yolo(
                 loss = loss_oracle.mse if box == "mse" else loss_oracle.smooth_l1
                 terms["loss_loc"] += coord * loss(*values)
     return terms
+
+
+def textbook_mse(input: Tensor, target: Tensor) -> Tensor:
+    """Return the mean squared errors of boxes, confidences and classes over all cells, added up."""
+    box, confidence, classes = [], [], []
+    for ours, theirs in zip(input.flatten(0, 2), target.flatten(0, 2), strict=True):
+        if theirs[4] < 0:
+            continue
+        box += [(ours[k] - theirs[k]) ** 2 for k in range(4)]
+        confidence.append((ours[4] - theirs[4]) ** 2)
+        classes += [(ours[k] - theirs[k]) ** 2 for k in range(5, len(ours))]
+    return mean(box, input) + mean(confidence, input) + mean(classes, input)
+
+
+def textbook_smooth_l1(input: Tensor, target: Tensor, *, by_overlap: bool = False) -> Tensor:
+    """Return 5 box + confidence with an object + 0.5 confidence without + classes with an object, each a mean."""
+    box, with_object, without, classes = [], [], [], []
+    for index in torch.cartesian_prod(*(torch.arange(n) for n in input.shape[:3])).tolist():
+        ours, theirs = input[tuple(index)], target[tuple(index)]
+        if theirs[4] < 0:
+            continue
+        there = theirs[4] > 0
+        if by_overlap:
+            there = loss_oracle.iou(*(corners(x, *index[1:], input.shape[1]) for x in (ours, theirs))) > 0.5
+        box += [F.smooth_l1_loss(ours[k], theirs[k]) for k in range(4)]
+        (with_object if there else without).append((ours[4] - theirs[4]) ** 2)
+        classes += [F.binary_cross_entropy(ours[k], theirs[k]) for k in range(5, len(ours)) if there]
+    return 5 * mean(box, input) + mean(with_object, input) + 0.5 * mean(without, input) + mean(classes, input)
+
+
+def mean(values: list[Tensor], like: Tensor) -> Tensor:
+    return torch.stack(values).mean() if values else like.sum() * 0
 
 
 def grid_target(targets: list[list[tuple[Tensor, int]]], side: int, classes: int) -> Tensor:

@@ -1,4 +1,7 @@
-"""All geometry of axis-aligned boxes: tensors of boxes in, converted boxes, areas or overlaps out."""
+"""All geometry of axis-aligned boxes: tensors of boxes in, converted boxes, areas or overlaps out.
+
+Integer boxes are computed in int64, in which no sum and no area of pixels overflows; quotients of them are float32.
+"""
 
 import torch
 from torch import Tensor
@@ -19,7 +22,7 @@ def box_cxcywh_to_xyxy(boxes: Tensor) -> Tensor:
         >>> box_cxcywh_to_xyxy(torch.tensor([2.0, 3.0, 2.0, 4.0]))
         tensor([1., 1., 3., 5.])
     """
-    _check_boxes("boxes", boxes)
+    boxes = _checked_boxes("boxes", boxes)
     center, half = boxes[..., :2], boxes[..., 2:] / 2
     return torch.cat((center - half, center + half), dim=-1)
 
@@ -37,7 +40,7 @@ def box_xyxy_to_cxcywh(boxes: Tensor) -> Tensor:
         >>> box_xyxy_to_cxcywh(torch.tensor([1.0, 1.0, 3.0, 5.0]))
         tensor([2., 3., 2., 4.])
     """
-    _check_boxes("boxes", boxes)
+    boxes = _checked_boxes("boxes", boxes)
     low, high = boxes[..., :2], boxes[..., 2:]
     return torch.cat((box_centers(boxes), high - low), dim=-1)
 
@@ -55,7 +58,7 @@ def box_xywh_to_xyxy(boxes: Tensor) -> Tensor:
         >>> box_xywh_to_xyxy(torch.tensor([1.0, 1.0, 2.0, 4.0]))
         tensor([1., 1., 3., 5.])
     """
-    _check_boxes("boxes", boxes)
+    boxes = _checked_boxes("boxes", boxes)
     return torch.cat((boxes[..., :2], boxes[..., :2] + boxes[..., 2:]), dim=-1)
 
 
@@ -72,7 +75,7 @@ def box_xyxy_to_xywh(boxes: Tensor) -> Tensor:
         >>> box_xyxy_to_xywh(torch.tensor([1.0, 1.0, 3.0, 5.0]))
         tensor([1., 1., 2., 4.])
     """
-    _check_boxes("boxes", boxes)
+    boxes = _checked_boxes("boxes", boxes)
     return torch.cat((boxes[..., :2], boxes[..., 2:] - boxes[..., :2]), dim=-1)
 
 
@@ -83,13 +86,13 @@ def box_area(boxes: Tensor) -> Tensor:
         boxes: (..., 4) boxes `(x1, y1, x2, y2)`.
 
     Returns:
-        (...) areas.
+        (...) areas, int64 for integers and at least float32 for others.
 
     Examples:
         >>> box_area(torch.tensor([[0.0, 0.0, 2.0, 3.0], [2.0, 0.0, 0.0, 3.0]]))
         tensor([6., 0.])
     """
-    _check_boxes("boxes", boxes)
+    boxes = full_precision(_checked_boxes("boxes", boxes))
     size = (boxes[..., 2:] - boxes[..., :2]).clamp(min=0)
     return size[..., 0] * size[..., 1]
 
@@ -105,7 +108,7 @@ def box_iou(boxes: Tensor, other: Tensor) -> Tensor:
         other: (..., M, 4) boxes of the same leading shape.
 
     Returns:
-        (..., N, M) values in [0, 1].
+        (..., N, M) values in [0, 1], float32 for integer boxes.
 
     Raises:
         TypeError: one of the arguments is not a tensor.
@@ -171,6 +174,7 @@ def box_ciou(boxes: Tensor, other: Tensor) -> Tensor:
 
 def box_centers(boxes: Tensor) -> Tensor:
     """Return the centres (..., 2) of (..., 4) boxes `(x1, y1, x2, y2)`."""
+    boxes = _checked_boxes("boxes", boxes)
     return (boxes[..., :2] + boxes[..., 2:]) / 2
 
 
@@ -206,8 +210,8 @@ def aligned_coordinates(boxes: Tensor) -> Coordinates:
 
 def pairwise_coordinates(boxes: Tensor, other: Tensor) -> tuple[Coordinates, Coordinates]:
     """Return the coordinates of (..., N, 4) and (..., M, 4) boxes, which broadcast to all pairs (..., N, M)."""
-    _check_boxes("boxes", boxes, min_dim=2)
-    _check_boxes("other", other, min_dim=2)
+    boxes = _checked_boxes("boxes", boxes, min_dim=2)
+    other = _checked_boxes("other", other, min_dim=2)
     if boxes.shape[:-2] != other.shape[:-2]:
         raise ValueError(f"other must have the leading shape {tuple(boxes.shape[:-2])}, got {tuple(other.shape[:-2])}")
     x1, y1, x2, y2 = (x[..., :, None] for x in _coordinates(boxes))
@@ -225,9 +229,10 @@ def _coordinates(boxes: Tensor) -> tuple[Tensor, ...]:
     return full_precision(boxes).movedim(-1, 0).contiguous().unbind(0)
 
 
-def _check_boxes(name: str, boxes: Tensor, min_dim: int = 1) -> None:
+def _checked_boxes(name: str, boxes: Tensor, min_dim: int = 1) -> Tensor:
     if not isinstance(boxes, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(boxes).__name__}")
     if boxes.dim() < min_dim or boxes.shape[-1] != 4:
         expected = "(..., N, 4)" if min_dim == 2 else "(..., 4)"
         raise ValueError(f"{name} must have shape {expected}, got {tuple(boxes.shape)}")
+    return boxes if boxes.is_floating_point() else boxes.long()

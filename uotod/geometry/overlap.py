@@ -99,8 +99,11 @@ def scaled(box: Coordinates, ratio: float) -> Coordinates:
 def quotient(numerator: Tensor, denominator: Tensor, eps: float, positive: bool = False) -> Tensor:
     """Return a quotient whose denominator of at least 0 is padded with `eps`, or 0 where that is 0 and `eps` too.
 
-    It takes the place of the numerator, which must have its shape. `positive` tells that no denominator is 0.
+    It takes the place of the numerator, which must have its shape. `positive` tells that no denominator is 0. Integers
+    have a quotient in float32.
     """
+    if not numerator.is_floating_point():
+        numerator = numerator.float()
     if eps > 0:
         return numerator.div_(denominator + eps)
     if positive:

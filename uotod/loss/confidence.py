@@ -69,7 +69,9 @@ class ConfidenceLoss(SoftTargetLoss):
 
 
 def error(input: Tensor, target: Tensor, kind: str) -> Tensor:
-    """Return the squared error of values ("mse") or the cross-entropy of logits ("bce"), one by one."""
+    """Return errors one by one: squared ones ("mse"), cross-entropies of logits ("bce") or "bce_of_probabilities"."""
     if kind == "mse":
         return (input - target) ** 2
+    if kind == "bce_of_probabilities":
+        return F.binary_cross_entropy(input, target, reduction="none")
     return F.binary_cross_entropy_with_logits(input, target, reduction="none")

@@ -1,11 +1,13 @@
 """YOLO's composite loss on a grid: (B, S, S, C + 5) predictions and targets in, the weighted sum of its terms out."""
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 
 from uotod.check import check_choice, check_device, check_number, reads_values
-from uotod.geometry.boxes import aligned_overlap, box_cxcywh_to_xyxy, full_precision
-from uotod.geometry.cell_coder import SIZES, compress_size
+from uotod.geometry.boxes import aligned_overlap, full_precision
+from uotod.geometry.cell_coder import SIZES, CellCoder, compress_size
 from uotod.loss.confidence import error
 from uotod.loss.iou import CIoULoss, GIoULoss, IoULoss
 
@@ -14,7 +16,32 @@ OVERLAPS: dict[str, type[IoULoss] | type[GIoULoss] | type[CIoULoss]] = {
     "giou": GIoULoss,
     "ciou": CIoULoss,
 }
-EPS = 1e-6  # size below which root and logarithm continue as their tangents, that of `CellCoder`
+
+
+class Form(NamedTuple):
+    """What a textbook form says otherwise than the paper; each of its terms is the mean of its own elements.
+
+    Attributes:
+        weights: of the terms "loss_loc", "loss_obj", "loss_noobj" and "loss_cls".
+        box: error of the four numbers of a box.
+        classes: error of a class.
+        everywhere: those of "box", "confidence" and "classes" whose error is taken over all cells.
+        objects: "target", cells whose confidence in the target is above 0; or "overlap", those whose two boxes have an
+            IoU above 0.5.
+    """
+
+    weights: tuple[float, float, float, float]
+    box: str
+    classes: str
+    everywhere: tuple[str, ...]
+    objects: str = "target"
+
+
+FORMS = {
+    "mse": Form((1.0, 1.0, 1.0, 1.0), "mse", "mse", ("box", "confidence", "classes")),
+    "smooth_l1": Form((5.0, 1.0, 0.5, 1.0), "smooth_l1", "bce_of_probabilities", ("box",)),
+    "smooth_l1_overlap": Form((5.0, 1.0, 0.5, 1.0), "smooth_l1", "bce_of_probabilities", ("box",), "overlap"),
+}
 
 
 class YOLOLoss(nn.Module):
@@ -39,7 +66,7 @@ class YOLOLoss(nn.Module):
     The defaults are YOLO v1, but for the confidence of an object, which in its paper is the IoU of its boxes:
     `obj_quality="iou"`. YOLO v3 is `YOLOLoss(1, 1, 1, 1, size="log", confidence="bce", classes="bce")`. The same is
     said for any number of predictions in a cell by `GridCell`, `ConfidenceLoss` and `DetectionLoss`:
-    `uotod.recipes.yolo`.
+    `uotod.recipes.yolo`. The forms that tutorials teach on the same tensors are `YOLOLoss.textbook`.
 
     Args:
         lambda_coord: weight of the box, at least 0.
@@ -105,6 +132,50 @@ class YOLOLoss(nn.Module):
         self.lambda_class = check_number("lambda_class", lambda_class, low=0.0)
         self.box, self.size, self.confidence, self.classes = box, size, confidence, classes
         self.obj_quality, self.reduction = obj_quality, reduction
+        self.form: str | None = None
+        self.everywhere: tuple[str, ...] = ()
+        self.objects = "target"
+
+    @classmethod
+    def textbook(cls, form: str) -> "YOLOLoss":
+        r"""Build a form that tutorials teach, each term the mean of its own elements.
+
+        With the four numbers `x, y, w, h` of a box, `b`, as they are, all cells `A`, those with an object `O`, and
+        :math:`\operatorname{mean}` over cells and the numbers in them, 0 of no cell:
+
+        * "mse": :math:`\operatorname{mean}_A (\hat b - b)^2 + \operatorname{mean}_A (\hat q - q)^2
+          + \operatorname{mean}_A (\hat p - p)^2`. "loss_obj" is the whole second term, "loss_noobj" 0;
+        * "smooth_l1": :math:`5 \operatorname{mean}_A \operatorname{smooth}_{L_1}(\hat b - b)
+          + \operatorname{mean}_O (\hat q - q)^2 + 0.5 \operatorname{mean}_{A \setminus O} (\hat q - q)^2
+          - \operatorname{mean}_O \left[p \ln \hat p + (1 - p) \ln(1 - \hat p)\right]`. The classes are
+          probabilities, not logits; their logarithms are at least -100, as in `torch.nn.BCELoss`;
+        * "smooth_l1_overlap": the same, where `O` are the cells in which predicted and target box, as fractions of the
+          image, have an IoU above 0.5, whatever the target's confidence; that remains what `q` is.
+
+        Ignored cells, a confidence of -1 in the target, are in neither set. The boxes of empty cells are read.
+
+        Args:
+            form: "mse", "smooth_l1" or "smooth_l1_overlap".
+
+        Raises:
+            ValueError: there is no such form.
+
+        Examples:
+            >>> target = torch.zeros(1, 2, 2, 6)
+            >>> target[0, 1, 0] = torch.tensor([0.5, 0.5, 0.25, 0.25, 1.0, 1.0])  # one object, of the only class
+            >>> input = torch.full((1, 2, 2, 6), 0.5)
+            >>> terms = YOLOLoss.textbook("smooth_l1").terms(input, target)
+            >>> terms["loss_loc"], terms["loss_obj"], terms["loss_noobj"], terms["loss_cls"]
+            (tensor(0.4883), tensor(0.2500), tensor(0.1250), tensor(0.6931))
+            >>> YOLOLoss.textbook("mse")(input, target)
+            tensor(0.6953)
+        """
+        check_choice("form", form, tuple(FORMS))
+        weights, box, classes, everywhere, objects = FORMS[form]
+        loss = cls(*weights, box, size="linear")
+        loss.form, loss.classes, loss.reduction = form, classes, "elements"
+        loss.everywhere, loss.objects = everywhere, objects
+        return loss
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """Return the loss of (B, S, S, C + 5) predictions against targets of the same shape.
@@ -112,7 +183,7 @@ class YOLOLoss(nn.Module):
         Raises:
             TypeError: a tensor is not floating.
             ValueError: the shapes differ or are no grid, or on the CPU a confidence of the target is neither -1 nor in
-                [0, 1].
+                [0, 1], or a probability that is read is not in [0, 1].
         """
         return self.terms(input, target)["loss"]
 
@@ -131,54 +202,64 @@ class YOLOLoss(nn.Module):
     def extra_repr(self) -> str:
         """Return the arguments for `repr`."""
         weights = ("lambda_coord", "lambda_obj", "lambda_noobj", "lambda_class")
-        names = (*weights, "box", "size", "confidence", "classes", "obj_quality", "reduction")
+        others = ("box", "size", "confidence", "classes", "obj_quality", "reduction")
+        names = (*weights, *others) if self.form is None else ("form", *weights)
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
 
     def _terms(self, values: Tensor, target: Tensor) -> dict[str, Tensor]:
-        confidence = target[..., 4]  # (B, S, S)
-        has_object, is_empty = confidence > 0, confidence == 0
-        num_pos = has_object.sum().to(values.dtype)
+        confidence = target[..., 4:5]  # (B, S, S, 1)
+        counts, has_object = confidence >= 0, confidence > 0
         # a masked NaN would still reach the gradient: what is not read becomes harmless before the loss
-        mask = has_object.unsqueeze(-1)
-        box, other = (torch.where(mask, x[..., :4], 0.5) for x in (values, target))
-        classes, labels = (torch.where(mask, x[..., 5:], 0.0) for x in (values, target))
-        found = torch.where(has_object | is_empty, values[..., 4], 0.0)
-        wanted = torch.where(has_object, confidence, 0.0)
-        if self.obj_quality is not None:
+        box_cells = counts if "box" in self.everywhere else has_object
+        box, other = (torch.where(box_cells, x[..., :4], 0.5) for x in (values, target))
+        found, wanted = (torch.where(counts, x[..., 4:5], 0.0) for x in (values, target))
+        if self.obj_quality is not None or self.objects == "overlap":
             with torch.no_grad():
-                overlap = aligned_overlap(grid_boxes(box), grid_boxes(other), "iou", eps=0.0)
-                wanted = wanted * overlap.clamp(max=1)
-        errors = error(found, wanted, self.confidence)
-        sums = {
-            "loss_loc": self.lambda_coord * self._box_errors(box, other).where(has_object, 0.0).sum(),
-            "loss_obj": self.lambda_obj * errors.where(has_object, 0.0).sum(),
-            "loss_noobj": self.lambda_noobj * errors.where(is_empty, 0.0).sum(),
-            "loss_cls": self.lambda_class * error(classes, labels, self.classes).where(mask, 0.0).sum(),
+                overlap = aligned_overlap(grid_boxes(box), grid_boxes(other), "iou", eps=0.0).clamp(max=1).unsqueeze(-1)
+            if self.objects == "overlap":
+                has_object = counts & (overlap > 0.5)
+            else:
+                wanted = wanted * overlap
+        obj_cells = counts if "confidence" in self.everywhere else has_object
+        class_cells = counts if "classes" in self.everywhere else has_object
+        classes, labels = (torch.where(class_cells, x[..., 5:], 0.0) for x in (values, target))
+        if self.classes == "bce_of_probabilities":
+            _check_shares("input[..., 5:]", classes, "hold probabilities in [0, 1], not logits")
+        confidences = error(found, wanted, self.confidence)
+        parts = {  # weight, cells (B, S, S, 1), errors (B, S, S, 1 or more)
+            "loss_loc": (self.lambda_coord, box_cells, self._box_errors(box, other)),
+            "loss_obj": (self.lambda_obj, obj_cells, confidences),
+            "loss_noobj": (self.lambda_noobj, counts & ~obj_cells, confidences),
+            "loss_cls": (self.lambda_class, class_cells, error(classes, labels, self.classes)),
         }
-        if self.reduction == "mean":
-            sums = {name: value / num_pos.clamp(min=1) for name, value in sums.items()}
-        total = torch.stack(list(sums.values())).sum()
-        return {"loss": total, **sums, "num_pos": num_pos, "num_neg": is_empty.sum().to(values.dtype)}
+        num_pos, num_neg = (cells.sum().to(values.dtype) for cells in (has_object, counts & ~has_object))
+        sums = {}
+        for name, (weight, cells, errors) in parts.items():
+            sums[name] = weight * errors.where(cells, 0.0).sum()
+            if self.reduction != "sum":
+                count = cells.sum() * errors.shape[-1] if self.reduction == "elements" else num_pos
+                sums[name] = sums[name] / count.clamp(min=1)
+        return {"loss": torch.stack(list(sums.values())).sum(), **sums, "num_pos": num_pos, "num_neg": num_neg}
 
     def _box_errors(self, box: Tensor, other: Tensor) -> Tensor:
-        """Return the error (B, S, S) of each cell's box."""
+        """Return the errors (B, S, S, 4 or 1) of each cell's box."""
         if self.box in OVERLAPS:
             loss: Tensor = OVERLAPS[self.box](reduction="none")(grid_boxes(box), grid_boxes(other))
-            return loss
+            return loss.unsqueeze(-1)
         ours, theirs = (
-            torch.cat((x[..., :2], compress_size(x[..., 2:], self.size, EPS)), dim=-1) for x in (box, other)
+            torch.cat((x[..., :2], compress_size(x[..., 2:], self.size, CellCoder.eps)), dim=-1) for x in (box, other)
         )
         if self.box == "mse":
-            return ((ours - theirs) ** 2).sum(-1)
-        return nn.functional.smooth_l1_loss(ours, theirs, reduction="none").sum(-1)
+            return error(ours, theirs, "mse")
+        return nn.functional.smooth_l1_loss(ours, theirs, reduction="none")
 
 
 def grid_boxes(values: Tensor) -> Tensor:
     """Return the boxes (B, S, S, 4), xyxy as fractions of the image, of a grid (B, S, S, ≥ 4) of `x, y, w, h`."""
     side = values.shape[1]
-    index = torch.arange(side, device=values.device).to(values.dtype)
-    corner = torch.stack((index.expand(side, side), index[:, None].expand(side, side)), dim=-1)  # (S, S, 2)
-    return box_cxcywh_to_xyxy(torch.cat(((values[..., :2] + corner) / side, values[..., 2:4]), dim=-1))
+    center = (torch.arange(side, device=values.device).to(values.dtype) + 0.5) / side
+    points = torch.stack((center.expand(side, side), center[:, None].expand(side, side)), dim=-1)  # (S, S, 2)
+    return CellCoder("linear").decode(values[..., :4], points, values.new_full((), 1 / side))
 
 
 def _check_grid(input: Tensor, target: Tensor) -> None:
@@ -191,11 +272,13 @@ def _check_grid(input: Tensor, target: Tensor) -> None:
     if target.shape != input.shape:
         raise ValueError(f"target must have shape {tuple(input.shape)} like input, got {tuple(target.shape)}")
     check_device("target", target, input.device)
-    confidence = target[..., 4]
-    if reads_values(confidence, validate=False):
-        wrong = ~((confidence >= 0) & (confidence <= 1) | (confidence == -1))
+    expected = "lie in [0, 1] or be -1 for an ignored cell"
+    _check_shares("target[..., 4], the confidence,", target[..., 4], expected, or_be=-1.0)
+
+
+def _check_shares(name: str, values: Tensor, expected: str, or_be: float = 0.0) -> None:
+    """Raise a ValueError unless values lie in [0, 1] or are one other number, where they may be read."""
+    if reads_values(values, validate=False):
+        wrong = ~((values >= 0) & (values <= 1) | (values == or_be))
         if bool(wrong.any()):
-            raise ValueError(
-                f"target[..., 4], the confidence, must lie in [0, 1] or be -1 for an ignored cell, "
-                f"got {float(confidence[wrong][0])}"
-            )
+            raise ValueError(f"{name} must {expected}, got {float(values.detach()[wrong][0])}")
