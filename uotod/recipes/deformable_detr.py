@@ -50,8 +50,8 @@ def deformable_detr(
 
     Shape:
         `pred_logits` (B, P, num_classes) and `pred_boxes` (B, P, 4), xyxy, in units of the image; `aux_outputs`;
-        optionally, with two stages, `enc_outputs`, a dict of the same keys for the proposals of the encoder. Their logits
-        may be any number: the published model has `num_classes`, of which the first stands for all objects.
+        optionally, with two stages, `enc_outputs`, a dict of the same keys for the proposals of the encoder. They may
+        have any number of logits: `num_classes` in the published model, of which the first stands for all objects.
 
     Raises:
         TypeError: a part is of the wrong type.
