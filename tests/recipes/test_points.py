@@ -9,7 +9,14 @@ from torch import nn
 from tests.oracles import recipes as slow
 from tests.support.dense_scenes import DenseScene, check_terms, dense_scene
 from uotod import recipes
-from uotod.loss import BalancedL1Loss, DIoULoss, DistributionFocalLoss, ObjectnessLoss, SigmoidFocalLoss, TargetNormalizer
+from uotod.loss import (
+    BalancedL1Loss,
+    DIoULoss,
+    DistributionFocalLoss,
+    ObjectnessLoss,
+    SigmoidFocalLoss,
+    TargetNormalizer,
+)
 from uotod.match import IoUThreshold
 
 SEEDS = range(24)

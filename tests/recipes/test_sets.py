@@ -145,6 +145,6 @@ def test_the_weight_of_the_background_is_checked(name) -> None:
 @pytest.mark.parametrize("name", ["detr", "uot_detr"])
 def test_logits_of_another_number_of_classes_are_named(name) -> None:
     problem = problem_for(name)
-    expected = rf"input\['pred_logits'\] must have 7 logits for num_classes=6 and one for the background, got {CLASSES + 1}"
+    expected = rf"\['pred_logits'\] must have 7 logits for num_classes=6 and one for the background, got {CLASSES + 1}"
     with pytest.raises(ValueError, match=expected):
         recipes.ALL_RECIPES[name](6)(problem.input, problem.target)

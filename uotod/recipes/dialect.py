@@ -52,7 +52,7 @@ def choose_parts(losses: Losses | None, weights: Weights | None, published: Mapp
         ValueError: a name is unknown, or a weight negative.
     """
     known = dict(published)
-    given = _mapping("losses", losses)
+    given = by_name("losses", losses)
     if "loc" in given and "loc" not in known:
         known = {name: part for name, part in known.items() if name in OTHER_TERMS} | {"loc": (given["loc"], 1.0)}
     others = () if "loc" in known else ("loc",)  # a name of losses that is none of weights
@@ -100,7 +100,7 @@ def merge(
         TypeError: what is given is no mapping.
         ValueError: a name is unknown.
     """
-    given = _mapping(argument, given)
+    given = by_name(argument, given)
     for name in given:
         if name not in published:
             raise ValueError(f"{argument} must have names among {[*published, *others]}, got {name!r}")
@@ -111,6 +111,17 @@ def merge_weights(argument: str, given: Weights | None, published: Weights) -> d
     """Return `merge` of weights, numbers that are at least 0."""
     merged = merge(argument, given, published)
     return {name: check_number(f"{argument}[{name!r}]", weight, low=0.0) for name, weight in merged.items()}
+
+
+def by_name(argument: str, given: Mapping[str, Value] | None) -> Mapping[str, Value]:
+    """Return what is given, nothing for None, after a check that it goes by names."""
+    if given is None:
+        return {}
+    if not isinstance(given, Mapping):
+        raise TypeError(
+            f"{argument} must be a dict by the names of terms, got {given!r} of type {type(given).__name__}"
+        )
+    return given
 
 
 def weigh(loss: nn.Module, weight: float) -> nn.Module:
@@ -164,13 +175,3 @@ def focal_hungarian(*, cost_weights: Weights | None = None, **options: Any) -> H
     """Return the Hungarian matcher on the focal cost, L1 and GIoU, of Deformable DETR and its successors."""
     cost = SigmoidFocalCost(alpha=0.25, gamma=2.0, reduction="none")
     return Hungarian(**set_costs(cost, cost_weights, cls=2.0), **options)
-
-
-def _mapping(argument: str, given: Mapping[str, Value] | None) -> Mapping[str, Value]:
-    if given is None:
-        return {}
-    if not isinstance(given, Mapping):
-        raise TypeError(
-            f"{argument} must be a dict by the names of terms, got {given!r} of type {type(given).__name__}"
-        )
-    return given

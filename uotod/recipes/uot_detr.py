@@ -16,7 +16,7 @@ from uotod.match import Matcher, UnbalancedSinkhorn
 from uotod.match.schedule import Schedule
 from uotod.recipes.deformable_detr import deformable_detr
 from uotod.recipes.detr import detr
-from uotod.recipes.dialect import Losses, Weights, choose_matcher, set_costs
+from uotod.recipes.dialect import Losses, Weights, by_name, choose_matcher, set_costs
 
 
 def uot_detr(
@@ -101,7 +101,7 @@ def uot_detr(
         num_classes,
         matcher=matcher,
         losses=losses,
-        weights={"cls": 2.0, **(weights or {})},
+        weights={"cls": 2.0, **by_name("weights", weights)},
         normalizer=MassNormalizer(distributed=True) if normalizer is None else normalizer,
         background_weight=background_weight,
         box_format=box_format,
@@ -185,7 +185,7 @@ def uot_deformable_detr(
         num_classes,
         matcher=matcher,
         losses=losses,
-        weights={"cls": 2.0, **(weights or {})},
+        weights={"cls": 2.0, **by_name("weights", weights)},
         normalizer=PositiveNormalizer(distributed=True) if normalizer is None else normalizer,
         box_format=box_format,
         layer_weights=layer_weights,
