@@ -13,11 +13,11 @@ from uotod.loss import (
     DetectionLoss,
     GIoULoss,
     IoULoss,
+    MultipleObjectiveLoss as Sum,
     PositiveNormalizer,
     SigmoidFocalCost,
     SigmoidFocalLoss,
 )
-from uotod.loss import MultipleObjectiveLoss as Sum
 from uotod.match import Hungarian, Matcher, UnbalancedSinkhorn
 from uotod.utils import Anchors, Points
 
@@ -49,7 +49,7 @@ def criteria(workload: Workload) -> dict[str, DetectionLoss]:
         return {"IoU": recipes.ssd300(classes)}
     if workload.kind == "uot":
         return {"unbalanced": _unbalanced_ssd()}
-    task_aligned = recipes.yolov8(classes, cls_weight=1.0, loc_weight=1.0, dfl_weight=0.0)
+    task_aligned = recipes.yolov8(classes, weights={"cls": 1.0, "box": 1.0, "dfl": 0.0})
     return {"task-aligned": task_aligned, "Hungarian": on_points(Hungarian)}
 
 

@@ -32,7 +32,7 @@ CRITERIA: dict[str, Callable[[int], DetectionLoss]] = {
     "Hungarian": lambda classes: on_points(Hungarian),
     "UnbalancedSinkhorn": lambda classes: on_points(UnbalancedSinkhorn),
     "IoUThreshold": recipes.retinanet,
-    "TaskAligned": lambda classes: recipes.yolov8(classes, dfl_weight=0.0),
+    "TaskAligned": lambda classes: recipes.yolov8(classes, weights={"dfl": 0.0}),
 }
 STEEP = 1.1  # an exponent above which growth is worse than B · P · T, noise aside
 

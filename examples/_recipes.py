@@ -7,7 +7,7 @@ from _options import Options, fail
 from common import Detector, Outputs
 from torch import Tensor, nn
 
-from uotod.loss import Branches, DetectionLoss, MultipleObjectiveLoss
+from uotod.loss import Branches, DetectionLoss
 from uotod.match import GridCell, Uniform
 from uotod.recipes import ALL_RECIPES
 from uotod.utils import Anchors
@@ -64,13 +64,13 @@ class RecipeCriterion(nn.Module):
         main = self.criterion.main if isinstance(self.criterion, Branches) else self.criterion
         assert isinstance(main, DetectionLoss)
         self.main: DetectionLoss = main
-        matcher, loc = main.matching_method, main.loc_loss_module
-        parts = [x.module for x in loc.parts()] if isinstance(loc, MultipleObjectiveLoss) else [loc]
+        matcher = main.matching_method
+        reads = {field for term in main.all_terms for field in term.needs}
         self.head = Head(
             num_classes,
             main.bg_class_position,
-            objectness=main.obj_loss_module is not None,
-            bins=BINS if any("pred_dist" in getattr(part, "needs", ()) for part in parts) else 0,
+            objectness="pred_objectness" in reads,
+            bins=BINS if "pred_dist" in reads else 0,
             shapes=matcher.is_anchor_based or isinstance(matcher, (GridCell, Uniform)),
         )
 

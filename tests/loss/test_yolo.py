@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.oracles import yolo as oracle
+from tests.support.criteria import detection_loss
 from tests.support.problems import random_boxes
 from uotod.loss import (
     BoxSpace,
@@ -116,12 +117,11 @@ def composed(style: dict, weights, reduction: str) -> DetectionLoss:
     confidence = ConfidenceLoss(
         kind=style.get("confidence", "mse"), positive_weight=weights[1], negative_weight=weights[2], reduction="none"
     )
-    return DetectionLoss(
+    return detection_loss(
         MultipleObjectiveLoss([classes(reduction="none")], weights[3:]),
         MultipleObjectiveLoss([loc], weights[:1]),
         GridCell(choose="prediction", negative=None),
-        "none",
-        obj_loss_module=confidence,
+        obj_loss=confidence,
         obj_quality=style.get("obj_quality"),
         cls_background=False,
         reduction=reduction,
@@ -173,23 +173,25 @@ def test_the_recipe_on_one_grid_equals_it(style: str, reduction: str) -> None:
 def test_the_recipe_takes_other_weights_and_parts() -> None:
     grid, targets = problem(2, 4)
     args = as_detections(grid, targets)
-    weights = {"lambda_coord": 2.0, "lambda_obj": 3.0, "lambda_noobj": 0.25, "lambda_class": 0.7}
+    weights = {"loc": 2.0, "obj": 3.0, "noobj": 0.25, "cls": 0.7}
     expected = composed(STYLES["v1-iou"], list(weights.values()), "mean")(*args)
-    torch.testing.assert_close(yolo(CLASSES, style="v1", **weights)(*args), expected)
+    torch.testing.assert_close(yolo(CLASSES, style="v1", weights=weights)(*args), expected)
     swapped = yolo(
         CLASSES,
         style="v1",
         matcher=GridCell(choose="anchor"),
-        cls_loss=nn.BCEWithLogitsLoss(reduction="none"),
-        loc_loss=CIoULoss(reduction="none"),
-        obj_loss=ObjectnessLoss(reduction="none"),
+        losses={
+            "cls": nn.BCEWithLogitsLoss(reduction="none"),
+            "loc": CIoULoss(reduction="none"),
+            "obj": ObjectnessLoss(reduction="none"),
+        },
     )
     names = [name for name in swapped.terms(*args) if name.startswith("loss_")]
     assert names == ["loss_cls", "loss_cls_bce_with_logits", "loss_loc", "loss_loc_ciou", "loss_obj"]
     with pytest.raises(ValueError, match=r"style must be one of \['v1', 'v3'\], got 'v2'"):
         yolo(CLASSES, style="v2")
-    with pytest.raises(ValueError, match="lambda_coord must lie in"):
-        yolo(CLASSES, lambda_coord=-1.0)
+    with pytest.raises(ValueError, match=r"weights\['loc'\] must lie in"):
+        yolo(CLASSES, weights={"loc": -1.0})
 
 
 def test_cells_without_object_are_not_read_but_for_their_confidence() -> None:

@@ -85,7 +85,7 @@ def test_yolox_is_that_of_mmdetection(seed: int, l1_weight: float, yolox: Any) -
     names = {"loss_cls": "loss_cls", "loss_loc_box": "loss_bbox", "loss_obj": "loss_obj"}
     names |= {"loss_loc_l1": "loss_l1"} if l1_weight else {}
     matcher = SimOTA(region="box_and_center", radius=2.5, penalty=1e5, eps=1e-7)
-    criterion = recipes.yolox(3, matcher=matcher, l1_weight=l1_weight)
+    criterion = recipes.yolox(3, matcher=matcher, weights={"l1": l1_weight})
     check_terms(criterion, problem, {ours: losses[theirs] for ours, theirs in names.items()}, rtol=1e-4)
 
 

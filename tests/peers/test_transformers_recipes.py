@@ -23,6 +23,7 @@ from uotod.utils import box_xyxy_to_cxcywh
 
 pytest.importorskip("transformers")
 PROBLEMS = 20
+NO_DIST = {"fgl": 0.0, "dist": 0.0}
 SIZES = [(3, 20, 4), (1, 30, 1), (2, 12, 0), (3, 15, 9), (2, 4, 6)]  # images, predictions, most targets
 
 
@@ -63,7 +64,7 @@ def test_deformable_detr(size, weights) -> None:
     """transformers gives the classes a weight of 1, the published implementation 2."""
     from transformers.loss.loss_deformable_detr import DeformableDetrForObjectDetectionLoss
 
-    criterion = recipes.deformable_detr(CLASSES, loss_weights=weights)
+    criterion = recipes.deformable_detr(CLASSES, weights=dict(zip(("cls", "l1", "giou"), weights, strict=True)))
     names = {"class_cost": 2, "bbox_cost": 5, "giou_cost": 2, "num_labels": CLASSES, "focal_alpha": 0.25}
     names |= {"bbox_loss_coefficient": weights[1], "giou_loss_coefficient": weights[2]}
     config = SimpleNamespace(**names, auxiliary_loss=True, decoder_layers=3)
@@ -194,9 +195,9 @@ def vote_ties(criterion: torch.nn.Module, layers: list[Layer], targets: list[dic
     ("name", "settings", "options"),
     [
         ("rt_detr", {}, {}),
-        ("d_fine", {}, {"union": False, "dist_weights": None}),
-        ("deim", {"use_dense_one_to_one": False, "focal_loss_gamma": 1.5}, {"union": False, "dist_weights": None}),
-        ("deim", {"use_dense_one_to_one": True, "focal_loss_gamma": 1.5}, {"dist_weights": None}),
+        ("d_fine", {}, {"union": False, "weights": NO_DIST}),
+        ("deim", {"use_dense_one_to_one": False, "focal_loss_gamma": 1.5}, {"union": False, "weights": NO_DIST}),
+        ("deim", {"use_dense_one_to_one": True, "focal_loss_gamma": 1.5}, {"weights": NO_DIST}),
     ],
     ids=["rt_detr", "d_fine", "deim", "deim-union"],
 )

@@ -149,14 +149,15 @@ def test_without_penalties_on_targets_unbalanced_ssd_is_ssd_without_forced_match
 def test_any_part_can_be_exchanged(name: str) -> None:
     parts: dict[str, nn.Module] = {
         "matcher": ClosestTarget(loc_match_module=IoULoss(reduction="none"), is_anchor_based=True),
-        "cls_loss": SoftmaxFocalLoss(reduction="none"),
-        "loc_loss": GIoULoss(reduction="none"),
+        "cls": SoftmaxFocalLoss(reduction="none"),
+        "loc": GIoULoss(reduction="none"),
         "normalizer": PositiveNormalizer(),
     }
-    attributes = {"matcher": "matching_method", "cls_loss": "cls_loss_module", "loc_loss": "loc_loss_module"}
+    attributes = {"matcher": "matching_method", "cls": "cls_loss_module", "loc": "loc_loss_module"}
     attributes["normalizer"], published = "normalizer", ALL_RECIPES[name](3)
     for part, value in parts.items():
-        criterion = ALL_RECIPES[name](3, **{part: value})
+        given = {"losses": {part: value}} if part in ("cls", "loc") else {part: value}
+        criterion = ALL_RECIPES[name](3, **given)
         for other, attribute in attributes.items():
             found = getattr(criterion, attribute)
             if other == part:

@@ -1,6 +1,5 @@
 """The criteria of detectors on points equal slow loops of their published formulas."""
 
-import inspect
 from typing import Any
 
 import pytest
@@ -10,7 +9,14 @@ from torch import nn
 from tests.oracles import recipes as slow
 from tests.support.dense_scenes import DenseScene, check_terms, dense_scene
 from uotod import recipes
-from uotod.loss import DIoULoss, DistributionFocalLoss, ObjectnessLoss, SigmoidFocalLoss, TargetNormalizer
+from uotod.loss import (
+    BalancedL1Loss,
+    DIoULoss,
+    DistributionFocalLoss,
+    ObjectnessLoss,
+    SigmoidFocalLoss,
+    TargetNormalizer,
+)
 from uotod.match import IoUThreshold
 
 SEEDS = range(24)
@@ -53,7 +59,7 @@ def test_yolox_is_its_slow_loop(seed: int, l1_weight: float) -> None:
     problem = dense_scene(seed)
     names = {"loss_cls": "cls", "loss_loc_box": "box", "loss_obj": "obj"} | ({"loss_loc_l1": "l1"} if l1_weight else {})
     expected = slow.yolox(problem.images(), l1_weight=l1_weight)
-    check(recipes.yolox(3, l1_weight=l1_weight), problem, expected, names)
+    check(recipes.yolox(3, weights={"l1": l1_weight}), problem, expected, names)
 
 
 @pytest.mark.parametrize("style", ["torchvision", "mmdetection"])
@@ -85,23 +91,31 @@ def levels(problem: DenseScene) -> list[int]:
     return problem.points.level.tolist()
 
 
-PARTS = {
-    "cls_loss": SigmoidFocalLoss(gamma=1.0, reduction="none"),
-    "loc_loss": DIoULoss(reduction="none"),
-    "obj_loss": ObjectnessLoss(reduction="none"),
-    "dfl_loss": DistributionFocalLoss(bins=range(16), reduction="none"),
-    "matcher": IoUThreshold(),
-    "normalizer": TargetNormalizer(),
+PARTS = {"matcher": IoUThreshold(), "normalizer": TargetNormalizer()}
+LOSSES = {
+    "cls": SigmoidFocalLoss(gamma=1.0, reduction="none"),
+    "loc": DIoULoss(reduction="none"),
+    "box": DIoULoss(reduction="none"),
+    "obj": ObjectnessLoss(reduction="none"),
+    "dfl": DistributionFocalLoss(bins=range(16), reduction="none"),
+    "l1": BalancedL1Loss(reduction="none"),
 }
-NAMES = ["atss", "fcos", "gfl", "ota", "rtmdet", "tood", "yolov8", "yolox"]
+# the published weights
+PUBLISHED = {
+    "atss": {"cls": 1.0, "loc": 2.0, "obj": 1.0},
+    "fcos": {"cls": 1.0, "loc": 1.0, "obj": 1.0},
+    "gfl": {"cls": 1.0, "box": 2.0, "dfl": 0.25},
+    "ota": {"cls": 1.0, "loc": 2.0, "obj": 0.5},
+    "rtmdet": {"cls": 1.0, "loc": 2.0},
+    "tood": {"cls": 1.0, "loc": 2.0},
+    "yolov8": {"cls": 0.5, "box": 7.5, "dfl": 1.5},
+    "yolox": {"cls": 1.0, "box": 5.0, "l1": 0.0, "obj": 1.0},
+}
+NAMES = list(PUBLISHED)
 
 
-EXCHANGES = [
-    (name, part) for name in NAMES for part in PARTS if part in inspect.signature(recipes.ALL_RECIPES[name]).parameters
-]
-
-
-@pytest.mark.parametrize(("name", "part"), EXCHANGES)
+@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("name", NAMES)
 def test_every_part_can_be_exchanged(name: str, part: str) -> None:
     recipe, problem = recipes.ALL_RECIPES[name], dense_scene(5, dist=True)
     criterion = recipe(3, **{part: PARTS[part]})
@@ -109,23 +123,32 @@ def test_every_part_can_be_exchanged(name: str, part: str) -> None:
     assert criterion(problem.input, problem.target, problem.anchors()).isfinite()
 
 
+@pytest.mark.parametrize(("name", "loss"), [(name, loss) for name in NAMES for loss in {**PUBLISHED[name], "loc": 0}])
+def test_every_loss_can_be_exchanged(name: str, loss: str) -> None:
+    recipe, problem = recipes.ALL_RECIPES[name], dense_scene(5, dist=True)
+    weights = {"l1": 1.0} if loss == "l1" else {}
+    criterion = recipe(3, losses={loss: LOSSES[loss]}, weights=weights)
+    assert any(module is LOSSES[loss] for module in criterion.modules())
+    assert criterion(problem.input, problem.target, problem.anchors()).isfinite()
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_weight_scales_its_term(name: str) -> None:
     recipe, problem = recipes.ALL_RECIPES[name], dense_scene(5, dist=True)
     arguments = problem.input, problem.target, problem.anchors()
-    for part in ("cls", "loc", "obj"):
-        weight = inspect.signature(recipe).parameters.get(f"{part}_weight")
-        if weight is not None:
-            term = "loss_loc_box" if part == "loc" and name in ("gfl", "yolov8", "yolox") else f"loss_{part}"
-            scaled = recipe(3, **{f"{part}_weight": 3 * weight.default}).terms(*arguments)
-            torch.testing.assert_close(scaled[term], 3 * recipe(3).terms(*arguments)[term])
+    for part, weight in PUBLISHED[name].items():
+        term = f"loss_{part}" if part in ("cls", "loc", "obj") else f"loss_loc_{part}"
+        once, thrice = (recipe(3, weights={part: k * (weight or 1.0)}).terms(*arguments)[term] for k in (1, 3))
+        torch.testing.assert_close(thrice, 3 * once)
+        if weight:
+            torch.testing.assert_close(once, recipe(3).terms(*arguments)[term])
 
 
 @pytest.mark.parametrize("name", ["gfl", "yolov8"])
 def test_boxes_without_a_distribution_need_no_pred_dist(name: str) -> None:
     recipe, problem = recipes.ALL_RECIPES[name], dense_scene(5)
     arguments = problem.input, problem.target, problem.anchors()
-    assert recipe(3, dfl_weight=0.0)(*arguments).isfinite()
+    assert recipe(3, weights={"dfl": 0.0})(*arguments).isfinite()
     with pytest.raises(ValueError, match="input must have the key 'pred_dist'"):
         recipe(3)(*arguments)
 

@@ -1,4 +1,4 @@
-"""All recipes: parts that replace, what is missing, no targets, copies, and no state."""
+"""All recipes: parts that replace, what is missing, no targets, copies, and no state; the dialect is tested beside."""
 
 import copy
 import inspect
@@ -6,42 +6,12 @@ import pickle
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from tests.support.problems import Problem, random_problem
+from tests.support.recipe_cases import BINS, CLASSES, PUBLISHED, SUMS, main_of, problem_for, published_losses, value_of
 from uotod import recipes
-from uotod.cost.adapters import parts_of
-from uotod.loss import DetectionLoss, MultipleObjectiveLoss
+from uotod.loss import MultipleObjectiveLoss
 from uotod.recipes import ALL_RECIPES
-
-CLASSES = 3
-BACKGROUND = ("detr", "ssd300", "uot_detr", "uot_ssd")  # a class of the logits is the background
-BINS = {"d_fine": 33, "deim": 33, "gfl": 17, "yolov8": 16}
-SUMS = ("d_fine", "deformable_detr", "deim", "detr", "dino", "group_detr", "h_detr", "rt_detr")
-SUMS += ("uot_deformable_detr", "uot_detr")  # their loss of boxes is a sum, replaced as a whole
-
-
-def problem_for(name: str, classes: int = CLASSES, preds: int = 26, targets: int = 3) -> Problem:
-    """Return a problem with every key that the recipe reads."""
-    first = int(name in ("ssd300", "uot_ssd"))
-    problem = random_problem(
-        2, preds, targets, classes + (name in BACKGROUND), low=first, high=first + classes, full=True
-    )
-    problem.input["pred_objectness"] = torch.randn(2, preds, dtype=torch.float64).requires_grad_()
-    if name in BINS:
-        problem.input["pred_dist"] = torch.randn(2, preds, 4, BINS[name], dtype=torch.float64).requires_grad_()
-    return problem
-
-
-def main_of(criterion: nn.Module) -> DetectionLoss:
-    main = getattr(criterion, "main", criterion)
-    assert isinstance(main, DetectionLoss)
-    return main
-
-
-def value_of(criterion: nn.Module, problem: Problem) -> Tensor:
-    loss: Tensor = criterion(problem.input, problem.target, problem.anchors)
-    return loss
 
 
 @pytest.mark.parametrize("name", ALL_RECIPES)
@@ -49,26 +19,22 @@ def test_the_published_part_in_place_of_itself_changes_nothing(name) -> None:
     build, problem = ALL_RECIPES[name], problem_for(name)
     published = build(CLASSES)
     main = main_of(published)
-    parts = {"matcher": main.matching_method, "normalizer": main.normalizer}
-    parts["cls_loss"] = parts_of(main.cls_loss_module)[0].module
-    boxes = parts_of(main.loc_loss_module)[0].module
-    parts["loc_loss"] = main.loc_loss_module if name in SUMS else boxes
-    if "dfl_loss" in inspect.signature(build).parameters:
-        parts["dfl_loss"] = parts_of(main.loc_loss_module)[1].module
-    if "obj_loss" in inspect.signature(build).parameters and main.obj_loss_module is not None:
-        parts["obj_loss"] = parts_of(main.obj_loss_module)[0].module
     expected = value_of(published, problem)
-    for key, part in parts.items():
+    for key, part in {"matcher": main.matching_method, "normalizer": main.normalizer}.items():
         torch.testing.assert_close(value_of(build(CLASSES, **{key: part}), problem), expected)
+    losses = published_losses(name, main)
+    assert set(losses) == {*PUBLISHED[name], "loc"} - {"noobj"} - ({"l1"} if name == "yolox" else set())
+    for key, loss in losses.items():
+        torch.testing.assert_close(value_of(build(CLASSES, losses={key: loss}), problem), expected)
 
 
 def test_the_parts_of_a_sum_keep_their_names_under_the_weight() -> None:
     parts = {"bce": nn.BCEWithLogitsLoss(reduction="none"), "mse": nn.MSELoss(reduction="none")}
     problem = problem_for("deformable_detr")
-    criterion = recipes.deformable_detr(CLASSES, cls_loss=MultipleObjectiveLoss(parts, [3.0, 0.5]))
+    criterion = recipes.deformable_detr(CLASSES, losses={"cls": MultipleObjectiveLoss(parts, [3.0, 0.5])})
     terms = criterion.terms(problem.input, problem.target)
     for name, weight in (("bce", 6.0), ("mse", 1.0)):
-        alone = recipes.deformable_detr(CLASSES, cls_loss=parts[name], loss_weights=(weight, 5.0, 2.0))
+        alone = recipes.deformable_detr(CLASSES, losses={"cls": parts[name]}, weights={"cls": weight})
         expected = alone.terms(problem.input, problem.target)["loss_cls"]
         torch.testing.assert_close(terms[f"loss_cls_{name}"], expected)
 
@@ -101,9 +67,9 @@ def test_the_number_of_classes_is_checked(name) -> None:
 
 
 @pytest.mark.parametrize("name", SUMS)
-def test_a_set_needs_three_weights(name) -> None:
-    for key in ("cost_weights", "loss_weights"):
-        with pytest.raises(ValueError, match="weights must hold three numbers"):
+def test_the_weights_of_a_set_go_by_name(name) -> None:
+    for key in ("cost_weights", "weights"):
+        with pytest.raises(TypeError, match=rf"{key} must be a dict by the names of terms, got \(1.0, 5.0\)"):
             ALL_RECIPES[name](CLASSES, **{key: (1.0, 5.0)})
 
 
@@ -121,11 +87,17 @@ def test_what_is_missing_is_named(name) -> None:
 @pytest.mark.parametrize("name", ALL_RECIPES)
 def test_a_bad_argument_is_named(name) -> None:
     """Weights, exponents and flags of an impossible value raise, with the name of the argument."""
-    for key, parameter in inspect.signature(ALL_RECIPES[name]).parameters.items():
+    for key in inspect.signature(ALL_RECIPES[name]).parameters:
         if key.endswith("_weight") or key in ("beta", "gamma", "sum_groups", "union"):
             for value in ("bad", -1.0, float("nan")):
-                with pytest.raises((TypeError, ValueError), match=r"weight must|beta must|gamma must|_\w+ must"):
+                with pytest.raises(
+                    (TypeError, ValueError), match=r"weight must|beta must|gamma must|union must|_\w+ must"
+                ):
                     ALL_RECIPES[name](CLASSES, **{key: value})
-        elif key.endswith("_loss") and parameter.default is None:
-            with pytest.raises(TypeError, match=f"{key}\\w* must|losses.* must"):
-                ALL_RECIPES[name](CLASSES, **{key: "bad"})
+    for key in PUBLISHED[name]:
+        for value in ("bad", -1.0, float("nan")):
+            with pytest.raises((TypeError, ValueError), match=rf"weights\['{key}'\] must"):
+                ALL_RECIPES[name](CLASSES, weights={key: value})
+        if key != "noobj":
+            with pytest.raises(TypeError, match=rf"losses\['{key}'\] must be a loss"):
+                ALL_RECIPES[name](CLASSES, losses={key: "bad"})

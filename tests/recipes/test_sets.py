@@ -11,7 +11,7 @@ from tests.oracles import loss as loops, set_recipes as oracle
 from tests.oracles.transport import marginals, unbalanced_plan
 from tests.support.problems import random_problem
 from uotod import recipes
-from uotod.loss import GIoULoss, TotalMassNormalizer
+from uotod.loss import GIoULoss, Term, TotalMassNormalizer
 from uotod.match import ClosestTarget
 
 CLASSES = 4
@@ -46,8 +46,8 @@ def main_of(criterion: nn.Module) -> nn.Module:
 @pytest.mark.parametrize("name", SETS)
 def test_a_recipe_names_its_parts_and_takes_no_others(name) -> None:
     parameters = inspect.signature(recipes.ALL_RECIPES[name]).parameters
-    assert list(parameters)[:5] == ["num_classes", "matcher", "cls_loss", "loc_loss", "normalizer"]
-    assert all(parameters[x].default is None for x in list(parameters)[1:5])
+    assert list(parameters)[:6] == ["num_classes", "matcher", "losses", "weights", "cost_weights", "normalizer"]
+    assert all(parameters[x].default is None for x in list(parameters)[1:6])
     assert all(x.kind is inspect.Parameter.KEYWORD_ONLY for x in list(parameters.values())[1:])
 
 
@@ -55,22 +55,24 @@ def test_a_recipe_names_its_parts_and_takes_no_others(name) -> None:
 def test_each_part_can_be_replaced(name) -> None:
     parts = {
         "matcher": ClosestTarget(loc_match_module=nn.L1Loss(reduction="none")),
-        "cls_loss": nn.CrossEntropyLoss(reduction="none"),
-        "loc_loss": GIoULoss(reduction="none"),
+        "cls": nn.CrossEntropyLoss(reduction="none"),
+        "loc": GIoULoss(reduction="none"),
         "normalizer": TotalMassNormalizer(),
     }
-    names = {"matcher": "matching_method", "cls_loss": "cls_loss_module", "loc_loss": "loc_loss_module"}
+    names = {"matcher": "matching_method", "cls": "cls_loss_module", "loc": "loc_loss_module"}
     build = recipes.ALL_RECIPES[name]
     for key, part in parts.items():
-        if key == "cls_loss" and name not in ("detr", "uot_detr"):
+        if key == "cls" and name not in ("detr", "uot_detr"):
             part = nn.BCEWithLogitsLoss(reduction="none")
-        criterion = main_of(build(CLASSES, **{key: part}))
+        criterion = main_of(build(CLASSES, **({"losses": {key: part}} if key in ("cls", "loc") else {key: part})))
         published = main_of(build(CLASSES))
         found = getattr(criterion, names.get(key, key))
+        found = found.module if isinstance(found, Term) else found
         if found is not part:  # in a sum, under the published weight
-            assert key == "cls_loss"
+            assert key == "cls"
             assert list(found.losses) == [part]
-            assert found.weights == published.cls_loss_module.weights
+            loss = published.cls_loss_module
+            assert found.weights == (loss.module if isinstance(loss, Term) else loss).weights
         for other in set(parts) - {key}:
             attribute = names.get(other, other)
             assert type(getattr(criterion, attribute)) is type(getattr(published, attribute))
@@ -143,5 +145,6 @@ def test_the_weight_of_the_background_is_checked(name) -> None:
 @pytest.mark.parametrize("name", ["detr", "uot_detr"])
 def test_logits_of_another_number_of_classes_are_named(name) -> None:
     problem = problem_for(name)
-    with pytest.raises(ValueError, match=rf"pred_logits must have a class for each of the 7 .*, got {CLASSES + 1}"):
+    expected = rf"\['pred_logits'\] must have 7 logits for num_classes=6 and one for the background, got {CLASSES + 1}"
+    with pytest.raises(ValueError, match=expected):
         recipes.ALL_RECIPES[name](6)(problem.input, problem.target)

@@ -3,23 +3,29 @@
 from torch import nn
 
 from uotod.check import check_integer
-from uotod.loss import DetectionLoss, GIoULoss, Normalizer, SigmoidFocalLoss
+from uotod.loss import (
+    DetectionLoss,
+    GIoULoss,
+    ImagePositiveNormalizer,
+    Localization,
+    Normalizer,
+    Objectness,
+    SigmoidFocalLoss,
+)
 from uotod.match import ATSS, Matcher
-from uotod.recipes.dialect import weigh
-from uotod.recipes.normalizers import AnchorNormalizer
+from uotod.recipes.dialect import Losses, Weights, choose_matcher, choose_parts
 
 
 def atss(
     num_classes: int,
     *,
     matcher: Matcher | None = None,
-    cls_loss: nn.Module | None = None,
-    loc_loss: nn.Module | None = None,
-    obj_loss: nn.Module | None = None,
+    losses: Losses | None = None,
+    weights: Weights | None = None,
     normalizer: Normalizer | None = None,
-    cls_weight: float = 1.0,
-    loc_weight: float = 2.0,
-    obj_weight: float = 1.0,
+    nonfinite: str | None = None,
+    box_format: str | None = None,
+    validate: bool = False,
 ) -> DetectionLoss:
     r"""Build the criterion of ATSS, adaptive training sample selection.
 
@@ -37,19 +43,21 @@ def atss(
     one square of 8 strides a cell.
 
     Args:
-        num_classes: C, at least 1; nothing else depends on it.
+        num_classes: number of classes, without a background; compared with the logits.
         matcher: in place of the matcher.
-        cls_loss: in place of the focal loss, under the same weight.
-        loc_loss: in place of GIoU, under the same weight.
-        obj_loss: in place of the binary cross-entropy of centerness, under the same weight.
+        losses: losses by name in place of the published ones, under the same weights: "cls", "loc" and "obj".
+        weights: weights by the same names, in place of those above.
         normalizer: in place of the normaliser.
-        cls_weight: weight of classification.
-        loc_weight: weight of localisation.
-        obj_weight: weight of centerness.
+        nonfinite: what to do with predictions that are not finite, "error" or "propagate", see `Matcher`; None for
+            "error".
+        box_format: "cxcywh" or "xywh" if predicted and target boxes are that, None for xyxy; a `matcher` must have the
+            same.
+        validate: also check values on a GPU, which synchronises.
 
     Raises:
         TypeError: a part is of the wrong type.
-        ValueError: `num_classes` or a weight is out of its range.
+        ValueError: an argument is out of its range, a name is unknown, or an option of the matcher is given with
+            `matcher`.
 
     Differences: those of `ATSS`, such as its single candidates and `margin`.
 
@@ -70,14 +78,20 @@ def atss(
         [('loss_cls', 0.9531), ('loss_loc', 0.3443), ('loss_obj', 0.6931)]
     """
     check_integer("num_classes", num_classes, low=1)
+    published = {
+        "cls": (SigmoidFocalLoss(alpha=0.25, reduction="none"), 1.0),
+        "loc": (GIoULoss(reduction="none"), 2.0),
+        "obj": (nn.BCEWithLogitsLoss(reduction="none"), 1.0),
+    }
+    parts = choose_parts(losses, weights, published)
     return DetectionLoss(
-        weigh("cls", cls_loss, SigmoidFocalLoss(alpha=0.25, reduction="none"), cls_weight),
-        weigh("loc", loc_loss, GIoULoss(reduction="none"), loc_weight),
-        ATSS() if matcher is None else matcher,
+        parts.term("cls"),
+        Localization(parts.localization(), quality="centerness"),
+        choose_matcher(matcher, ATSS, nonfinite=nonfinite, box_format=box_format),
         "none",
-        normalizer=AnchorNormalizer(distributed=True) if normalizer is None else normalizer,
-        loc_quality="centerness",
-        obj_loss_module=weigh("obj", obj_loss, nn.BCEWithLogitsLoss(reduction="none"), obj_weight),
-        obj_quality="centerness",
-        obj_background=False,
+        extra_terms=[Objectness(parts.term("obj"), quality="centerness", background=False)],
+        normalizer=ImagePositiveNormalizer(distributed=True) if normalizer is None else normalizer,
+        num_classes=num_classes,
+        box_format=box_format,
+        validate=validate,
     )

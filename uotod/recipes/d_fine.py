@@ -1,38 +1,53 @@
 """D-FINE and DEIM: their criteria, whose boxes learn from the union of the pairs of all decoder layers."""
 
-from torch import nn
+from collections.abc import Sequence
+
+from torch import Tensor, nn
 
 from uotod.check import check_integer
 from uotod.loss import (
     Branch,
     Branches,
+    ByTerm,
+    Classification,
     DetectionLoss,
+    Distillation,
     DistillationLoss,
-    Divisors,
     FineGrainedLoss,
-    Masses,
+    Localization,
     MatchabilityAwareLoss,
-    MultipleObjectiveLoss,
     Normalizer,
+    PairedTargetNormalizer,
     PositiveNormalizer,
     TargetNormalizer,
     VarifocalLoss,
 )
 from uotod.match import Matcher
-from uotod.recipes.sets import Weights, box_loss, class_loss, focal_hungarian
+from uotod.recipes.dialect import (
+    Losses,
+    Parts,
+    Weights,
+    choose_matcher,
+    choose_parts,
+    focal_hungarian,
+    refuse,
+    set_parts,
+)
 
 
 def d_fine(
     num_classes: int,
     *,
     matcher: Matcher | None = None,
-    cls_loss: nn.Module | None = None,
-    loc_loss: nn.Module | None = None,
+    losses: Losses | None = None,
+    weights: Weights | None = None,
+    cost_weights: Weights | None = None,
     normalizer: Normalizer | None = None,
-    cost_weights: Weights = (2.0, 5.0, 2.0),
-    loss_weights: Weights = (1.0, 5.0, 2.0),
-    dist_weights: tuple[float, float] | None = (0.15, 1.5),
     union: bool = True,
+    nonfinite: str | None = None,
+    box_format: str | None = None,
+    layer_weights: Sequence[float] | None = None,
+    validate: bool = False,
 ) -> Branches:
     """Return the criterion of D-FINE, fine-grained distributions included.
 
@@ -47,15 +62,22 @@ def d_fine(
     ============= =====================================================================================
 
     Args:
-        num_classes: number of classes of targets and of logits.
-        matcher: replaces the matcher.
-        cls_loss: replaces the loss of the classes, under the same weight.
-        loc_loss: replaces the sum of the losses of the boxes, `FineGrainedLoss` included; its weights are its own.
-        normalizer: replaces the normaliser of matched queries.
-        cost_weights: weights of classes, L1 and GIoU in the matching cost.
-        loss_weights: weights of classes, L1 and GIoU in the loss.
-        dist_weights: weights of `FineGrainedLoss` and `DistillationLoss`, None for a model without distributions.
+        num_classes: number of classes, without a background; compared with the logits.
+        matcher: in place of the matcher.
+        losses: losses by name in place of the published ones, under the same weights: "cls", "l1", "giou", "fgl" and
+            "dist"; or "loc", in place of the sum of the boxes, with weight 1.
+        weights: weights by the same names, in place of those above; with 0 a part is left out, and a model without
+            distributions has both "fgl" and "dist" at 0.
+        cost_weights: weights of the matching cost by name, in place of those above: "cls", "l1" and "giou".
+        normalizer: in place of the normaliser of matched queries.
         union: boxes learn from the union of the pairs of all layers; False for the pairs of their own layer.
+        nonfinite: what to do with predictions that are not finite, "error" or "propagate", see `Matcher`; None for
+            "error".
+        box_format: "cxcywh" or "xywh" if predicted and target boxes are that, None for xyxy; a `matcher` must have the
+            same.
+        layer_weights: factors of the layers of matched queries, that of the final one last, the encoder's among the
+            others; None for 1.
+        validate: also check values on a GPU, which synchronises.
 
     Shape:
         As in `rt_detr`; `pred_dist` (B, P, 4, 33) of the layers that refine distributions, the final one among them,
@@ -63,7 +85,8 @@ def d_fine(
 
     Raises:
         TypeError: a part is of the wrong type.
-        ValueError: `num_classes` or a weight is out of its range.
+        ValueError: an argument is out of its range, a name is unknown, or an option of the matcher is given with
+            `matcher`.
 
     References:
         Peng et al., "D-FINE: redefine regression task in DETRs as fine-grained distribution refinement", ICLR 2025;
@@ -80,22 +103,33 @@ def d_fine(
     """
     check_integer("num_classes", num_classes, low=1)
     varifocal = VarifocalLoss(alpha=0.75, gamma=2.0, form="rtdetr", reduction="none")
-    cls_loss = class_loss(cls_loss, "vfl", varifocal, loss_weights)
-    return _united(cls_loss, loc_loss, matcher, normalizer, cost_weights, loss_weights, dist_weights, union)
+    parts = choose_parts(losses, weights, set_parts("vfl", varifocal, cls=1.0) | _distributions())
+    return _united(
+        num_classes,
+        parts,
+        choose_matcher(matcher, focal_hungarian, cost_weights=cost_weights, nonfinite=nonfinite, box_format=box_format),
+        normalizer,
+        union,
+        box_format,
+        layer_weights,
+        validate,
+    )
 
 
 def deim(
     num_classes: int,
     *,
     matcher: Matcher | None = None,
-    cls_loss: nn.Module | None = None,
-    loc_loss: nn.Module | None = None,
+    losses: Losses | None = None,
+    weights: Weights | None = None,
+    cost_weights: Weights | None = None,
     normalizer: Normalizer | None = None,
-    cost_weights: Weights = (2.0, 5.0, 2.0),
-    loss_weights: Weights = (1.0, 5.0, 2.0),
-    gamma: float = 1.5,
-    dist_weights: tuple[float, float] | None = (0.15, 1.5),
+    gamma: float | None = None,
     union: bool = True,
+    nonfinite: str | None = None,
+    box_format: str | None = None,
+    layer_weights: Sequence[float] | None = None,
+    validate: bool = False,
 ) -> Branches:
     """Return the criterion of DEIM, those of the distributions of D-FINE included.
 
@@ -110,16 +144,23 @@ def deim(
     ============= =====================================================================================
 
     Args:
-        num_classes: number of classes of targets and of logits.
-        matcher: replaces the matcher.
-        cls_loss: replaces the loss of the classes, under the same weight.
-        loc_loss: replaces the sum of the losses of the boxes, `FineGrainedLoss` included; its weights are its own.
-        normalizer: replaces the normaliser of matched queries.
-        cost_weights: weights of classes, L1 and GIoU in the matching cost.
-        loss_weights: weights of classes, L1 and GIoU in the loss.
-        gamma: exponent of the IoU in the loss of the classes.
-        dist_weights: weights of `FineGrainedLoss` and `DistillationLoss`, None for a model without distributions.
+        num_classes: number of classes, without a background; compared with the logits.
+        matcher: in place of the matcher.
+        losses: losses by name in place of the published ones, under the same weights: "cls", "l1", "giou", "fgl" and
+            "dist"; or "loc", in place of the sum of the boxes, with weight 1.
+        weights: weights by the same names, in place of those above; with 0 a part is left out, and a model without
+            distributions has both "fgl" and "dist" at 0.
+        cost_weights: weights of the matching cost by name, in place of those above: "cls", "l1" and "giou".
+        normalizer: in place of the normaliser of matched queries.
+        gamma: exponent of the IoU in the loss of the classes; None for 1.5.
         union: boxes learn from the union of the pairs of all layers; False for the pairs of their own layer.
+        nonfinite: what to do with predictions that are not finite, "error" or "propagate", see `Matcher`; None for
+            "error".
+        box_format: "cxcywh" or "xywh" if predicted and target boxes are that, None for xyxy; a `matcher` must have the
+            same.
+        layer_weights: factors of the layers of matched queries, that of the final one last, the encoder's among the
+            others; None for 1.
+        validate: also check values on a GPU, which synchronises.
 
     Shape:
         As in `rt_detr`; `pred_dist` (B, P, 4, 33) of the layers that refine distributions, the final one among them,
@@ -127,7 +168,8 @@ def deim(
 
     Raises:
         TypeError: a part is of the wrong type.
-        ValueError: `num_classes` or a weight is out of its range.
+        ValueError: an argument is out of its range, a name is unknown, or an option of the matcher is given with
+            `matcher`.
 
     References:
         Huang et al., "DEIM: DETR with improved matching for fast convergence", CVPR 2025; the numbers of
@@ -143,53 +185,72 @@ def deim(
         tensor(3.0361)
     """
     check_integer("num_classes", num_classes, low=1)
-    mal = MatchabilityAwareLoss(gamma=gamma, reduction="none")
-    cls_loss = class_loss(cls_loss, "mal", mal, loss_weights)
-    return _united(cls_loss, loc_loss, matcher, normalizer, cost_weights, loss_weights, dist_weights, union)
+    mal = MatchabilityAwareLoss(gamma=1.5 if gamma is None else gamma, reduction="none")
+    parts = choose_parts(losses, weights, set_parts("mal", mal, cls=1.0) | _distributions())
+    if "cls" in parts.given:
+        refuse("losses['cls']", gamma=gamma)
+    return _united(
+        num_classes,
+        parts,
+        choose_matcher(matcher, focal_hungarian, cost_weights=cost_weights, nonfinite=nonfinite, box_format=box_format),
+        normalizer,
+        union,
+        box_format,
+        layer_weights,
+        validate,
+    )
 
 
-class UnionNormalizer(Normalizer):
-    """Divide classification by the number of targets and localisation by the mass that it sees, averaged over ranks."""
-
-    def __init__(self) -> None:
-        super().__init__(distributed=True)
-
-    def divisors(self, masses: Masses) -> Divisors:
-        """Return the divisors of this process."""
-        classification = TargetNormalizer().divisors(masses).classification
-        return Divisors(classification, masses.localization.sum(-1, keepdim=True))
+def _distributions() -> dict[str, tuple[nn.Module, float]]:
+    return {"fgl": (FineGrainedLoss(reduction="none"), 0.15), "dist": (DistillationLoss(temperature=5.0), 1.5)}
 
 
 def _united(
-    cls_loss: nn.Module,
-    loc_loss: nn.Module | None,
-    matcher: Matcher | None,
+    num_classes: int,
+    parts: Parts,
+    matcher: Matcher,
     normalizer: Normalizer | None,
-    cost_weights: Weights,
-    loss_weights: Weights,
-    dist_weights: tuple[float, float] | None,
     union: bool,
+    box_format: str | None,
+    layer_weights: Sequence[float] | None,
+    validate: bool,
 ) -> Branches:
-    matcher = focal_hungarian(cost_weights) if matcher is None else matcher
-    boxes, distillation = box_loss(loss_weights), None
-    if dist_weights is not None:
-        distillation = DistillationLoss(temperature=5.0, weight=dist_weights[1])
-        parts = dict(zip(boxes.names, boxes.losses, strict=True)) | {"fgl": FineGrainedLoss(reduction="none")}
-        boxes = MultipleObjectiveLoss(parts, [*boxes.weights, dist_weights[0]])
-    loc_loss = boxes if loc_loss is None else loc_loss
+    targets = TargetNormalizer(distributed=True)
     if normalizer is None:
-        normalizer = UnionNormalizer() if union else TargetNormalizer(distributed=True)
+        normalizer = ByTerm(targets, loc=PositiveNormalizer(distributed=True)) if union else targets
+    loc_loss, weight = parts.localization(), parts.weights["dist"]
 
-    def loss(normalizer: Normalizer, union: bool) -> DetectionLoss:
+    def loss(normalizer: Normalizer, union: bool, layer_weights: Sequence[float] | None = None) -> DetectionLoss:
+        distillation = [Distillation(_Weighted(parts.losses["dist"], weight), union=union)] if weight else []
         return DetectionLoss(
-            cls_loss,
-            loc_loss,
+            Classification(parts.term("cls"), quality="iou"),
+            Localization(loc_loss, union=union),
             matcher,
             "none",
-            quality="iou",
-            loc_union=union,
-            distillation_module=distillation,
+            extra_terms=distillation,
             normalizer=normalizer,
+            num_classes=num_classes,
+            box_format=box_format,
+            layer_weights=layer_weights,
+            validate=validate,
         )
 
-    return Branches(loss(normalizer, union), dn_outputs=Branch(loss(PositiveNormalizer(distributed=True), False)))
+    dn = loss(PairedTargetNormalizer(distributed=True), False)
+    return Branches(loss(normalizer, union, layer_weights), dn_outputs=Branch(dn, plan="given"))
+
+
+class _Weighted(nn.Module):
+    """A loss of any number of values, times a weight."""
+
+    def __init__(self, loss: nn.Module, weight: float) -> None:
+        super().__init__()
+        self.loss, self.weight = loss, weight
+
+    def forward(self, *values: Tensor) -> Tensor:
+        """Return the weighted loss."""
+        loss: Tensor = self.loss(*values)
+        return self.weight * loss
+
+    def extra_repr(self) -> str:
+        """Return the arguments for `repr`."""
+        return f"weight={self.weight}"

@@ -1,29 +1,26 @@
 """Deformable DETR: its criterion, a focal loss of sigmoid scores on Hungarian pairs."""
 
-from torch import nn
+from collections.abc import Sequence
+from functools import partial
 
 from uotod.check import check_integer
-from uotod.loss import (
-    Branch,
-    Branches,
-    DetectionLoss,
-    Normalizer,
-    SigmoidFocalLoss,
-    TargetNormalizer,
-)
+from uotod.loss import Branch, Branches, DetectionLoss, Normalizer, SigmoidFocalLoss, TargetNormalizer
 from uotod.match import Matcher
-from uotod.recipes.sets import Weights, box_loss, class_loss, focal_hungarian
+from uotod.recipes.dialect import Losses, Weights, choose_matcher, choose_parts, focal_hungarian, set_parts
 
 
 def deformable_detr(
     num_classes: int,
     *,
     matcher: Matcher | None = None,
-    cls_loss: nn.Module | None = None,
-    loc_loss: nn.Module | None = None,
+    losses: Losses | None = None,
+    weights: Weights | None = None,
+    cost_weights: Weights | None = None,
     normalizer: Normalizer | None = None,
-    cost_weights: Weights = (2.0, 5.0, 2.0),
-    loss_weights: Weights = (2.0, 5.0, 2.0),
+    nonfinite: str | None = None,
+    box_format: str | None = None,
+    layer_weights: Sequence[float] | None = None,
+    validate: bool = False,
 ) -> Branches:
     r"""Return the criterion of Deformable DETR.
 
@@ -37,21 +34,29 @@ def deformable_detr(
     ============= =====================================================================================
 
     Args:
-        num_classes: number of classes of targets and of logits.
-        matcher: replaces the matcher.
-        cls_loss: replaces the loss of the classes, under the same weight.
-        loc_loss: replaces the sum of the losses of the boxes; its weights are its own.
-        normalizer: replaces the normaliser.
-        cost_weights: weights of classes, L1 and GIoU in the matching cost.
-        loss_weights: weights of classes, L1 and GIoU in the loss.
+        num_classes: number of classes, without a background; compared with the logits.
+        matcher: in place of the matcher.
+        losses: losses by name in place of the published ones, under the same weights: "cls", "l1" and "giou"; or "loc",
+            in place of the sum of the boxes, with weight 1.
+        weights: weights by the same names, in place of those above; with 0 a part of the sum is left out.
+        cost_weights: weights of the matching cost by name, in place of those above: "cls", "l1" and "giou".
+        normalizer: in place of the normaliser.
+        nonfinite: what to do with predictions that are not finite, "error" or "propagate", see `Matcher`; None for
+            "error".
+        box_format: "cxcywh" or "xywh" if predicted and target boxes are that, None for xyxy; a `matcher` must have the
+            same.
+        layer_weights: factors of the decoder layers, that of the final one last, not of the encoder; None for 1.
+        validate: also check values on a GPU, which synchronises.
 
     Shape:
         `pred_logits` (B, P, num_classes) and `pred_boxes` (B, P, 4), xyxy, in units of the image; `aux_outputs`;
-        optionally, with two stages, `enc_outputs`, a dict of the same keys.
+        optionally, with two stages, `enc_outputs`, a dict of the same keys for the proposals of the encoder. They may
+        have any number of logits: `num_classes` in the published model, of which the first stands for all objects.
 
     Raises:
         TypeError: a part is of the wrong type.
-        ValueError: `num_classes` or a weight is out of its range.
+        ValueError: an argument is out of its range, a name is unknown, or an option of the matcher is given with
+            `matcher`.
 
     References:
         Zhu et al., "Deformable DETR", ICLR 2021; the numbers of fundamentalvision/Deformable-DETR and of
@@ -67,11 +72,20 @@ def deformable_detr(
     """
     check_integer("num_classes", num_classes, low=1)
     focal = SigmoidFocalLoss(alpha=0.25, gamma=2.0, reduction="none")
-    main = DetectionLoss(
-        class_loss(cls_loss, "focal", focal, loss_weights),
-        box_loss(loss_weights) if loc_loss is None else loc_loss,
-        focal_hungarian(cost_weights) if matcher is None else matcher,
-        "none",
-        normalizer=TargetNormalizer(distributed=True) if normalizer is None else normalizer,
+    parts = choose_parts(losses, weights, set_parts("focal", focal, cls=2.0))
+    matcher = choose_matcher(
+        matcher, focal_hungarian, cost_weights=cost_weights, nonfinite=nonfinite, box_format=box_format
     )
-    return Branches(main, enc_outputs=Branch(main, class_agnostic=True))
+    normalizer = TargetNormalizer(distributed=True) if normalizer is None else normalizer
+    build = partial(
+        DetectionLoss,
+        parts.term("cls"),
+        parts.localization(),
+        matcher,
+        "none",
+        normalizer=normalizer,
+        box_format=box_format,
+        validate=validate,
+    )
+    main = build(num_classes=num_classes, layer_weights=layer_weights)
+    return Branches(main, enc_outputs=Branch(build(), class_agnostic=True))

@@ -1,24 +1,30 @@
 """DETR: number of classes in, its criterion out."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import nn
 
 from uotod.check import check_integer, check_number
-from uotod.loss import DetectionLoss, Divisors, Masses, MassNormalizer, NegativeProbLoss, Normalizer, TargetNormalizer
+from uotod.loss import ByTerm, DetectionLoss, MassNormalizer, NegativeProbLoss, Normalizer, TargetNormalizer
 from uotod.match import Hungarian, Matcher
-from uotod.recipes.sets import Weights, box_loss, class_loss, set_costs
+from uotod.recipes.dialect import Losses, Weights, choose_matcher, choose_parts, refuse, set_costs, set_parts
 
 
 def detr(
     num_classes: int,
     *,
     matcher: Matcher | None = None,
-    cls_loss: nn.Module | None = None,
-    loc_loss: nn.Module | None = None,
+    losses: Losses | None = None,
+    weights: Weights | None = None,
+    cost_weights: Weights | None = None,
     normalizer: Normalizer | None = None,
-    cost_weights: Weights = (1.0, 5.0, 2.0),
-    loss_weights: Weights = (1.0, 5.0, 2.0),
-    background_weight: float = 0.1,
+    background_weight: float | None = None,
+    nonfinite: str | None = None,
+    box_format: str | None = None,
+    layer_weights: Sequence[float] | None = None,
+    validate: bool = False,
 ) -> DetectionLoss:
     """Return the criterion of DETR.
 
@@ -31,21 +37,29 @@ def detr(
     ============= =====================================================================================
 
     Args:
-        num_classes: number of classes of targets, labelled 0 to `num_classes - 1`.
-        matcher: replaces the matcher.
-        cls_loss: replaces the loss of the classes, under the same weight.
-        loc_loss: replaces the sum of the losses of the boxes; its weights are its own.
-        normalizer: replaces the normaliser.
-        cost_weights: weights of classes, L1 and GIoU in the matching cost.
-        loss_weights: weights of classes, L1 and GIoU in the loss.
-        background_weight: class weight of the background, `eos_coef` of the implementation.
+        num_classes: number of classes of targets, labelled 0 to `num_classes - 1`; compared with the logits, which have
+            one more.
+        matcher: in place of the matcher.
+        losses: losses by name in place of the published ones, under the same weights: "cls", "l1" and "giou"; or "loc",
+            in place of the sum of the boxes, with weight 1.
+        weights: weights by the same names, in place of those above; with 0 a part of the sum is left out.
+        cost_weights: weights of the matching cost by name, in place of those above: "cls", "l1" and "giou".
+        normalizer: in place of the normaliser.
+        background_weight: class weight of the background, `eos_coef` of the implementation; None for 0.1.
+        nonfinite: what to do with predictions that are not finite, "error" or "propagate", see `Matcher`; None for
+            "error".
+        box_format: "cxcywh" or "xywh" if predicted and target boxes are that, None for xyxy; a `matcher` must have the
+            same.
+        layer_weights: factors of the decoder layers, that of the final one last; None for 1.
+        validate: also check values on a GPU, which synchronises.
 
     Shape:
         `pred_logits` (B, P, num_classes + 1) and `pred_boxes` (B, P, 4), xyxy, in units of the image; `aux_outputs`.
 
     Raises:
         TypeError: a part is of the wrong type.
-        ValueError: `num_classes` or a weight is out of its range.
+        ValueError: an argument is out of its range, a name is unknown, or an option of the matcher is given with
+            `matcher`.
 
     References:
         Carion et al., "End-to-end object detection with transformers", ECCV 2020; the numbers of
@@ -58,38 +72,28 @@ def detr(
         >>> criterion({"pred_logits": torch.zeros(1, 1, 3), "pred_boxes": box}, target)
         tensor(1.0986)
     """
-    weight = torch.ones(check_integer("num_classes", num_classes, low=1) + 1)
-    weight[-1] = check_number("background_weight", background_weight, low=0.0)
+    check_integer("num_classes", num_classes, low=1)
+    weight = torch.ones(num_classes + 1)
+    weight[-1] = check_number("background_weight", 0.1 if background_weight is None else background_weight, low=0.0)
     cross_entropy = nn.CrossEntropyLoss(weight, reduction="none")
     cross_entropy.register_buffer("weight", weight, persistent=False)  # an argument, not a state to be saved
-    if matcher is None:
-        cls_cost, loc_cost = set_costs(NegativeProbLoss(reduction="none"), cost_weights)
-        matcher = Hungarian(cls_match_module=cls_cost, loc_match_module=loc_cost)
+    parts = choose_parts(losses, weights, set_parts("ce", cross_entropy, cls=1.0))
+    if "cls" in parts.given:
+        refuse("losses['cls']", background_weight=background_weight)
+    if normalizer is None:
+        normalizer = ByTerm(TargetNormalizer(distributed=True), cls=MassNormalizer())
+
+    def rule(*, cost_weights: Weights | None = None, **options: Any) -> Hungarian:
+        return Hungarian(**set_costs(NegativeProbLoss(reduction="none"), cost_weights, cls=1.0), **options)
+
     return DetectionLoss(
-        class_loss(cls_loss, "ce", cross_entropy, loss_weights),
-        box_loss(loss_weights) if loc_loss is None else loc_loss,
-        matcher,
+        parts.term("cls"),
+        parts.localization(),
+        choose_matcher(matcher, rule, cost_weights=cost_weights, nonfinite=nonfinite, box_format=box_format),
         "last",
-        normalizer=DetrNormalizer() if normalizer is None else normalizer,
+        normalizer=normalizer,
+        num_classes=num_classes,
+        box_format=box_format,
+        layer_weights=layer_weights,
+        validate=validate,
     )
-
-
-class DetrNormalizer(Normalizer):
-    """Divide classification by its class-weighted mass and localisation by the number of targets, as DETR does.
-
-    The number of targets is averaged over the ranks of `torch.distributed`, the mass is not.
-    """
-
-    def __init__(self) -> None:
-        super().__init__(distributed=True)
-
-    @torch.no_grad()
-    def forward(self, masses: Masses) -> Divisors:
-        """Return the divisors of a batch, at least 1 each."""
-        own = MassNormalizer()(masses)
-        return Divisors(own.classification, TargetNormalizer(distributed=True)(masses).localization)
-
-    def divisors(self, masses: Masses) -> Divisors:
-        """Return the divisors of this process."""
-        own = MassNormalizer().divisors(masses)
-        return Divisors(own.classification, TargetNormalizer().divisors(masses).localization)

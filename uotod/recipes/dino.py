@@ -1,6 +1,7 @@
 """DINO: its criterion, that of Deformable DETR with selected queries of the encoder and denoising queries."""
 
-from torch import nn
+from collections.abc import Sequence
+from functools import partial
 
 from uotod.check import check_integer
 from uotod.loss import (
@@ -8,25 +9,28 @@ from uotod.loss import (
     Branches,
     DetectionLoss,
     Normalizer,
-    PositiveNormalizer,
+    PairedTargetNormalizer,
     SigmoidFocalLoss,
     TargetNormalizer,
 )
 from uotod.match import Matcher
-from uotod.recipes.sets import Weights, box_loss, class_loss, focal_hungarian
+from uotod.recipes.dialect import Losses, Weights, choose_matcher, choose_parts, focal_hungarian, set_parts
 
 
 def dino(
     num_classes: int,
     *,
     matcher: Matcher | None = None,
-    cls_loss: nn.Module | None = None,
-    loc_loss: nn.Module | None = None,
+    losses: Losses | None = None,
+    weights: Weights | None = None,
+    cost_weights: Weights | None = None,
     normalizer: Normalizer | None = None,
-    cost_weights: Weights = (2.0, 5.0, 2.0),
-    loss_weights: Weights = (1.0, 5.0, 2.0),
     interm_weight: float = 1.0,
     dn_weight: float = 1.0,
+    nonfinite: str | None = None,
+    box_format: str | None = None,
+    layer_weights: Sequence[float] | None = None,
+    validate: bool = False,
 ) -> Branches:
     """Return the criterion of DINO.
 
@@ -41,15 +45,22 @@ def dino(
     ============= =====================================================================================
 
     Args:
-        num_classes: number of classes of targets and of logits.
-        matcher: replaces the matcher.
-        cls_loss: replaces the loss of the classes, under the same weight.
-        loc_loss: replaces the sum of the losses of the boxes; its weights are its own.
-        normalizer: replaces the normaliser of matched queries.
-        cost_weights: weights of classes, L1 and GIoU in the matching cost.
-        loss_weights: weights of classes, L1 and GIoU in the loss.
+        num_classes: number of classes, without a background; compared with the logits.
+        matcher: in place of the matcher.
+        losses: losses by name in place of the published ones, under the same weights: "cls", "l1" and "giou"; or "loc",
+            in place of the sum of the boxes, with weight 1.
+        weights: weights by the same names, in place of those above; with 0 a part of the sum is left out.
+        cost_weights: weights of the matching cost by name, in place of those above: "cls", "l1" and "giou".
+        normalizer: in place of the normaliser of matched queries.
         interm_weight: weight of the encoder's queries.
         dn_weight: weight of the denoising queries.
+        nonfinite: what to do with predictions that are not finite, "error" or "propagate", see `Matcher`; None for
+            "error".
+        box_format: "cxcywh" or "xywh" if predicted and target boxes are that, None for xyxy; a `matcher` must have the
+            same.
+        layer_weights: factors of the decoder layers, those of the denoising queries too, that of the final one last;
+            None for 1.
+        validate: also check values on a GPU, which synchronises.
 
     Shape:
         `pred_logits` (B, P, num_classes) and `pred_boxes` (B, P, 4), xyxy, in units of the image; `aux_outputs`;
@@ -58,7 +69,8 @@ def dino(
 
     Raises:
         TypeError: a part is of the wrong type.
-        ValueError: `num_classes` or a weight is out of its range.
+        ValueError: an argument is out of its range, a name is unknown, or an option of the matcher is given with
+            `matcher`.
 
     References:
         Zhang et al., "DINO: DETR with improved denoising anchor boxes", ICLR 2023; the numbers of IDEA-Research/DINO
@@ -79,10 +91,25 @@ def dino(
     """
     check_integer("num_classes", num_classes, low=1)
     focal = SigmoidFocalLoss(alpha=0.25, gamma=2.0, reduction="none")
-    cls_loss = class_loss(cls_loss, "focal", focal, loss_weights)
-    loc_loss = box_loss(loss_weights) if loc_loss is None else loc_loss
-    matcher = focal_hungarian(cost_weights) if matcher is None else matcher
+    parts = choose_parts(losses, weights, set_parts("focal", focal, cls=1.0))
+    matcher = choose_matcher(
+        matcher, focal_hungarian, cost_weights=cost_weights, nonfinite=nonfinite, box_format=box_format
+    )
     normalizer = TargetNormalizer(distributed=True) if normalizer is None else normalizer
-    main = DetectionLoss(cls_loss, loc_loss, matcher, "none", normalizer=normalizer)
-    dn = DetectionLoss(cls_loss, loc_loss, matcher, "none", normalizer=PositiveNormalizer(distributed=True))
-    return Branches(main, interm_outputs=Branch(main, interm_weight), dn_outputs=Branch(dn, dn_weight))
+    build = partial(
+        DetectionLoss,
+        parts.term("cls"),
+        parts.localization(),
+        matcher,
+        "none",
+        num_classes=num_classes,
+        box_format=box_format,
+        validate=validate,
+    )
+    main = build(normalizer=normalizer, layer_weights=layer_weights)
+    dn = build(normalizer=PairedTargetNormalizer(distributed=True), layer_weights=layer_weights)
+    return Branches(
+        main,
+        interm_outputs=Branch(build(normalizer=normalizer), interm_weight),
+        dn_outputs=Branch(dn, dn_weight, plan="given"),
+    )

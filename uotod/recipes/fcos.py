@@ -3,24 +3,32 @@
 from torch import nn
 
 from uotod.check import check_choice, check_integer
-from uotod.loss import DetectionLoss, GIoULoss, IoULoss, Normalizer, PositiveNormalizer, SigmoidFocalLoss
+from uotod.loss import (
+    ByTerm,
+    DetectionLoss,
+    GIoULoss,
+    IoULoss,
+    Localization,
+    Normalizer,
+    Objectness,
+    PositiveNormalizer,
+    SigmoidFocalLoss,
+)
 from uotod.match import FCOS, Matcher
-from uotod.recipes.dialect import weigh
-from uotod.recipes.normalizers import CenternessNormalizer
+from uotod.recipes.dialect import Losses, Weights, choose_matcher, choose_parts
 
 
 def fcos(
     num_classes: int,
     *,
     matcher: Matcher | None = None,
-    cls_loss: nn.Module | None = None,
-    loc_loss: nn.Module | None = None,
-    obj_loss: nn.Module | None = None,
+    losses: Losses | None = None,
+    weights: Weights | None = None,
     normalizer: Normalizer | None = None,
     style: str = "torchvision",
-    cls_weight: float = 1.0,
-    loc_weight: float = 1.0,
-    obj_weight: float = 1.0,
+    nonfinite: str | None = None,
+    box_format: str | None = None,
+    validate: bool = False,
 ) -> DetectionLoss:
     r"""Build the criterion of FCOS.
 
@@ -39,20 +47,22 @@ def fcos(
     centres they are. detectron2's is `normalizer=MovingAverageNormalizer(initial=300)`.
 
     Args:
-        num_classes: C, at least 1; nothing else depends on it.
+        num_classes: number of classes, without a background; compared with the logits.
         matcher: in place of the matcher; `FCOS(radius=None)` for models without centre sampling.
-        cls_loss: in place of the focal loss, under the same weight.
-        loc_loss: in place of the loss of boxes, under the same weight.
-        obj_loss: in place of the binary cross-entropy of centerness, under the same weight.
+        losses: losses by name in place of the published ones, under the same weights: "cls", "loc" and "obj".
+        weights: weights by the same names, in place of those above.
         normalizer: in place of the normaliser.
         style: "torchvision" or "mmdetection", whose numbers it has.
-        cls_weight: weight of classification.
-        loc_weight: weight of localisation.
-        obj_weight: weight of centerness.
+        nonfinite: what to do with predictions that are not finite, "error" or "propagate", see `Matcher`; None for
+            "error".
+        box_format: "cxcywh" or "xywh" if predicted and target boxes are that, None for xyxy; a `matcher` must have the
+            same.
+        validate: also check values on a GPU, which synchronises.
 
     Raises:
         TypeError: a part is of the wrong type.
-        ValueError: an argument is out of its range.
+        ValueError: an argument is out of its range, a name is unknown, or an option of the matcher is given with
+            `matcher`.
 
     Differences: those of `FCOS`.
 
@@ -74,17 +84,23 @@ def fcos(
     check_integer("num_classes", num_classes, low=1)
     check_choice("style", style, ("torchvision", "mmdetection"))
     is_weighted = style == "mmdetection"
-    if normalizer is None:
-        normalizer = CenternessNormalizer(distributed=True) if is_weighted else PositiveNormalizer()
-    boxes = IoULoss(mode="log", reduction="none") if is_weighted else GIoULoss(reduction="none")
+    if normalizer is None and is_weighted:
+        matched, central = PositiveNormalizer(distributed=True), PositiveNormalizer(distributed=True, least=1e-6)
+        normalizer = ByTerm(matched, loc=central)
+    published = {
+        "cls": (SigmoidFocalLoss(alpha=0.25, reduction="none"), 1.0),
+        "loc": (IoULoss(mode="log", reduction="none") if is_weighted else GIoULoss(reduction="none"), 1.0),
+        "obj": (nn.BCEWithLogitsLoss(reduction="none"), 1.0),
+    }
+    parts = choose_parts(losses, weights, published)
     return DetectionLoss(
-        weigh("cls", cls_loss, SigmoidFocalLoss(alpha=0.25, reduction="none"), cls_weight),
-        weigh("loc", loc_loss, boxes, loc_weight),
-        FCOS() if matcher is None else matcher,
+        parts.term("cls"),
+        Localization(parts.localization(), quality="centerness" if is_weighted else None),
+        choose_matcher(matcher, FCOS, nonfinite=nonfinite, box_format=box_format),
         "none",
-        normalizer=normalizer,
-        loc_quality="centerness" if is_weighted else None,
-        obj_loss_module=weigh("obj", obj_loss, nn.BCEWithLogitsLoss(reduction="none"), obj_weight),
-        obj_quality="centerness",
-        obj_background=False,
+        extra_terms=[Objectness(parts.term("obj"), quality="centerness", background=False)],
+        normalizer=PositiveNormalizer() if normalizer is None else normalizer,
+        num_classes=num_classes,
+        box_format=box_format,
+        validate=validate,
     )

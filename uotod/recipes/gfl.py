@@ -1,31 +1,30 @@
 """GFL, generalized focal loss: the number of classes in, its criterion out."""
 
-from torch import nn
-
 from uotod.check import check_integer
 from uotod.loss import (
+    Classification,
     DetectionLoss,
     DistributionFocalLoss,
     GIoULoss,
+    ImagePositiveNormalizer,
+    Localization,
     Normalizer,
     QualityFocalLoss,
 )
 from uotod.match import ATSS, Matcher
-from uotod.recipes.dialect import weigh, weighted_sum
-from uotod.recipes.normalizers import AnchorNormalizer
+from uotod.recipes.dialect import Losses, Weights, choose_matcher, choose_parts
 
 
 def gfl(
     num_classes: int,
     *,
     matcher: Matcher | None = None,
-    cls_loss: nn.Module | None = None,
-    loc_loss: nn.Module | None = None,
-    dfl_loss: nn.Module | None = None,
+    losses: Losses | None = None,
+    weights: Weights | None = None,
     normalizer: Normalizer | None = None,
-    cls_weight: float = 1.0,
-    loc_weight: float = 2.0,
-    dfl_weight: float = 0.25,
+    nonfinite: str | None = None,
+    box_format: str | None = None,
+    validate: bool = False,
 ) -> DetectionLoss:
     r"""Build the criterion of GFL.
 
@@ -43,19 +42,23 @@ def gfl(
     boxes. `anchors` are `Anchors` with strides, in the published models one square of 8 strides a cell.
 
     Args:
-        num_classes: C, at least 1; nothing else depends on it.
+        num_classes: number of classes, without a background; compared with the logits.
         matcher: in place of the matcher.
-        cls_loss: in place of the quality focal loss, under the same weight.
-        loc_loss: in place of GIoU, under the same weight.
-        dfl_loss: in place of the distribution focal loss, under the same weight.
+        losses: losses by name in place of the published ones, under the same weights: "cls", "box" and "dfl"; or "loc",
+            in place of the sum of the boxes, with weight 1.
+        weights: weights by the same names, in place of those above; with 0 a part of the sum is left out. Without "dfl"
+            `pred_dist` is not needed.
         normalizer: in place of the normaliser.
-        cls_weight: weight of classification.
-        loc_weight: weight of the loss of boxes.
-        dfl_weight: weight of the distribution focal loss; with 0 `pred_dist` is not needed.
+        nonfinite: what to do with predictions that are not finite, "error" or "propagate", see `Matcher`; None for
+            "error".
+        box_format: "cxcywh" or "xywh" if predicted and target boxes are that, None for xyxy; a `matcher` must have the
+            same.
+        validate: also check values on a GPU, which synchronises.
 
     Raises:
         TypeError: a part is of the wrong type.
-        ValueError: `num_classes` or a weight is out of its range.
+        ValueError: an argument is out of its range, a name is unknown, or an option of the matcher is given with
+            `matcher`.
 
     Differences: those of `ATSS`. A distance at or beyond the last bin is taught that bin, in mmdetection a tenth of a
     stride less.
@@ -78,16 +81,19 @@ def gfl(
         [('loss_cls', 10.2261), ('loss_loc_box', 0.4444), ('loss_loc_dfl', 0.1733)]
     """
     check_integer("num_classes", num_classes, low=1)
-    losses = {
-        "box": GIoULoss(reduction="none") if loc_loss is None else loc_loss,
-        "dfl": DistributionFocalLoss(reduction="none") if dfl_loss is None else dfl_loss,
+    published = {
+        "cls": (QualityFocalLoss(reduction="none"), 1.0),
+        "box": (GIoULoss(reduction="none"), 2.0),
+        "dfl": (DistributionFocalLoss(reduction="none"), 0.25),
     }
+    parts = choose_parts(losses, weights, published)
     return DetectionLoss(
-        weigh("cls", cls_loss, QualityFocalLoss(reduction="none"), cls_weight),
-        weighted_sum(losses, {"loc_weight": loc_weight, "dfl_weight": dfl_weight}),
-        ATSS() if matcher is None else matcher,
+        Classification(parts.term("cls"), quality="iou"),
+        Localization(parts.localization(), quality="score"),
+        choose_matcher(matcher, ATSS, nonfinite=nonfinite, box_format=box_format),
         "none",
-        normalizer=AnchorNormalizer(distributed=True) if normalizer is None else normalizer,
-        quality="iou",
-        loc_quality="score",
+        normalizer=ImagePositiveNormalizer(distributed=True) if normalizer is None else normalizer,
+        num_classes=num_classes,
+        box_format=box_format,
+        validate=validate,
     )

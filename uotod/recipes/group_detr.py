@@ -1,33 +1,30 @@
 """Group DETR, LW-DETR and RF-DETR: their criterion, groups of queries that are each matched to all targets."""
 
-from torch import nn
+from collections.abc import Sequence
+from functools import partial
 
 from uotod.check import check_flag, check_integer
-from uotod.loss import (
-    Branch,
-    Branches,
-    DetectionLoss,
-    Divisors,
-    IoUAwareBCELoss,
-    Masses,
-    Normalizer,
-    TargetNormalizer,
-)
+from uotod.loss import Branch, Branches, Classification, DetectionLoss, IoUAwareBCELoss, Normalizer, TargetNormalizer
 from uotod.match import Matcher
-from uotod.recipes.sets import Weights, box_loss, class_loss, focal_hungarian
+from uotod.recipes.dialect import Losses, Weights, choose_matcher, choose_parts, focal_hungarian, set_parts
+
+GROUPS = 13
 
 
 def group_detr(
     num_classes: int,
     *,
     matcher: Matcher | None = None,
-    cls_loss: nn.Module | None = None,
-    loc_loss: nn.Module | None = None,
+    losses: Losses | None = None,
+    weights: Weights | None = None,
+    cost_weights: Weights | None = None,
     normalizer: Normalizer | None = None,
-    cost_weights: Weights = (2.0, 5.0, 2.0),
-    loss_weights: Weights = (1.0, 5.0, 2.0),
-    groups: int = 13,
+    groups: int | None = None,
     sum_groups: bool = False,
+    nonfinite: str | None = None,
+    box_format: str | None = None,
+    layer_weights: Sequence[float] | None = None,
+    validate: bool = False,
 ) -> Branches:
     """Return the criterion of LW-DETR and RF-DETR: Group DETR with an IoU-aware classification.
 
@@ -43,15 +40,21 @@ def group_detr(
     The groups are those of training: after `eval()` all queries are one group, as in inference.
 
     Args:
-        num_classes: number of classes of targets and of logits.
-        matcher: replaces the matcher.
-        cls_loss: replaces the loss of the classes, under the same weight.
-        loc_loss: replaces the sum of the losses of the boxes; its weights are its own.
-        normalizer: replaces the normaliser.
-        cost_weights: weights of classes, L1 and GIoU in the matching cost.
-        loss_weights: weights of classes, L1 and GIoU in the loss.
-        groups: number of equal runs of queries.
+        num_classes: number of classes, without a background; compared with the logits.
+        matcher: in place of the matcher; the normaliser counts the `groups` that it has, 13 for one without.
+        losses: losses by name in place of the published ones, under the same weights: "cls", "l1" and "giou"; or "loc",
+            in place of the sum of the boxes, with weight 1.
+        weights: weights by the same names, in place of those above; with 0 a part of the sum is left out.
+        cost_weights: weights of the matching cost by name, in place of those above: "cls", "l1" and "giou".
+        normalizer: in place of the normaliser.
+        groups: number of equal runs of queries; None for 13.
         sum_groups: add the losses of the groups instead of averaging them (`sum_group_losses` of RF-DETR).
+        nonfinite: what to do with predictions that are not finite, "error" or "propagate", see `Matcher`; None for
+            "error".
+        box_format: "cxcywh" or "xywh" if predicted and target boxes are that, None for xyxy; a `matcher` must have the
+            same.
+        layer_weights: factors of the decoder layers, that of the final one last, not of the encoder; None for 1.
+        validate: also check values on a GPU, which synchronises.
 
     Shape:
         `pred_logits` (B, P, num_classes) and `pred_boxes` (B, P, 4), xyxy, in units of the image, P a multiple of
@@ -59,7 +62,8 @@ def group_detr(
 
     Raises:
         TypeError: a part is of the wrong type.
-        ValueError: `num_classes` or a weight is out of its range.
+        ValueError: an argument is out of its range, a name is unknown, or an option of the matcher is given with
+            `matcher`.
 
     References:
         Chen et al., "Group DETR", ICCV 2023; Chen et al., "LW-DETR", 2024; Robinson et al., "RF-DETR", 2025; the
@@ -75,36 +79,22 @@ def group_detr(
     """
     check_integer("num_classes", num_classes, low=1)
     check_flag("sum_groups", sum_groups)
-    if normalizer is None:
-        normalizer = GroupNormalizer(1 if sum_groups else groups)
     iou_aware = IoUAwareBCELoss(alpha=0.25, gamma=2.0, reduction="none")
-    main = DetectionLoss(
-        class_loss(cls_loss, "ia_bce", iou_aware, loss_weights),
-        box_loss(loss_weights) if loc_loss is None else loc_loss,
-        focal_hungarian(cost_weights, groups=groups) if matcher is None else matcher,
+    parts = choose_parts(losses, weights, set_parts("ia_bce", iou_aware, cls=1.0))
+    options = {"cost_weights": cost_weights, "groups": groups, "nonfinite": nonfinite}
+    matcher = choose_matcher(matcher, partial(focal_hungarian, groups=GROUPS), **options, box_format=box_format)
+    if normalizer is None:
+        count = 1 if sum_groups else getattr(matcher, "groups", GROUPS)
+        normalizer = TargetNormalizer(groups=count, distributed=True)
+    build = partial(
+        DetectionLoss,
+        Classification(parts.term("cls"), quality="iou"),
+        parts.localization(),
+        matcher,
         "none",
-        quality="iou",
         normalizer=normalizer,
+        num_classes=num_classes,
+        box_format=box_format,
+        validate=validate,
     )
-    return Branches(main, enc_outputs=Branch(main))
-
-
-class GroupNormalizer(TargetNormalizer):
-    """Divide both by the number of targets, in training times the number of groups, averaged over ranks.
-
-    Args:
-        groups: number of groups.
-    """
-
-    def __init__(self, groups: int) -> None:
-        super().__init__(distributed=True)
-        self.groups = check_integer("groups", groups, low=1)
-
-    def divisors(self, masses: Masses) -> Divisors:
-        """Return the divisors of this process."""
-        factor, own = self.groups if self.training else 1, super().divisors(masses)
-        return Divisors(factor * own.classification, factor * own.localization)
-
-    def extra_repr(self) -> str:
-        """Return the arguments for `repr`."""
-        return f"groups={self.groups}"
+    return Branches(build(layer_weights=layer_weights), enc_outputs=Branch(build()))

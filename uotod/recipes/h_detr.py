@@ -1,24 +1,27 @@
 """H-DETR: its criterion, that of Deformable DETR with a second set of queries, several for each target."""
 
-from torch import nn
+from collections.abc import Sequence
 
 from uotod.loss import Branch, Branches, DetectionLoss, Normalizer, PositiveNormalizer
 from uotod.match import Matcher
 from uotod.recipes.deformable_detr import deformable_detr
-from uotod.recipes.sets import Weights, focal_hungarian
+from uotod.recipes.dialect import Losses, Weights, focal_hungarian
 
 
 def h_detr(
     num_classes: int,
     *,
     matcher: Matcher | None = None,
-    cls_loss: nn.Module | None = None,
-    loc_loss: nn.Module | None = None,
+    losses: Losses | None = None,
+    weights: Weights | None = None,
+    cost_weights: Weights | None = None,
     normalizer: Normalizer | None = None,
-    cost_weights: Weights = (2.0, 5.0, 2.0),
-    loss_weights: Weights = (2.0, 5.0, 2.0),
     copies: int = 6,
     one2many_weight: float = 1.0,
+    nonfinite: str | None = None,
+    box_format: str | None = None,
+    layer_weights: Sequence[float] | None = None,
+    validate: bool = False,
 ) -> Branches:
     """Return the criterion of H-DETR: `deformable_detr` with a branch that matches several queries to each target.
 
@@ -33,22 +36,29 @@ def h_detr(
     ============= =====================================================================================
 
     Args:
-        num_classes: number of classes of targets and of logits.
-        matcher: replaces the matcher of the one-to-one queries.
-        cls_loss: replaces the loss of the classes, under the same weight.
-        loc_loss: replaces the sum of the losses of the boxes; its weights are its own.
-        normalizer: replaces the normaliser of the one-to-one queries.
-        cost_weights: weights of classes, L1 and GIoU in the matching cost.
-        loss_weights: weights of classes, L1 and GIoU in the loss.
+        num_classes: number of classes, without a background; compared with the logits.
+        matcher: in place of the matcher of the one-to-one queries.
+        losses: losses by name in place of the published ones, under the same weights: "cls", "l1" and "giou"; or "loc",
+            in place of the sum of the boxes, with weight 1.
+        weights: weights by the same names, in place of those above; with 0 a part of the sum is left out.
+        cost_weights: weights of the matching cost by name, in place of those above: "cls", "l1" and "giou".
+        normalizer: in place of the normaliser of the one-to-one queries.
         copies: one-to-many queries that a target takes.
         one2many_weight: weight of the one-to-many queries.
+        nonfinite: what to do with predictions that are not finite, "error" or "propagate", see `Matcher`; None for
+            "error".
+        box_format: "cxcywh" or "xywh" if predicted and target boxes are that, None for xyxy; a `matcher` must have the
+            same.
+        layer_weights: factors of the decoder layers of both sets of queries, that of the final one last; None for 1.
+        validate: also check values on a GPU, which synchronises.
 
     Shape:
         As in `deformable_detr`, and optionally `one2many_outputs`, a dict of the same keys.
 
     Raises:
         TypeError: a part is of the wrong type.
-        ValueError: `num_classes` or a weight is out of its range.
+        ValueError: an argument is out of its range, a name is unknown, or an option of the matcher is given with
+            `matcher`.
 
     References:
         Jia et al., "DETRs with hybrid matching", CVPR 2023; the numbers of HDETR/H-Deformable-DETR. Its targets are
@@ -67,19 +77,31 @@ def h_detr(
     base = deformable_detr(
         num_classes,
         matcher=matcher,
-        cls_loss=cls_loss,
-        loc_loss=loc_loss,
-        normalizer=normalizer,
+        losses=losses,
+        weights=weights,
         cost_weights=cost_weights,
-        loss_weights=loss_weights,
+        normalizer=normalizer,
+        nonfinite=nonfinite,
+        box_format=box_format,
+        layer_weights=layer_weights,
+        validate=validate,
     )
-    main = base.main
+    main, encoder = base.main, base.branches["enc_outputs"]
+    assert isinstance(encoder, Branch)
     many = DetectionLoss(
         main.cls_loss_module,
         main.loc_loss_module,
-        focal_hungarian(cost_weights, copies=copies),
+        focal_hungarian(
+            cost_weights=cost_weights,
+            copies=copies,
+            nonfinite=main.matching_method.nonfinite,
+            box_format=box_format,
+        ),
         "none",
         normalizer=PositiveNormalizer(distributed=True),
+        num_classes=num_classes,
+        box_format=box_format,
+        layer_weights=layer_weights,
+        validate=validate,
     )
-    encoder = Branch(main, class_agnostic=True)
     return Branches(main, enc_outputs=encoder, one2many_outputs=Branch(many, one2many_weight))

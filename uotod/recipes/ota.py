@@ -3,22 +3,21 @@
 from torch import nn
 
 from uotod.check import check_integer
-from uotod.loss import DetectionLoss, GIoULoss, Normalizer, PositiveNormalizer, SigmoidFocalLoss
+from uotod.loss import DetectionLoss, GIoULoss, Normalizer, Objectness, PositiveNormalizer, SigmoidFocalLoss
 from uotod.match import OTA, Matcher
-from uotod.recipes.dialect import weigh
+from uotod.recipes.dialect import Losses, Weights, choose_matcher, choose_parts
 
 
 def ota(
     num_classes: int,
     *,
     matcher: Matcher | None = None,
-    cls_loss: nn.Module | None = None,
-    loc_loss: nn.Module | None = None,
-    obj_loss: nn.Module | None = None,
+    losses: Losses | None = None,
+    weights: Weights | None = None,
     normalizer: Normalizer | None = None,
-    cls_weight: float = 1.0,
-    loc_weight: float = 2.0,
-    obj_weight: float = 0.5,
+    nonfinite: str | None = None,
+    box_format: str | None = None,
+    validate: bool = False,
 ) -> DetectionLoss:
     r"""Build the criterion of OTA: FCOS with a branch for the IoU, and optimal transport in place of its assignment.
 
@@ -35,19 +34,21 @@ def ota(
     `pred_objectness` (B, P), the logit of the IoU; `anchors` are `Points` with strides.
 
     Args:
-        num_classes: C, at least 1; nothing else depends on it.
+        num_classes: number of classes, without a background; compared with the logits.
         matcher: in place of the matcher.
-        cls_loss: in place of the focal loss, under the same weight.
-        loc_loss: in place of GIoU, under the same weight.
-        obj_loss: in place of the binary cross-entropy of the IoU, under the same weight.
+        losses: losses by name in place of the published ones, under the same weights: "cls", "loc" and "obj".
+        weights: weights by the same names, in place of those above.
         normalizer: in place of the normaliser.
-        cls_weight: weight of classification.
-        loc_weight: weight of localisation.
-        obj_weight: weight of the loss of the IoU.
+        nonfinite: what to do with predictions that are not finite, "error" or "propagate", see `Matcher`; None for
+            "error".
+        box_format: "cxcywh" or "xywh" if predicted and target boxes are that, None for xyxy; a `matcher` must have the
+            same.
+        validate: also check values on a GPU, which synchronises.
 
     Raises:
         TypeError: a part is of the wrong type.
-        ValueError: `num_classes` or a weight is out of its range.
+        ValueError: an argument is out of its range, a name is unknown, or an option of the matcher is given with
+            `matcher`.
 
     Differences: the transport problem is solved, where the published code takes 50 sweeps; see `OTA`.
 
@@ -67,13 +68,20 @@ def ota(
         [('loss_cls', 1.213), ('loss_loc', 0.9569), ('loss_obj', 0.3466)]
     """
     check_integer("num_classes", num_classes, low=1)
+    published = {
+        "cls": (SigmoidFocalLoss(alpha=0.25, reduction="none"), 1.0),
+        "loc": (GIoULoss(reduction="none"), 2.0),
+        "obj": (nn.BCEWithLogitsLoss(reduction="none"), 0.5),
+    }
+    parts = choose_parts(losses, weights, published)
     return DetectionLoss(
-        weigh("cls", cls_loss, SigmoidFocalLoss(alpha=0.25, reduction="none"), cls_weight),
-        weigh("loc", loc_loss, GIoULoss(reduction="none"), loc_weight),
-        OTA() if matcher is None else matcher,
+        parts.term("cls"),
+        parts.localization(),
+        choose_matcher(matcher, OTA, nonfinite=nonfinite, box_format=box_format),
         "none",
+        extra_terms=[Objectness(parts.term("obj"), quality="iou", background=False)],
         normalizer=PositiveNormalizer(distributed=True) if normalizer is None else normalizer,
-        obj_loss_module=weigh("obj", obj_loss, nn.BCEWithLogitsLoss(reduction="none"), obj_weight),
-        obj_quality="iou",
-        obj_background=False,
+        num_classes=num_classes,
+        box_format=box_format,
+        validate=validate,
     )

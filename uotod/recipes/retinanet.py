@@ -1,5 +1,7 @@
 """RetinaNet, as torchvision and as detectron2 train it: number of classes in, its criterion out."""
 
+from typing import Any
+
 from torch import nn
 
 from uotod.check import check_choice, check_integer, check_number
@@ -13,21 +15,25 @@ from uotod.loss import (
     SigmoidFocalLoss,
 )
 from uotod.match import IoUThreshold, Matcher
+from uotod.recipes.dialect import Losses, Weights, choose_matcher, choose_parts, refuse
 
 
 def retinanet(
     num_classes: int,
     *,
     matcher: Matcher | None = None,
-    cls_loss: nn.Module | None = None,
-    loc_loss: nn.Module | None = None,
+    losses: Losses | None = None,
+    weights: Weights | None = None,
     normalizer: Normalizer | None = None,
     style: str = "torchvision",
-    positive: float = 0.5,
-    negative: float = 0.4,
-    alpha: float = 0.25,
-    gamma: float = 2.0,
+    positive: float | None = None,
+    negative: float | None = None,
+    alpha: float | None = None,
+    gamma: float | None = None,
     beta: float | None = None,
+    nonfinite: str | None = None,
+    box_format: str | None = None,
+    validate: bool = False,
 ) -> DetectionLoss:
     """Build the criterion of RetinaNet.
 
@@ -48,21 +54,28 @@ def retinanet(
     pass.
 
     Args:
-        num_classes: C, at least 1; nothing else depends on it.
+        num_classes: number of classes, without a background; compared with the logits.
         matcher: in place of the matcher.
-        cls_loss: in place of the focal loss.
-        loc_loss: in place of the loss of deltas, a loss of boxes.
+        losses: losses by name in place of the published ones, under the same weights: "cls" and "loc". That of
+            localisation is a loss of boxes.
+        weights: weights by the same names, in place of those above.
         normalizer: in place of the normaliser.
         style: "torchvision" or "detectron2", whose numbers it has.
-        positive: least IoU of a match that is not forced.
-        negative: IoU below which an anchor is background.
-        alpha: weight of positives in the focal loss.
-        gamma: its focusing exponent.
+        positive: least IoU of a match that is not forced; None for 0.5.
+        negative: IoU below which an anchor is background; None for 0.4.
+        alpha: weight of positives in the focal loss; None for 0.25.
+        gamma: its focusing exponent; None for 2.
         beta: difference at which the loss of deltas becomes linear, 0 for L1; None for that of the style.
+        nonfinite: what to do with predictions that are not finite, "error" or "propagate", see `Matcher`; None for
+            "error".
+        box_format: "cxcywh" or "xywh" if predicted and target boxes are that, None for xyxy; a `matcher` must have the
+            same.
+        validate: also check values on a GPU, which synchronises.
 
     Raises:
         TypeError: a part is of the wrong type.
-        ValueError: a number is out of its range.
+        ValueError: an argument is out of its range, a name is unknown, or an option of the matcher is given with
+            `matcher`.
 
     Differences: an IoU of 0 is no match of low quality; elsewhere a target that overlaps no anchor makes every anchor
     positive. Deltas of targets narrower than 0.001 anchors are bounded.
@@ -82,16 +95,34 @@ def retinanet(
     """
     check_integer("num_classes", num_classes, low=1)
     check_choice("style", style, ("torchvision", "detectron2"))
-    if beta is None:
-        beta = 0.0 if style == "torchvision" else 0.1
-    check_number("beta", beta, low=0.0)
-    if matcher is None:
-        matcher = IoUThreshold(positive=positive, negative=negative, force_match="low_quality", is_anchor_based=True)
-    if cls_loss is None:
-        cls_loss = SigmoidFocalLoss(alpha=alpha, gamma=gamma, reduction="none")
-    if loc_loss is None:
-        deltas = nn.SmoothL1Loss(beta=beta, reduction="none") if beta else nn.L1Loss(reduction="none")
-        loc_loss = BoxSpace(deltas, DeltaCoder((1.0, 1.0, 1.0, 1.0)))
+    is_l1 = style == "torchvision"
+    edge = check_number("beta", (0.0 if is_l1 else 0.1) if beta is None else beta, low=0.0)
+    deltas = nn.SmoothL1Loss(beta=edge, reduction="none") if edge else nn.L1Loss(reduction="none")
+    focal = {"alpha": 0.25 if alpha is None else alpha, "gamma": 2.0 if gamma is None else gamma}
+    published = {
+        "cls": (SigmoidFocalLoss(**focal, reduction="none"), 1.0),
+        "loc": (BoxSpace(deltas, DeltaCoder((1.0, 1.0, 1.0, 1.0))), 1.0),
+    }
+    parts = choose_parts(losses, weights, published)
+    if "cls" in parts.given:
+        refuse("losses['cls']", alpha=alpha, gamma=gamma)
+    if "loc" in parts.given:
+        refuse("losses['loc']", beta=beta)
     if normalizer is None:
-        normalizer = PerImageNormalizer() if style == "torchvision" else MovingAverageNormalizer()
-    return DetectionLoss(cls_loss, loc_loss, matcher, "none", normalizer=normalizer)
+        normalizer = PerImageNormalizer() if is_l1 else MovingAverageNormalizer()
+
+    def rule(positive: float = 0.5, negative: float = 0.4, **options: Any) -> IoUThreshold:
+        return IoUThreshold(
+            positive=positive, negative=negative, force_match="low_quality", is_anchor_based=True, **options
+        )
+
+    return DetectionLoss(
+        parts.term("cls"),
+        parts.localization(),
+        choose_matcher(matcher, rule, positive=positive, negative=negative, nonfinite=nonfinite, box_format=box_format),
+        "none",
+        normalizer=normalizer,
+        num_classes=num_classes,
+        box_format=box_format,
+        validate=validate,
+    )

@@ -1,22 +1,29 @@
 """RTMDet: the number of classes in, its criterion out."""
 
-from torch import nn
-
 from uotod.check import check_integer
-from uotod.loss import DetectionLoss, GIoULoss, Normalizer, QualityFocalLoss, ScoreNormalizer
+from uotod.loss import (
+    Classification,
+    DetectionLoss,
+    GIoULoss,
+    Localization,
+    Normalizer,
+    QualityFocalLoss,
+    ScoreNormalizer,
+)
 from uotod.match import DynamicSoftLabel, Matcher
-from uotod.recipes.dialect import weigh
+from uotod.recipes.dialect import Losses, Weights, choose_matcher, choose_parts
 
 
 def rtmdet(
     num_classes: int,
     *,
     matcher: Matcher | None = None,
-    cls_loss: nn.Module | None = None,
-    loc_loss: nn.Module | None = None,
+    losses: Losses | None = None,
+    weights: Weights | None = None,
     normalizer: Normalizer | None = None,
-    cls_weight: float = 1.0,
-    loc_weight: float = 2.0,
+    nonfinite: str | None = None,
+    box_format: str | None = None,
+    validate: bool = False,
 ) -> DetectionLoss:
     r"""Build the criterion of RTMDet.
 
@@ -31,17 +38,21 @@ def rtmdet(
     `anchors` are `Points` with strides, at the corners of their cells (`offset=0`) in the published models.
 
     Args:
-        num_classes: C, at least 1; nothing else depends on it.
+        num_classes: number of classes, without a background; compared with the logits.
         matcher: in place of the matcher.
-        cls_loss: in place of the quality focal loss, under the same weight.
-        loc_loss: in place of GIoU, under the same weight.
+        losses: losses by name in place of the published ones, under the same weights: "cls" and "loc".
+        weights: weights by the same names, in place of those above.
         normalizer: in place of the normaliser.
-        cls_weight: weight of classification.
-        loc_weight: weight of localisation.
+        nonfinite: what to do with predictions that are not finite, "error" or "propagate", see `Matcher`; None for
+            "error".
+        box_format: "cxcywh" or "xywh" if predicted and target boxes are that, None for xyxy; a `matcher` must have the
+            same.
+        validate: also check values on a GPU, which synchronises.
 
     Raises:
         TypeError: a part is of the wrong type.
-        ValueError: `num_classes` or a weight is out of its range.
+        ValueError: an argument is out of its range, a name is unknown, or an option of the matcher is given with
+            `matcher`.
 
     Differences: those of `DynamicSoftLabel`.
 
@@ -60,12 +71,18 @@ def rtmdet(
         (10.0518, 1.1011)
     """
     check_integer("num_classes", num_classes, low=1)
+    published = {
+        "cls": (QualityFocalLoss(reduction="none"), 1.0),
+        "loc": (GIoULoss(reduction="none"), 2.0),
+    }
+    parts = choose_parts(losses, weights, published)
     return DetectionLoss(
-        weigh("cls", cls_loss, QualityFocalLoss(reduction="none"), cls_weight),
-        weigh("loc", loc_loss, GIoULoss(reduction="none"), loc_weight),
-        DynamicSoftLabel() if matcher is None else matcher,
+        Classification(parts.term("cls"), quality="iou"),
+        Localization(parts.localization(), quality="iou"),
+        choose_matcher(matcher, DynamicSoftLabel, nonfinite=nonfinite, box_format=box_format),
         "none",
         normalizer=ScoreNormalizer(distributed=True) if normalizer is None else normalizer,
-        quality="iou",
-        loc_quality="iou",
+        num_classes=num_classes,
+        box_format=box_format,
+        validate=validate,
     )

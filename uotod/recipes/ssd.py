@@ -1,11 +1,15 @@
 """Detectors with a softmax on anchors, SSD and its unbalanced transport: number of classes in, the criterion out."""
 
+from typing import Any
+
 from torch import nn
 
 from uotod.check import check_integer, check_number
 from uotod.geometry.coders import DeltaCoder
 from uotod.loss import BoxSpace, DetectionLoss, IoULoss, Normalizer, PositiveNormalizer
 from uotod.match import IoUThreshold, Matcher, UnbalancedSinkhorn
+from uotod.match.schedule import Schedule
+from uotod.recipes.dialect import Losses, Weights, choose_matcher, choose_parts, refuse
 
 SSD_WEIGHTS = (10.0, 10.0, 5.0, 5.0)  # the inverse of the variances 0.1 and 0.2
 
@@ -14,12 +18,16 @@ def ssd300(
     num_classes: int,
     *,
     matcher: Matcher | None = None,
-    cls_loss: nn.Module | None = None,
-    loc_loss: nn.Module | None = None,
+    losses: Losses | None = None,
+    weights: Weights | None = None,
     normalizer: Normalizer | None = None,
-    iou_threshold: float = 0.5,
-    beta: float = 1.0,
+    iou_threshold: float | None = None,
+    beta: float | None = None,
     neg_to_pos_ratio: float = 3.0,
+    min_negatives: float = 0.0,
+    nonfinite: str | None = None,
+    box_format: str | None = None,
+    validate: bool = False,
 ) -> DetectionLoss:
     """Build the criterion of SSD (SSD300, and SSD512 alike).
 
@@ -36,18 +44,27 @@ def ssd300(
     targets, or without positives, contributes nothing.
 
     Args:
-        num_classes: C, the classes of objects, at least 1; nothing else depends on it.
+        num_classes: number of classes of objects, labelled 1 to `num_classes`; compared with the logits, which have one
+            more.
         matcher: in place of the matcher.
-        cls_loss: in place of the cross-entropy.
-        loc_loss: in place of the smooth L1 loss of deltas, a loss of boxes.
+        losses: losses by name in place of the published ones, under the same weights: "cls" and "loc". That of
+            localisation is a loss of boxes.
+        weights: weights by the same names, in place of those above.
         normalizer: in place of the normaliser.
-        iou_threshold: least IoU of a match that is not forced.
-        beta: difference at which the smooth L1 loss becomes linear.
+        iou_threshold: least IoU of a match that is not forced; None for 0.5.
+        beta: difference at which the smooth L1 loss becomes linear; None for 1.
         neg_to_pos_ratio: negatives kept for a positive, in each image.
+        min_negatives: negatives kept in an image even without positives.
+        nonfinite: what to do with predictions that are not finite, "error" or "propagate", see `Matcher`; None for
+            "error".
+        box_format: "cxcywh" or "xywh" if predicted and target boxes are that, None for xyxy; a `matcher` must have the
+            same.
+        validate: also check values on a GPU, which synchronises.
 
     Raises:
         TypeError: a part is of the wrong type.
-        ValueError: a number is out of its range.
+        ValueError: an argument is out of its range, a name is unknown, or an option of the matcher is given with
+            `matcher`.
 
     Differences: two targets that share their best anchor each get one of their own; where the anchor is written twice,
     one of them is left without any. Of negatives of equal loss the lowest index is kept.
@@ -64,14 +81,21 @@ def ssd300(
         >>> terms["loss_cls"], terms["loss_loc"]  # 2 ln 3: a positive and a negative
         (tensor(2.1972), tensor(0.))
     """
+
+    def rule(iou_threshold: float = 0.5, **options: Any) -> IoUThreshold:
+        return IoUThreshold(positive=iou_threshold, force_match="best", is_anchor_based=True, **options)
+
     return _softmax_on_anchors(
         num_classes,
-        IoUThreshold(positive=iou_threshold, force_match="best", is_anchor_based=True) if matcher is None else matcher,
-        cls_loss,
-        loc_loss,
+        choose_matcher(matcher, rule, iou_threshold=iou_threshold, nonfinite=nonfinite, box_format=box_format),
+        losses,
+        weights,
         normalizer,
         beta,
         neg_to_pos_ratio,
+        min_negatives,
+        box_format,
+        validate,
     )
 
 
@@ -79,15 +103,19 @@ def uot_ssd(
     num_classes: int,
     *,
     matcher: Matcher | None = None,
-    cls_loss: nn.Module | None = None,
-    loc_loss: nn.Module | None = None,
+    losses: Losses | None = None,
+    weights: Weights | None = None,
     normalizer: Normalizer | None = None,
-    reg_pred: float = 100.0,
-    reg_target: float = 0.01,
-    reg_dimless: float = 0.12,
-    background_cost: float = 0.5,
-    beta: float = 1.0,
+    reg_pred: float | Schedule | None = None,
+    reg_target: float | Schedule | None = None,
+    reg_dimless: float | Schedule | None = None,
+    background_cost: float | Schedule | None = None,
+    beta: float | None = None,
     neg_to_pos_ratio: float = 3.0,
+    min_negatives: float = 0.0,
+    nonfinite: str | None = None,
+    box_format: str | None = None,
+    validate: bool = False,
 ) -> DetectionLoss:
     r"""Build the criterion of SSD with unbalanced optimal transport in place of its two-stage matching.
 
@@ -106,21 +134,31 @@ def uot_ssd(
     2). As `reg_dimless` and `reg_target` tend to 0 and `reg_pred` to infinity this is `ssd300` without forced matches.
 
     Args:
-        num_classes: C, the classes of objects, at least 1; nothing else depends on it.
-        matcher: in place of the matcher; the four arguments of the transport are not read then.
-        cls_loss: in place of the cross-entropy.
-        loc_loss: in place of the smooth L1 loss of deltas, a loss of boxes.
+        num_classes: number of classes of objects, labelled 1 to `num_classes`; compared with the logits, which have one
+            more.
+        matcher: in place of the matcher.
+        losses: losses by name in place of the published ones, under the same weights: "cls" and "loc". That of
+            localisation is a loss of boxes.
+        weights: weights by the same names, in place of those above.
         normalizer: in place of the normaliser.
-        reg_pred: :math:`\tau_1`, the penalty on the mass of the predictions.
-        reg_target: :math:`\tau_2`, the penalty on the mass of the targets.
-        reg_dimless: :math:`\varepsilon_0`; the entropic regularisation is :math:`\varepsilon_0 / (\ln(2 P) + 1)`.
-        background_cost: cost of the background.
-        beta: difference at which the smooth L1 loss becomes linear.
+        reg_pred: :math:`\tau_1`, the penalty on the mass of the predictions; None for 100.
+        reg_target: :math:`\tau_2`, the penalty on the mass of the targets; None for 0.01.
+        reg_dimless: :math:`\varepsilon_0`; the entropic regularisation is :math:`\varepsilon_0 / (\ln(2 P) + 1)`; None
+            for 0.12.
+        background_cost: cost of the background; None for 0.5.
+        beta: difference at which the smooth L1 loss becomes linear; None for 1.
         neg_to_pos_ratio: background mass kept for a unit of positive mass, in each image.
+        min_negatives: background mass kept in an image even without positives.
+        nonfinite: what to do with predictions that are not finite, "error" or "propagate", see `Matcher`; None for
+            "error".
+        box_format: "cxcywh" or "xywh" if predicted and target boxes are that, None for xyxy; a `matcher` must have the
+            same.
+        validate: also check values on a GPU, which synchronises.
 
     Raises:
         TypeError: a part is of the wrong type.
-        ValueError: a number is out of its range.
+        ValueError: an argument is out of its range, a name is unknown, or an option of the matcher is given with
+            `matcher`.
 
     Differences: the transport is solved to convergence instead of for 20 iterations, and the cost of each image is
     divided by its own largest entry. The ratio of negatives is reached exactly, the last one in part.
@@ -139,37 +177,60 @@ def uot_ssd(
                  [0.4600, 0.5400],
                  [0.0000, 1.0000]]])
     """
-    if matcher is None:
-        matcher = UnbalancedSinkhorn(
-            reg_pred=reg_pred,
-            reg_target=reg_target,
-            reg_dimless=reg_dimless,
-            loc_match_module=IoULoss(eps=0.0, reduction="none"),
-            background_cost=background_cost,
-            is_anchor_based=True,
-        )
-    return _softmax_on_anchors(num_classes, matcher, cls_loss, loc_loss, normalizer, beta, neg_to_pos_ratio)
+
+    def rule(**options: Any) -> UnbalancedSinkhorn:
+        published = {"reg_pred": 100.0, "reg_target": 0.01, "reg_dimless": 0.12, "background_cost": 0.5}
+        overlap = IoULoss(eps=0.0, reduction="none")
+        return UnbalancedSinkhorn(loc_match_module=overlap, is_anchor_based=True, **{**published, **options})
+
+    transport = {"reg_pred": reg_pred, "reg_target": reg_target, "reg_dimless": reg_dimless}
+    return _softmax_on_anchors(
+        num_classes,
+        choose_matcher(
+            matcher, rule, **transport, background_cost=background_cost, nonfinite=nonfinite, box_format=box_format
+        ),
+        losses,
+        weights,
+        normalizer,
+        beta,
+        neg_to_pos_ratio,
+        min_negatives,
+        box_format,
+        validate,
+    )
 
 
 def _softmax_on_anchors(
     num_classes: int,
     matcher: Matcher,
-    cls_loss: nn.Module | None,
-    loc_loss: nn.Module | None,
+    losses: Losses | None,
+    weights: Weights | None,
     normalizer: Normalizer | None,
-    beta: float,
+    beta: float | None,
     neg_to_pos_ratio: float,
+    min_negatives: float,
+    box_format: str | None,
+    validate: bool,
 ) -> DetectionLoss:
     check_integer("num_classes", num_classes, low=1)
-    check_number("beta", beta, low=0.0)
-    if loc_loss is None:
-        loc_loss = BoxSpace(nn.SmoothL1Loss(beta=beta, reduction="none"), DeltaCoder(SSD_WEIGHTS))
+    deltas = nn.SmoothL1Loss(beta=check_number("beta", 1.0 if beta is None else beta, low=0.0), reduction="none")
+    published = {
+        "cls": (nn.CrossEntropyLoss(reduction="none"), 1.0),
+        "loc": (BoxSpace(deltas, DeltaCoder(SSD_WEIGHTS)), 1.0),
+    }
+    parts = choose_parts(losses, weights, published)
+    if "loc" in parts.given:
+        refuse("losses['loc']", beta=beta)
     return DetectionLoss(
-        nn.CrossEntropyLoss(reduction="none") if cls_loss is None else cls_loss,
-        loc_loss,
+        parts.term("cls"),
+        parts.localization(),
         matcher,
         "first",
         use_hard_negative_mining=True,
         neg_to_pos_ratio=neg_to_pos_ratio,
+        min_negatives=min_negatives,
         normalizer=PositiveNormalizer() if normalizer is None else normalizer,
+        num_classes=num_classes,
+        box_format=box_format,
+        validate=validate,
     )

@@ -1,22 +1,23 @@
 """TOOD: the number of classes in, its criterion out."""
 
-from torch import nn
+from functools import partial
 
 from uotod.check import check_integer
 from uotod.loss import DetectionLoss, GIoULoss, Normalizer, QualityFocalLoss, ScoreNormalizer
 from uotod.match import Matcher, TaskAligned
-from uotod.recipes.dialect import weigh
+from uotod.recipes.dialect import Losses, Weights, choose_matcher, choose_parts
 
 
 def tood(
     num_classes: int,
     *,
     matcher: Matcher | None = None,
-    cls_loss: nn.Module | None = None,
-    loc_loss: nn.Module | None = None,
+    losses: Losses | None = None,
+    weights: Weights | None = None,
     normalizer: Normalizer | None = None,
-    cls_weight: float = 1.0,
-    loc_weight: float = 2.0,
+    nonfinite: str | None = None,
+    box_format: str | None = None,
+    validate: bool = False,
 ) -> DetectionLoss:
     r"""Build the criterion of TOOD, task-aligned one-stage object detection.
 
@@ -36,17 +37,21 @@ def tood(
     are attributes that may be exchanged during training.
 
     Args:
-        num_classes: C, at least 1; nothing else depends on it.
+        num_classes: number of classes, without a background; compared with the logits.
         matcher: in place of the matcher. The mass of its plan is the soft target.
-        cls_loss: in place of the quality focal loss, under the same weight.
-        loc_loss: in place of GIoU, under the same weight.
+        losses: losses by name in place of the published ones, under the same weights: "cls" and "loc".
+        weights: weights by the same names, in place of those above.
         normalizer: in place of the normaliser.
-        cls_weight: weight of classification.
-        loc_weight: weight of localisation.
+        nonfinite: what to do with predictions that are not finite, "error" or "propagate", see `Matcher`; None for
+            "error".
+        box_format: "cxcywh" or "xywh" if predicted and target boxes are that, None for xyxy; a `matcher` must have the
+            same.
+        validate: also check values on a GPU, which synchronises.
 
     Raises:
         TypeError: a part is of the wrong type.
-        ValueError: `num_classes` or a weight is out of its range.
+        ValueError: an argument is out of its range, a name is unknown, or an option of the matcher is given with
+            `matcher`.
 
     Differences: a point lies inside a target if it does so strictly, where mmdetection asks for 0.01 pixel.
 
@@ -65,12 +70,19 @@ def tood(
         (10.011, 0.0404)
     """
     check_integer("num_classes", num_classes, low=1)
-    if matcher is None:
-        matcher = TaskAligned(topk=13, alpha=1.0, overlap="iou", candidates="all", min_size=None, eps=1e-7)
+    rule = partial(TaskAligned, topk=13, alpha=1.0, overlap="iou", candidates="all", min_size=None, eps=1e-7)
+    published = {
+        "cls": (QualityFocalLoss(reduction="none"), 1.0),
+        "loc": (GIoULoss(reduction="none"), 2.0),
+    }
+    parts = choose_parts(losses, weights, published)
     return DetectionLoss(
-        weigh("cls", cls_loss, QualityFocalLoss(reduction="none"), cls_weight),
-        weigh("loc", loc_loss, GIoULoss(reduction="none"), loc_weight),
-        matcher,
+        parts.term("cls"),
+        parts.localization(),
+        choose_matcher(matcher, rule, nonfinite=nonfinite, box_format=box_format),
         "none",
         normalizer=ScoreNormalizer(distributed=True) if normalizer is None else normalizer,
+        num_classes=num_classes,
+        box_format=box_format,
+        validate=validate,
     )

@@ -1,33 +1,40 @@
 """DETR and Deformable DETR by unbalanced optimal transport: their criteria with a soft plan in place of the pairs."""
 
 import math
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from uotod.check import check_choice
-from uotod.cost.adapters import ClassTerms
+from uotod.cost.kinds import Affine, ClassTerms
 from uotod.geometry.boxes import full_precision
 from uotod.loss import Branches, DetectionLoss, MassNormalizer, Normalizer, PositiveNormalizer
 from uotod.match import Matcher, UnbalancedSinkhorn
+from uotod.match.schedule import Schedule
 from uotod.recipes.deformable_detr import deformable_detr
 from uotod.recipes.detr import detr
-from uotod.recipes.sets import Weights, set_costs
+from uotod.recipes.dialect import Losses, Weights, by_name, choose_matcher, set_costs
 
 
 def uot_detr(
     num_classes: int,
     *,
     matcher: Matcher | None = None,
-    cls_loss: nn.Module | None = None,
-    loc_loss: nn.Module | None = None,
+    losses: Losses | None = None,
+    weights: Weights | None = None,
+    cost_weights: Weights | None = None,
     normalizer: Normalizer | None = None,
-    cost_weights: Weights = (2.0, 5.0, 2.0),
-    loss_weights: Weights = (2.0, 5.0, 2.0),
-    background_weight: float = 0.1,
-    reg_pred: float = math.inf,
-    reg_target: float = math.inf,
-    reg_dimless: float = 0.12,
+    background_weight: float | None = None,
+    reg_pred: float | Schedule | None = None,
+    reg_target: float | Schedule | None = None,
+    reg_dimless: float | Schedule | None = None,
+    nonfinite: str | None = None,
+    box_format: str | None = None,
+    layer_weights: Sequence[float] | None = None,
+    validate: bool = False,
 ) -> DetectionLoss:
     """Return the criterion of DETR with optimal transport in place of the Hungarian matching.
 
@@ -39,24 +46,32 @@ def uot_detr(
     ============= =====================================================================================
 
     Args:
-        num_classes: number of classes of targets, labelled 0 to `num_classes - 1`.
-        matcher: replaces the matcher.
-        cls_loss: replaces the loss of the classes, under the same weight.
-        loc_loss: replaces the sum of the losses of the boxes; its weights are its own.
-        normalizer: replaces the normaliser.
-        cost_weights: weights of classes, L1 and GIoU in the matching cost.
-        loss_weights: weights of classes, L1 and GIoU in the loss.
-        background_weight: class weight of the background.
-        reg_pred: penalty on the mass of predictions; `inf` fixes it.
-        reg_target: penalty on the mass of targets and background; `inf` fixes it.
-        reg_dimless: entropic regularisation without dimension.
+        num_classes: number of classes of targets, labelled 0 to `num_classes - 1`; compared with the logits, which have
+            one more.
+        matcher: in place of the matcher.
+        losses: losses by name in place of the published ones, under the same weights: "cls", "l1" and "giou"; or "loc",
+            in place of the sum of the boxes, with weight 1.
+        weights: weights by the same names, in place of those above; with 0 a part of the sum is left out.
+        cost_weights: weights of the matching cost by name, in place of those above: "cls", "l1" and "giou".
+        normalizer: in place of the normaliser.
+        background_weight: class weight of the background; None for 0.1.
+        reg_pred: penalty on the mass of predictions; `inf` fixes it, as does None.
+        reg_target: penalty on the mass of targets and background; `inf` fixes it, as does None.
+        reg_dimless: entropic regularisation without dimension; None for 0.12.
+        nonfinite: what to do with predictions that are not finite, "error" or "propagate", see `Matcher`; None for
+            "error".
+        box_format: "cxcywh" or "xywh" if predicted and target boxes are that, None for xyxy; a `matcher` must have the
+            same.
+        layer_weights: factors of the decoder layers, that of the final one last; None for 1.
+        validate: also check values on a GPU, which synchronises.
 
     Shape:
         `pred_logits` (B, P, num_classes + 1) and `pred_boxes` (B, P, 4), xyxy, in units of the image; `aux_outputs`.
 
     Raises:
         TypeError: a part is of the wrong type.
-        ValueError: `num_classes` or a weight is out of its range.
+        ValueError: an argument is out of its range, a name is unknown, or an option of the matcher is given with
+            `matcher`.
 
     References:
         De Plaen et al., "Unbalanced optimal transport: a unified framework for object detection", CVPR 2023, sec. 5
@@ -73,16 +88,25 @@ def uot_detr(
         tensor([[[0.9960, 0.0040],
                  [0.0040, 0.9960]]])
     """
-    if matcher is None:
-        matcher = _transport("softmax", cost_weights, reg_pred, reg_target, reg_dimless)
+    transport = {"reg_pred": reg_pred, "reg_target": reg_target, "reg_dimless": reg_dimless}
+    matcher = choose_matcher(
+        matcher,
+        partial(_transport, "softmax"),
+        cost_weights=cost_weights,
+        **transport,
+        nonfinite=nonfinite,
+        box_format=box_format,
+    )
     return detr(
         num_classes,
         matcher=matcher,
-        cls_loss=cls_loss,
-        loc_loss=loc_loss,
+        losses=losses,
+        weights={"cls": 2.0, **by_name("weights", weights)},
         normalizer=MassNormalizer(distributed=True) if normalizer is None else normalizer,
-        loss_weights=loss_weights,
         background_weight=background_weight,
+        box_format=box_format,
+        layer_weights=layer_weights,
+        validate=validate,
     )
 
 
@@ -90,14 +114,17 @@ def uot_deformable_detr(
     num_classes: int,
     *,
     matcher: Matcher | None = None,
-    cls_loss: nn.Module | None = None,
-    loc_loss: nn.Module | None = None,
+    losses: Losses | None = None,
+    weights: Weights | None = None,
+    cost_weights: Weights | None = None,
     normalizer: Normalizer | None = None,
-    cost_weights: Weights = (5.0, 5.0, 2.0),
-    loss_weights: Weights = (2.0, 5.0, 2.0),
-    reg_pred: float = math.inf,
-    reg_target: float = math.inf,
-    reg_dimless: float = 0.12,
+    reg_pred: float | Schedule | None = None,
+    reg_target: float | Schedule | None = None,
+    reg_dimless: float | Schedule | None = None,
+    nonfinite: str | None = None,
+    box_format: str | None = None,
+    layer_weights: Sequence[float] | None = None,
+    validate: bool = False,
 ) -> Branches:
     """Return the criterion of Deformable DETR with optimal transport in place of the Hungarian matching.
 
@@ -110,23 +137,30 @@ def uot_deformable_detr(
     ============= =====================================================================================
 
     Args:
-        num_classes: number of classes of targets and of logits.
-        matcher: replaces the matcher.
-        cls_loss: replaces the loss of the classes, under the same weight.
-        loc_loss: replaces the sum of the losses of the boxes; its weights are its own.
-        normalizer: replaces the normaliser.
-        cost_weights: weights of classes, L1 and GIoU in the matching cost.
-        loss_weights: weights of classes, L1 and GIoU in the loss.
-        reg_pred: penalty on the mass of predictions; `inf` fixes it.
-        reg_target: penalty on the mass of targets and background; `inf` fixes it.
-        reg_dimless: entropic regularisation without dimension.
+        num_classes: number of classes, without a background; compared with the logits.
+        matcher: in place of the matcher.
+        losses: losses by name in place of the published ones, under the same weights: "cls", "l1" and "giou"; or "loc",
+            in place of the sum of the boxes, with weight 1.
+        weights: weights by the same names, in place of those above; with 0 a part of the sum is left out.
+        cost_weights: weights of the matching cost by name, in place of those above: "cls", "l1" and "giou".
+        normalizer: in place of the normaliser.
+        reg_pred: penalty on the mass of predictions; `inf` fixes it, as does None.
+        reg_target: penalty on the mass of targets and background; `inf` fixes it, as does None.
+        reg_dimless: entropic regularisation without dimension; None for 0.12.
+        nonfinite: what to do with predictions that are not finite, "error" or "propagate", see `Matcher`; None for
+            "error".
+        box_format: "cxcywh" or "xywh" if predicted and target boxes are that, None for xyxy; a `matcher` must have the
+            same.
+        layer_weights: factors of the decoder layers, that of the final one last, not of the encoder; None for 1.
+        validate: also check values on a GPU, which synchronises.
 
     Shape:
         As in `deformable_detr`.
 
     Raises:
         TypeError: a part is of the wrong type.
-        ValueError: `num_classes` or a weight is out of its range.
+        ValueError: an argument is out of its range, a name is unknown, or an option of the matcher is given with
+            `matcher`.
 
     References:
         De Plaen et al., CVPR 2023, sec. 5 and eq. 1.
@@ -138,15 +172,24 @@ def uot_deformable_detr(
         >>> uot_deformable_detr(num_classes=2)({"pred_logits": torch.zeros(1, 2, 2), "pred_boxes": box}, target)
         tensor(0.8866)
     """
-    if matcher is None:
-        matcher = _transport("sigmoid", cost_weights, reg_pred, reg_target, reg_dimless)
+    transport = {"reg_pred": reg_pred, "reg_target": reg_target, "reg_dimless": reg_dimless}
+    matcher = choose_matcher(
+        matcher,
+        partial(_transport, "sigmoid"),
+        cost_weights=cost_weights,
+        **transport,
+        nonfinite=nonfinite,
+        box_format=box_format,
+    )
     return deformable_detr(
         num_classes,
         matcher=matcher,
-        cls_loss=cls_loss,
-        loc_loss=loc_loss,
+        losses=losses,
+        weights={"cls": 2.0, **by_name("weights", weights)},
         normalizer=PositiveNormalizer(distributed=True) if normalizer is None else normalizer,
-        loss_weights=loss_weights,
+        box_format=box_format,
+        layer_weights=layer_weights,
+        validate=validate,
     )
 
 
@@ -166,28 +209,25 @@ class MissingProbCost(nn.Module):
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """Return the cost of (N, C) logits and (N,) labels."""
-        gain, _ = self.class_terms(input)
-        return 1 + gain.gather(-1, target.unsqueeze(-1)).squeeze(-1)
+        return 1 - self._prob(full_precision(input)).gather(-1, target.unsqueeze(-1)).squeeze(-1)
 
-    def class_terms(self, logits: Tensor) -> ClassTerms:
-        """Return the cost as an affine function of the one-hot target."""
-        logits = full_precision(logits)
-        prob = logits.softmax(-1) if self.activation == "softmax" else logits.sigmoid()
-        return ClassTerms(-prob, torch.ones_like(prob[..., 0]))
+    def adapter(self) -> Affine:
+        """Return how the cost takes part: affine in its label."""
+        return Affine(self, self._terms)
 
     def extra_repr(self) -> str:
         """Return the arguments for `repr`."""
         return f"activation={self.activation!r}"
 
+    def _prob(self, logits: Tensor) -> Tensor:
+        return logits.softmax(-1) if self.activation == "softmax" else logits.sigmoid()
 
-def _transport(
-    activation: str, weights: Weights, reg_pred: float, reg_target: float, reg_dimless: float
-) -> UnbalancedSinkhorn:
-    cls_cost, loc_cost = set_costs(MissingProbCost(activation), weights)
-    return UnbalancedSinkhorn(
-        reg_pred=reg_pred,
-        reg_target=reg_target,
-        reg_dimless=reg_dimless,
-        cls_match_module=cls_cost,
-        loc_match_module=loc_cost,
-    )
+    def _terms(self, logits: Tensor) -> ClassTerms:
+        prob = self._prob(logits)
+        return ClassTerms(-prob, torch.ones_like(prob[..., 0]))
+
+
+def _transport(activation: str, *, cost_weights: Weights | None = None, **options: Any) -> UnbalancedSinkhorn:
+    published = {"reg_pred": math.inf, "reg_target": math.inf, "reg_dimless": 0.12}
+    costs = set_costs(MissingProbCost(activation), cost_weights, cls=2.0 if activation == "softmax" else 5.0)
+    return UnbalancedSinkhorn(**costs, **{**published, **options})

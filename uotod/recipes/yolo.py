@@ -1,29 +1,37 @@
 """YOLO as its first and its third version train it: number of classes in, the criterion out."""
 
+from functools import partial
+
 from torch import nn
 
-from uotod.check import check_choice, check_integer, check_number
+from uotod.check import check_choice, check_integer
 from uotod.geometry.cell_coder import CellCoder
-from uotod.loss import BoxSpace, ConfidenceLoss, DetectionLoss, MultipleObjectiveLoss, Normalizer, PositiveNormalizer
+from uotod.loss import (
+    BoxSpace,
+    Classification,
+    ConfidenceLoss,
+    DetectionLoss,
+    MultipleObjectiveLoss,
+    Normalizer,
+    Objectness,
+    PositiveNormalizer,
+)
 from uotod.match import GridCell, Matcher
-
-WEIGHTS = {"v1": (5.0, 1.0, 0.5, 1.0), "v3": (1.0, 1.0, 1.0, 1.0)}  # coord, obj, noobj, class
+from uotod.recipes.dialect import Losses, Weights, choose_matcher, choose_parts
 
 
 def yolo(
     num_classes: int,
     *,
-    style: str = "v3",
     matcher: Matcher | None = None,
-    cls_loss: nn.Module | None = None,
-    loc_loss: nn.Module | None = None,
-    obj_loss: nn.Module | None = None,
+    losses: Losses | None = None,
+    weights: Weights | None = None,
     normalizer: Normalizer | None = None,
-    lambda_coord: float | None = None,
-    lambda_obj: float | None = None,
-    lambda_noobj: float | None = None,
-    lambda_class: float | None = None,
+    style: str = "v3",
     reduction: str = "mean",
+    nonfinite: str | None = None,
+    box_format: str | None = None,
+    validate: bool = False,
 ) -> DetectionLoss:
     r"""Build the criterion of YOLO v3 or v1.
 
@@ -31,7 +39,7 @@ def yolo(
     part           v3                                            v1
     ============== ============================================= ==========================================
     matcher        `GridCell()`: the anchor of the most similar  `GridCell(choose="prediction",
-                   shape; the rest is ignored from an IoU of     ignore=None)`: the box of the largest IoU
+                   shape; the rest is ignored from an IoU of     negative=None)`: the box of the largest IoU
                    0.5 on
     classification 1 · binary cross-entropy, of matched pairs    1 · squared error, of matched pairs only
                    only
@@ -49,22 +57,25 @@ def yolo(
     `YOLOLoss(1, 1, 1, 1, size="log", confidence="bce", classes="bce")` with the ignored cells marked.
 
     Args:
-        num_classes: C, at least 1; nothing else depends on it.
-        style: "v3" or "v1".
+        num_classes: number of classes, without a background; compared with the logits.
         matcher: in place of the matcher.
-        cls_loss: in place of the loss of classes, under the same weight.
-        loc_loss: in place of the loss of boxes, under the same weight; a loss of boxes such as `CIoULoss` (YOLO v4).
-        obj_loss: in place of the loss of objectness; its weights are its own.
+        losses: losses by name in place of the published ones, under the same weights: "cls", "loc" and "obj". That of
+            localisation is a loss of boxes, such as `CIoULoss` (YOLO v4).
+        weights: weights in place of those above: "cls", "loc", "obj" for matched predictions and, unless `losses`
+            replace it, "noobj" for the background.
         normalizer: in place of the normaliser.
-        lambda_coord: weight of localisation; None for that of the style, as for the others.
-        lambda_obj: weight of the objectness of matched predictions.
-        lambda_noobj: weight of the objectness of the background.
-        lambda_class: weight of classification.
+        style: "v3" or "v1".
         reduction: "mean", over the matched predictions of the batch, or "sum", as in the papers.
+        nonfinite: what to do with predictions that are not finite, "error" or "propagate", see `Matcher`; None for
+            "error".
+        box_format: "cxcywh" or "xywh" if predicted and target boxes are that, None for xyxy; a `matcher` must have the
+            same.
+        validate: also check values on a GPU, which synchronises.
 
     Raises:
         TypeError: a part is of the wrong type.
-        ValueError: a number is out of its range, or a combination has no meaning.
+        ValueError: an argument is out of its range, a name is unknown, or an option of the matcher is given with
+            `matcher`.
 
     Differences: each target has a prediction of its own, see `GridCell`. The authors' program for v3 also weighs the
     box by 2 minus its area, which no paper states.
@@ -86,32 +97,37 @@ def yolo(
     """
     check_integer("num_classes", num_classes, low=1)
     check_choice("style", style, ("v1", "v3"))
-    given = (lambda_coord, lambda_obj, lambda_noobj, lambda_class)
-    coord, obj, noobj, classes = (p if g is None else g for g, p in zip(given, WEIGHTS[style], strict=True))
     first = style == "v1"
-    if matcher is None:
-        matcher = GridCell(choose="prediction", negative=None) if first else GridCell()
-    if cls_loss is None:
-        cls_loss = nn.MSELoss(reduction="none") if first else nn.BCEWithLogitsLoss(reduction="none")
-    if loc_loss is None:
-        loc_loss = BoxSpace(nn.MSELoss(reduction="none"), CellCoder("sqrt" if first else "log"))
-    if obj_loss is None:
-        obj_loss = ConfidenceLoss(
-            kind="mse" if first else "bce",
-            positive_weight=check_number("lambda_obj", obj, low=0.0),
-            negative_weight=check_number("lambda_noobj", noobj, low=0.0),
-            reduction="none",
-        )
+    kind, size = ("mse", "sqrt") if first else ("bce", "log")
+    rule = partial(GridCell, choose="prediction", negative=None) if first else GridCell
+    published: dict[str, tuple[nn.Module | None, float]] = {
+        "cls": (nn.MSELoss(reduction="none") if first else nn.BCEWithLogitsLoss(reduction="none"), 1.0),
+        "loc": (BoxSpace(nn.MSELoss(reduction="none"), CellCoder(size)), 5.0 if first else 1.0),
+        "obj": (ConfidenceLoss(kind=kind, reduction="none"), 1.0),
+    }
+    if losses is None or "obj" not in losses:
+        published["noobj"] = (None, 0.5 if first else 1.0)
+    parts = choose_parts(losses, weights, published)
+    confidence = parts.term("obj")
+    if "obj" not in parts.given:  # its two weights are in it
+        both = {"positive_weight": parts.weights["obj"], "negative_weight": parts.weights["noobj"]}
+        confidence = ConfidenceLoss(kind=kind, **both, reduction="none")
     if normalizer is None and reduction == "mean":
         normalizer = PositiveNormalizer()
     return DetectionLoss(
-        MultipleObjectiveLoss([cls_loss], [check_number("lambda_class", classes, low=0.0)]),
-        MultipleObjectiveLoss([loc_loss], [check_number("lambda_coord", coord, low=0.0)]),
-        matcher,
+        Classification(_named(parts.term("cls")), background=False),
+        _named(parts.localization()),
+        choose_matcher(matcher, rule, nonfinite=nonfinite, box_format=box_format),
         "none",
         reduction=reduction,
+        extra_terms=[Objectness(confidence, quality="iou" if first else None)],
         normalizer=normalizer,
-        obj_loss_module=obj_loss,
-        obj_quality="iou" if first else None,
-        cls_background=False,
+        num_classes=num_classes,
+        box_format=box_format,
+        validate=validate,
     )
+
+
+def _named(loss: nn.Module) -> nn.Module:
+    """Return a loss as a sum, whose parts are reported by name."""
+    return loss if isinstance(loss, MultipleObjectiveLoss) else MultipleObjectiveLoss([loss])

@@ -3,28 +3,21 @@
 from torch import nn
 
 from uotod.check import check_integer
-from uotod.loss import (
-    CIoULoss,
-    DetectionLoss,
-    DistributionFocalLoss,
-    Normalizer,
-    ScoreNormalizer,
-)
+from uotod.loss import CIoULoss, DetectionLoss, DistributionFocalLoss, Normalizer, ScoreNormalizer
 from uotod.match import Matcher, TaskAligned
-from uotod.recipes.dialect import weigh, weighted_sum
+from uotod.recipes.dialect import Losses, Weights, choose_matcher, choose_parts
 
 
 def yolov8(
     num_classes: int,
     *,
     matcher: Matcher | None = None,
-    cls_loss: nn.Module | None = None,
-    loc_loss: nn.Module | None = None,
-    dfl_loss: nn.Module | None = None,
+    losses: Losses | None = None,
+    weights: Weights | None = None,
     normalizer: Normalizer | None = None,
-    cls_weight: float = 0.5,
-    loc_weight: float = 7.5,
-    dfl_weight: float = 1.5,
+    nonfinite: str | None = None,
+    box_format: str | None = None,
+    validate: bool = False,
 ) -> DetectionLoss:
     r"""Build the criterion of YOLOv8, also that of YOLO11.
 
@@ -45,19 +38,23 @@ def yolov8(
     times the loss is their sum, which it differentiates.
 
     Args:
-        num_classes: C, at least 1; nothing else depends on it.
+        num_classes: number of classes, without a background; compared with the logits.
         matcher: in place of the matcher. The mass of its plan is the soft target.
-        cls_loss: in place of the binary cross-entropy, under the same weight.
-        loc_loss: in place of CIoU, under the same weight.
-        dfl_loss: in place of the distribution focal loss, under the same weight.
+        losses: losses by name in place of the published ones, under the same weights: "cls", "box" and "dfl"; or "loc",
+            in place of the sum of the boxes, with weight 1.
+        weights: weights by the same names, in place of those above; with 0 a part of the sum is left out. Without "dfl"
+            `pred_dist` is not needed.
         normalizer: in place of the normaliser.
-        cls_weight: weight of classification.
-        loc_weight: weight of the loss of boxes.
-        dfl_weight: weight of the distribution focal loss; with 0 `pred_dist` is not needed.
+        nonfinite: what to do with predictions that are not finite, "error" or "propagate", see `Matcher`; None for
+            "error".
+        box_format: "cxcywh" or "xywh" if predicted and target boxes are that, None for xyxy; a `matcher` must have the
+            same.
+        validate: also check values on a GPU, which synchronises.
 
     Raises:
         TypeError: a part is of the wrong type.
-        ValueError: `num_classes` or a weight is out of its range.
+        ValueError: an argument is out of its range, a name is unknown, or an option of the matcher is given with
+            `matcher`.
 
     Differences: a distance at or beyond the last bin is taught that bin; ultralytics teaches it a hundredth of a stride
     less. Its boxes are in strides, ours in pixels, which matters to `eps = 1e-7` only. `TaskAligned` differs as listed
@@ -81,14 +78,19 @@ def yolov8(
         [('loss_cls', 20.79), ('loss_loc_box', 1.85), ('loss_loc_dfl', 1.56)]
     """
     check_integer("num_classes", num_classes, low=1)
-    losses = {
-        "box": CIoULoss(reduction="none") if loc_loss is None else loc_loss,
-        "dfl": DistributionFocalLoss(reduction="none") if dfl_loss is None else dfl_loss,
+    published = {
+        "cls": (nn.BCEWithLogitsLoss(reduction="none"), 0.5),
+        "box": (CIoULoss(reduction="none"), 7.5),
+        "dfl": (DistributionFocalLoss(reduction="none"), 1.5),
     }
+    parts = choose_parts(losses, weights, published)
     return DetectionLoss(
-        weigh("cls", cls_loss, nn.BCEWithLogitsLoss(reduction="none"), cls_weight),
-        weighted_sum(losses, {"loc_weight": loc_weight, "dfl_weight": dfl_weight}),
-        TaskAligned() if matcher is None else matcher,
+        parts.term("cls"),
+        parts.localization(),
+        choose_matcher(matcher, TaskAligned, nonfinite=nonfinite, box_format=box_format),
         "none",
         normalizer=ScoreNormalizer() if normalizer is None else normalizer,
+        num_classes=num_classes,
+        box_format=box_format,
+        validate=validate,
     )

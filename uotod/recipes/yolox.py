@@ -4,23 +4,21 @@ from torch import nn
 
 from uotod.check import check_integer
 from uotod.geometry.coders import DeltaCoder
-from uotod.loss import BoxSpace, DetectionLoss, IoULoss, Normalizer, PositiveNormalizer
+from uotod.loss import BoxSpace, Classification, DetectionLoss, IoULoss, Normalizer, Objectness, PositiveNormalizer
 from uotod.match import Matcher, SimOTA
-from uotod.recipes.dialect import weigh, weighted_sum
+from uotod.recipes.dialect import Losses, Weights, choose_matcher, choose_parts
 
 
 def yolox(
     num_classes: int,
     *,
     matcher: Matcher | None = None,
-    cls_loss: nn.Module | None = None,
-    loc_loss: nn.Module | None = None,
-    obj_loss: nn.Module | None = None,
+    losses: Losses | None = None,
+    weights: Weights | None = None,
     normalizer: Normalizer | None = None,
-    cls_weight: float = 1.0,
-    loc_weight: float = 5.0,
-    obj_weight: float = 1.0,
-    l1_weight: float = 0.0,
+    nonfinite: str | None = None,
+    box_format: str | None = None,
+    validate: bool = False,
 ) -> DetectionLoss:
     r"""Build the criterion of YOLOX.
 
@@ -38,21 +36,23 @@ def yolox(
     augmentation, build it anew with `l1_weight=1.0`: L1 of the centre in strides and of the logarithm of the size.
 
     Args:
-        num_classes: C, at least 1; nothing else depends on it.
+        num_classes: number of classes, without a background; compared with the logits.
         matcher: in place of the matcher. mmdetection has `SimOTA(region="box_and_center", radius=2.5, penalty=1e5,
             eps=1e-7)`.
-        cls_loss: in place of the binary cross-entropy of classes, under the same weight.
-        loc_loss: in place of the squared IoU loss, under the same weight.
-        obj_loss: in place of the binary cross-entropy of objectness, under the same weight.
+        losses: losses by name in place of the published ones, under the same weights: "cls", "box", "l1" and "obj"; or
+            "loc", in place of the sum of the boxes, with weight 1.
+        weights: weights by the same names, in place of those above; with 0 a part of the sum is left out.
         normalizer: in place of the normaliser; mmdetection's is the mean over the ranks.
-        cls_weight: weight of classification.
-        loc_weight: weight of the loss of boxes.
-        obj_weight: weight of objectness.
-        l1_weight: weight of the L1 loss.
+        nonfinite: what to do with predictions that are not finite, "error" or "propagate", see `Matcher`; None for
+            "error".
+        box_format: "cxcywh" or "xywh" if predicted and target boxes are that, None for xyxy; a `matcher` must have the
+            same.
+        validate: also check values on a GPU, which synchronises.
 
     Raises:
         TypeError: a part is of the wrong type.
-        ValueError: `num_classes` or a weight is out of its range.
+        ValueError: an argument is out of its range, a name is unknown, or an option of the matcher is given with
+            `matcher`.
 
     Differences: those of `SimOTA`; an image without candidates is ordinary input.
 
@@ -72,18 +72,23 @@ def yolox(
         [('loss_cls', 2.0794), ('loss_loc', 3.014), ('loss_obj', 3.4657)]
     """
     check_integer("num_classes", num_classes, low=1)
-    losses = {
-        "box": IoULoss(mode="square", reduction="none") if loc_loss is None else loc_loss,
-        # relative to the cell of a point, deltas are the offsets that the head predicts
-        "l1": BoxSpace(nn.L1Loss(reduction="none"), DeltaCoder(weights=(1.0, 1.0, 1.0, 1.0))),
+    # relative to the cell of a point, deltas are the offsets that the head predicts
+    offsets = BoxSpace(nn.L1Loss(reduction="none"), DeltaCoder(weights=(1.0, 1.0, 1.0, 1.0)))
+    published = {
+        "cls": (nn.BCEWithLogitsLoss(reduction="none"), 1.0),
+        "box": (IoULoss(mode="square", reduction="none"), 5.0),
+        "l1": (offsets, 0.0),
+        "obj": (nn.BCEWithLogitsLoss(reduction="none"), 1.0),
     }
+    parts = choose_parts(losses, weights, published)
     return DetectionLoss(
-        weigh("cls", cls_loss, nn.BCEWithLogitsLoss(reduction="none"), cls_weight),
-        weighted_sum(losses, {"loc_weight": loc_weight, "l1_weight": l1_weight}),
-        SimOTA() if matcher is None else matcher,
+        Classification(parts.term("cls"), quality="iou", background=False),
+        parts.localization(),
+        choose_matcher(matcher, SimOTA, nonfinite=nonfinite, box_format=box_format),
         "none",
+        extra_terms=[Objectness(parts.term("obj"))],
         normalizer=PositiveNormalizer() if normalizer is None else normalizer,
-        quality="iou",
-        cls_background=False,
-        obj_loss_module=weigh("obj", obj_loss, nn.BCEWithLogitsLoss(reduction="none"), obj_weight),
+        num_classes=num_classes,
+        box_format=box_format,
+        validate=validate,
     )
