@@ -223,6 +223,22 @@ def test_the_cost_is_that_of_a_loop(case, by_rows, counts) -> None:
             torch.testing.assert_close(cost[b, i, j], case.row(input, image, b, i, j).detach(), rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("layout", ["list", "padded"])
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_targets_that_are_nothing_need_no_shape(case, layout) -> None:
+    matcher = Hungarian(loc_match_module=case.module())
+    input, _ = problem(case, (0, 0))
+    nothing = dict.fromkeys(("labels", *case.targets), torch.tensor([]))
+    if layout == "padded":
+        nothing = {key: torch.zeros(2, 0) for key in nothing}
+    target = nothing if layout == "padded" else [nothing, nothing]
+    terms = criterion(case.module(), matcher).terms(input, target)
+    assert terms["loss_loc"] == 0
+    assert matcher.compute_cost_matrix(input, target).shape == (2, P, 1)
+    terms["loss"].backward()
+    assert all(x.grad is None or x.grad.isfinite().all() for x in input.values())
+
+
 @pytest.mark.parametrize("name", ["RotatedL1", "KeypointL1", "PrototypeBCE"])
 def test_what_lies_under_the_mask_is_never_read(name) -> None:
     case = BY_NAME[name]

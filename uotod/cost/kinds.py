@@ -68,7 +68,7 @@ class Adapter:
     def pair_cost(self, fields: Fields, shape: tuple[int, int, int]) -> Tensor:
         """Return the cost, of `shape` (S, T, P), of all pairs of fields (S, P, ...) and, of targets, (S, T, ...)."""
         pairwise: Callable[..., Tensor] | None = getattr(self.module, "pairwise", None)
-        if pairwise is not None:
+        if pairwise is not None and shape[1]:  # without targets their fields may have no inner sizes
             return pairwise(*self._boxes(fields), **self._rest(fields))
         return cost_by_rows(partial(self.rows, name="loc_match_module"), fields, shape)
 
