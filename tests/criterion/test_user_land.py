@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tests.support.docs import defined
 from tests.support.problems import random_boxes
 from uotod.loss import DetectionLoss, GIoULoss, MultipleObjectiveLoss, NegativeProbLoss
-from uotod.match import BalancedSinkhorn, Hungarian, Matcher
+from uotod.match import BalancedSinkhorn, Hungarian, IoUThreshold, Matcher, SharedLayers
 
 PAGE = "own_fields.rst"
 C, P = 4, 5
@@ -287,6 +287,28 @@ def test_a_field_that_is_missing_raises_and_names_who_needs_it(case) -> None:
         bare = [{name: x for name, x in image.items() if name != key} for image in target]
         with pytest.raises(ValueError, match=re.escape(f"target must have the key {key!r}{owner}, got the keys ")):
             loss(input, bare)
+
+
+def test_a_cost_of_a_field_that_an_earlier_layer_lacks_raises() -> None:
+    case = BY_NAME["MaskDice"]
+    input, target = problem(case, (2, 1))
+    earlier = {"pred_logits": torch.randn(2, P, C, dtype=torch.float64)}
+    loss = criterion(case.module(), Hungarian(loc_match_module=case.module()))
+    message = "input['aux_outputs'][1] must have the key 'pred_masks' for MaskDice, got the keys ['pred_logits'"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        loss(input | {"aux_outputs": [input, earlier]}, target)
+    shared = criterion(case.module(), SharedLayers(loss.matching_method))
+    terms = shared.terms(input | {"aux_outputs": [earlier]}, target)  # the final layer is all that is matched
+    torch.testing.assert_close(terms["loss_loc"], loss.terms(input, target)["loss_loc"])
+
+
+def test_a_rule_of_boxes_reads_none_that_a_layer_lacks() -> None:
+    input = {"pred_logits": torch.randn(1, P, C), "pred_boxes": random_boxes(1, P)}
+    target = {"labels": torch.tensor([[1, 2]]), "boxes": random_boxes(1, 2)}
+    earlier = {"pred_logits": torch.randn(1, P, C)}
+    loss = criterion(nn.L1Loss(reduction="none"), IoUThreshold())
+    with pytest.raises(ValueError, match=re.escape("input['aux_outputs'][0] must have the key 'pred_boxes', got")):
+        loss(input | {"aux_outputs": [earlier]}, target)
 
 
 def test_box_losses_and_ones_own_add_up() -> None:
