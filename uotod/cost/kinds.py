@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -67,9 +67,10 @@ class Adapter:
 
     def pair_cost(self, fields: Fields, shape: tuple[int, int, int]) -> Tensor:
         """Return the cost, of `shape` (S, T, P), of all pairs of fields (S, P, ...) and, of targets, (S, T, ...)."""
-        pairwise: Callable[..., Tensor] | None = getattr(self.module, "pairwise", None)
+        pairwise = declared(self.module, "pairwise")
         if pairwise is not None and shape[1]:  # without targets their fields may have no inner sizes
-            return pairwise(*self._boxes(fields), **self._rest(fields))
+            cost: Tensor = pairwise(*self._boxes(fields), **self._rest(fields))
+            return cost
         return cost_by_rows(partial(self.rows, name="loc_match_module"), fields, shape)
 
     def _boxes(self, fields: Fields) -> list[Tensor]:
@@ -315,3 +316,14 @@ def cost_by_rows(function: Callable[[Fields], Tensor], fields: Fields, shape: tu
             cost = loss.new_empty(total)
         cost[start : start + len(pair)] = loss
     return (like.new_empty(0) if cost is None else cost).view(shape)
+
+
+def declared(module: nn.Module, name: str) -> Callable[[], Any] | None:
+    """Return a method of a module, unless a subclass has replaced the `forward` that it stands for."""
+    for cls in type(module).__mro__:
+        if name in vars(cls):
+            method: Callable[[], Any] = getattr(module, name)
+            return method
+        if "forward" in vars(cls):
+            return None
+    return None
