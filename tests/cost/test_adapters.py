@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.support.problems import random_problem
+from uotod.cost import blocks
 from uotod.cost.adapters import adapt
 from uotod.cost.kinds import Adapter, Affine, ClassTerms, Pair, RowLoss
 from uotod.loss import (
@@ -439,6 +440,31 @@ def test_a_weighted_sum_of_costs_asks_each_for_its_pairs() -> None:
     ]
     torch.testing.assert_close(cost, 3 * alone[0] + 2 * alone[1])
     assert set(module.calls) == {"pairs"}
+
+
+def test_the_rows_of_a_cost_are_bounded_by_the_widest_field(monkeypatch) -> None:
+    class Prototypes(nn.Module):
+        needs = ("pred_coefficients", "image_prototypes", "target_masks")
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.rows: list[int] = []
+
+        def forward(self, pred_coefficients: Tensor, image_prototypes: Tensor, target_masks: Tensor) -> Tensor:
+            self.rows.append(len(image_prototypes))
+            masks = torch.einsum("nm,nmhw->nhw", pred_coefficients, image_prototypes)
+            return (masks - target_masks).abs().flatten(1).sum(1)
+
+    scene = problem()
+    scene.input |= {"pred_coefficients": torch.randn(B, P, 3), "image_prototypes": torch.randn(B, 3, 4, 5)}
+    scene.target |= {"masks": torch.rand(B, T, 4, 5)}
+    module = Prototypes()
+    matcher = Hungarian(loc_match_module=module)
+    whole = matcher.compute_cost_matrix(scene.input, scene.target)
+    assert module.rows == [B * P * T]
+    monkeypatch.setattr(blocks, "MAX_COST_ROW_ELEMENTS", 5 * 3 * 4 * 5)
+    torch.testing.assert_close(matcher.compute_cost_matrix(scene.input, scene.target), whole)
+    assert max(module.rows[1:]) == 5
 
 
 def test_an_adapter_holds_no_values_of_a_call() -> None:

@@ -304,12 +304,11 @@ def cost_by_rows(function: Callable[[Fields], Tensor], fields: Fields, shape: tu
     """Return the cost, of the `shape` (S, T, P), of a function that knows rows only, as many as stay bounded."""
     _, num_targets, preds = shape
     like = next(iter(fields.values()))
-    total, width = math.prod(shape), max(sum(math.prod(x.shape[2:]) for x in fields.values()) // 2, 1)
+    widths = [math.prod(x.shape[1 if name.startswith("image_") else 2 :]) for name, x in fields.items()]
+    total, size = math.prod(shape), max(blocks.MAX_COST_ROW_ELEMENTS // max(1, *widths), 1)
     cost: Tensor | None = None
-    for start in range(0, total, max(blocks.MAX_COST_ROW_ELEMENTS // width, 1)):
-        pair = torch.arange(
-            start, min(start + max(blocks.MAX_COST_ROW_ELEMENTS // width, 1), total), device=like.device
-        )
+    for start in range(0, total, size):
+        pair = torch.arange(start, min(start + size, total), device=like.device)
         image, target, pred = pair // (num_targets * preds), pair // preds % num_targets, pair % preds
         loss = function(take_rows(fields, image, pred, target))
         if cost is None:  # at once, for small results among the temporaries would keep those from being given back
