@@ -2,12 +2,14 @@
 # PYTHON makes the virtual environment; `check` runs the tools of the PYTHON that it is given.
 VENV ?= .venv
 PYTHON ?= python3
+# The tests that `check` runs, as an expression of pytest's markers.
+MARKS ?= not long
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo bench peers test check clean
+.PHONY: help venv demo bench peers test test-all check clean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 10
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 10
 
 venv: $(VENV)/.installed-dev ## install uotod and every tool into VENV (.venv)
 
@@ -20,21 +22,19 @@ bench: $(VENV)/.installed-dev ## time the criterion side by side with the peers 
 	$(VENV)/bin/python -m benchmarks.scaling --json runs/scaling.json
 	$(VENV)/bin/python -m benchmarks.profile --json runs/profile.json
 
-# Beside the environment, never in it: the original shares our name, and the others want packages that nobody else needs.
-peers: $(VENV)/bin/pip ## fetch the optional peers of the benchmark into .peers
-	rm -rf .peers
-	$(VENV)/bin/python -m pip install --no-deps --target .peers/uotod "uotod==0.3.*"
-	$(VENV)/bin/python -m pip install --no-deps --target .peers/packages \
-		"torchvision==0.28.*" "ultralytics==8.4.*" opencv-python-headless psutil
+peers: .peers/packages.stamp .peers/uotod.stamp ## fetch the libraries that tests and benchmarks compare with into .peers
 
-test: $(VENV)/.installed-dev ## run the linters, the type checker and all tests
+test: $(VENV)/.installed-dev peers ## run the linters, the type checker and the tests, but for the long ones
 	$(MAKE) check PYTHON=$(VENV)/bin/python
 
-check: ## the same with the tools that PYTHON has, without installing anything
+test-all: $(VENV)/.installed-dev peers ## the same with the long tests
+	$(MAKE) check PYTHON=$(VENV)/bin/python MARKS=
+
+check: ## what `test` runs, with the tools that PYTHON has, without installing or fetching anything
 	$(PYTHON) -m ruff check
 	$(PYTHON) -m ruff format --check
 	$(PYTHON) -m mypy
-	$(PYTHON) -m pytest
+	$(PYTHON) -m pytest -n auto --dist worksteal -m "$(MARKS)"
 
 clean: ## remove the default virtual environment, caches, builds and the demo's results
 	rm -rf .venv .peers .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info runs/demo
@@ -44,6 +44,19 @@ clean: ## remove the default virtual environment, caches, builds and the demo's 
 $(VENV)/.installed-%: pyproject.toml constraints.txt | $(VENV)/bin/pip
 	$(VENV)/bin/python -m pip install -c constraints.txt -e ".[$*]"
 	@touch $@
+
+# Beside the environment, never in it: the original shares our name, and the others want packages that nobody else needs.
+# A new environment may have another Python, hence fetches them anew. Without a network the old ones stay, if any.
+.peers/%.stamp: $(VENV)/bin/pip
+	@mkdir -p .peers && rm -rf .peers/$*.new
+	@if $(VENV)/bin/python -m pip install --quiet --retries 1 --no-deps -c constraints.txt --target .peers/$*.new $(WANTED) \
+			2> .peers/$*.log; \
+	then rm -rf .peers/$* && mv .peers/$*.new .peers/$* && touch $@; \
+	else echo ".peers/$*: not fetched (.peers/$*.log says why): what needs it is left out until make peers succeeds"; fi
+
+.peers/packages.stamp: peers.txt
+.peers/packages.stamp: WANTED = -r peers.txt
+.peers/uotod.stamp: WANTED = "uotod==0.3.*"
 
 # pip is what `venv` writes last: an interrupted environment is made again.
 $(VENV)/bin/pip:

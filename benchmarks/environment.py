@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 import uotod
-from benchmarks.peers.packages import PEERS, installed
+from benchmarks.packages import PEERS, installed
 
 PACKAGES = ("transformers", "torchvision", "ultralytics", "POT", "scipy", "numpy")
 

@@ -1,11 +1,17 @@
-"""Settings of all tests: one thread, a fixed seed, and the devices at hand."""
+"""Settings of all tests: one thread a worker, a fixed seed, and the devices and other libraries at hand."""
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
+
+# Before numpy is imported, whose BLAS reads them once; the programs that tests start inherit them.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+os.environ.setdefault("MKL_NUM_THREADS", "1")
 
 import pytest
 import torch
+
+from benchmarks.packages import PEERS, add_peers
 
 BCCD = Path(__file__).resolve().parents[1].parent / "shared" / "data" / "bccd"
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
@@ -13,15 +19,22 @@ DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 os.environ.setdefault("MPLBACKEND", "Agg")
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when Triton is first imported
+# ultralytics writes its settings when it is imported: a folder a worker
+os.environ.setdefault("YOLO_CONFIG_DIR", str(PEERS / "settings" / os.environ.get("PYTEST_XDIST_WORKER", "main")))
+add_peers()
+torch.set_num_threads(1)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """Count the cores that this process may use: psutil, which comes with the peers, would count physical ones."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @pytest.fixture(autouse=True)
-def seeded_single_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+def seeded_single_thread() -> None:
+    torch.set_num_threads(1)  # a library may have set another number
     torch.manual_seed(0)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(params=DEVICES)

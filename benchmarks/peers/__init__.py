@@ -3,8 +3,8 @@
 from collections.abc import Callable
 
 from benchmarks.contender import Contender
+from benchmarks.packages import installed
 from benchmarks.peers import anchors, detr, loops, original, pot, yolo
-from benchmarks.peers.packages import installed
 from benchmarks.workloads import Problem, Workload
 
 

@@ -13,7 +13,7 @@ from torch.nn.functional import one_hot
 
 from benchmarks.contender import Contender
 from benchmarks.measure import Spent, Step
-from benchmarks.peers.packages import PEERS
+from benchmarks.packages import PEERS
 from benchmarks.workloads import Problem, Workload
 
 # What it is asked for, by the kind of the workload. RetinaNet is left out, and Y8 with it: its tensors of predictions

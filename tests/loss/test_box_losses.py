@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from tests.geometry.test_boxes import EDGE_CASES
 from tests.oracles import box_loss as oracle
 from tests.support.costs import box_cost
-from tests.support.mmdet_losses import mmdet_losses
+from tests.support.peers import peer
 from tests.support.problems import random_boxes
 from uotod.geometry.boxes import aligned_overlap
 from uotod.geometry.overlap import OVERLAP_KINDS
@@ -355,21 +355,21 @@ class TestMmdet:
         near, other = near_boxes(count), (random_boxes(count), random_boxes(count))
         return torch.cat((near[0], other[0])) * 100, torch.cat((near[1], other[1])) * 100
 
-    def test_siou(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        reference = mmdet_losses("iou_loss", monkeypatch).siou_loss
+    def test_siou(self) -> None:
+        reference = peer("mmdet.models.losses.iou_loss").siou_loss
         boxes, target = self.rows()
         expected = reference(boxes, target, neg_gamma=True, reduction="none")  # the sign of the paper
         torch.testing.assert_close(SIoULoss(reduction="none")(boxes, target), expected, rtol=0, atol=1e-6)
 
-    def test_siou_with_the_default_sign_makes_distant_boxes_cheap(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        reference = mmdet_losses("iou_loss", monkeypatch).siou_loss
+    def test_siou_with_the_default_sign_makes_distant_boxes_cheap(self) -> None:
+        reference = peer("mmdet.models.losses.iou_loss").siou_loss
         target = torch.tensor([[0.0, 0.0, 10.0, 10.0]])
         near, far = target + torch.tensor([5.0, 0.0, 5.0, 0.0]), target + torch.tensor([20.0, 0.0, 20.0, 0.0])
         assert reference(far, target) < reference(near, target)
         assert SIoULoss()(far, target) > SIoULoss()(near, target)
 
-    def test_extended_iou(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        reference = mmdet_losses("iou_loss", monkeypatch).eiou_loss
+    def test_extended_iou(self) -> None:
+        reference = peer("mmdet.models.losses.iou_loss").eiou_loss
         boxes, target = self.rows()
         torch.testing.assert_close(
             ExtendedIoULoss(reduction="none")(boxes, target),
@@ -378,16 +378,16 @@ class TestMmdet:
             atol=1e-9,
         )
 
-    def test_balanced_l1(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        reference = mmdet_losses("balanced_l1_loss", monkeypatch).balanced_l1_loss
+    def test_balanced_l1(self) -> None:
+        reference = peer("mmdet.models.losses.balanced_l1_loss").balanced_l1_loss
         boxes, target = 3 * torch.randn(200, 4), torch.randn(200, 4)
         for alpha, gamma in ((0.5, 1.5), (0.7, 1.1)):
             expected = reference(boxes, target, alpha=alpha, gamma=gamma, reduction="none")
             actual = BalancedL1Loss(alpha=alpha, gamma=gamma, reduction="none")(boxes, target)
             torch.testing.assert_close(actual, expected)
 
-    def test_balanced_l1_with_another_beta_has_kinks_at_zero_and_beta(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        reference = mmdet_losses("balanced_l1_loss", monkeypatch).balanced_l1_loss
+    def test_balanced_l1_with_another_beta_has_kinks_at_zero_and_beta(self) -> None:
+        reference = peer("mmdet.models.losses.balanced_l1_loss").balanced_l1_loss
         d = torch.tensor([1e-9, 0.2 - 1e-6, 0.2 + 1e-6], dtype=torch.float64, requires_grad=True)
         (theirs,) = torch.autograd.grad(reference(d, 0 * d.detach(), beta=0.2, reduction="sum"), d)
         (ours,) = torch.autograd.grad(BalancedL1Loss(beta=0.2, reduction="sum")(d, 0 * d.detach()), d)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from tests.geometry.test_boxes import EDGE_CASES
 from tests.oracles import box_loss as oracle
-from tests.support.mmdet_losses import mmdet_losses
+from tests.support.peers import peer
 from tests.support.problems import random_boxes, random_problem
 from uotod.loss import DetectionLoss, DistributionFocalLoss, GIoULoss, MultipleObjectiveLoss
 from uotod.match import BalancedSinkhorn, Hungarian, IoUThreshold
@@ -46,8 +46,8 @@ def test_the_loss_equals_a_loop_over_plain_floats(count: int, bins: list[float] 
     torch.testing.assert_close(loss, torch.tensor(expected, dtype=torch.float64))
 
 
-def test_it_equals_the_loss_of_mmdet(monkeypatch: pytest.MonkeyPatch) -> None:
-    reference = mmdet_losses("gfocal_loss", monkeypatch).distribution_focal_loss
+def test_it_equals_the_loss_of_mmdet() -> None:
+    reference = peer("mmdet.models.losses.gfocal_loss").distribution_focal_loss
     target, fields = rows(300, 9)
     distance = DistanceCoder(by_stride=True).encode(target, fields["anchors"], fields["stride"]).clamp(0, 8 - 0.1)
     expected = reference(fields["pred_dist"].flatten(0, 1), distance.flatten(), reduction=N).view(300, 4).mean(1)

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from tests.oracles import classify as oracle
 from tests.oracles.loss import binary_cross_entropy, sigmoid_focal
+from tests.support.peers import peer
 from uotod.loss import (
     GHMCLoss,
     IoUAwareBCELoss,
@@ -214,7 +215,7 @@ class TestGHMC:
 
 class TestReferences:
     def test_ultralytics(self) -> None:
-        reference = pytest.importorskip("ultralytics.utils.loss")
+        reference = peer("ultralytics.utils.loss")
         for _ in range(50):
             logits = (2 * torch.randn(7, 4, dtype=torch.float32)).requires_grad_()
             labels = F.one_hot(torch.randint(0, 5, (7,)), 5)[:, :4].float()
@@ -228,10 +229,9 @@ class TestReferences:
             close_with_gradients(ours, expected, logits)
 
     def test_mmdetection(self) -> None:
-        pytest.importorskip("mmdet")
-        gfl = pytest.importorskip("mmdet.models.losses.gfocal_loss")
-        vfl = pytest.importorskip("mmdet.models.losses.varifocal_loss")
-        ghm = pytest.importorskip("mmdet.models.losses.ghm_loss")
+        gfl = peer("mmdet.models.losses.gfocal_loss")
+        vfl = peer("mmdet.models.losses.varifocal_loss")
+        ghm = peer("mmdet.models.losses.ghm_loss")
         for _ in range(50):
             logits = (2 * torch.randn(7, 4, dtype=torch.float64)).requires_grad_()
             labels = torch.randint(0, 5, (7,))

@@ -6,6 +6,7 @@ from torch import nn
 
 from tests.oracles import anchors as oracle
 from tests.support.anchor_problems import SIZES, assigned, grid_boxes, problem_on_a_grid
+from tests.support.peers import peer
 from tests.support.problems import permuted, random_boxes, random_problem
 from uotod.loss import GIoULoss
 from uotod.match import ATSS
@@ -40,8 +41,8 @@ class TestATSS:
     @pytest.mark.parametrize("seed", range(100))
     @pytest.mark.parametrize("alpha", [1.0, 0.8])
     def test_it_is_the_assigner_of_mmdet(self, seed: int, alpha: float) -> None:
-        assigners = pytest.importorskip("mmdet.models.task_modules.assigners")
-        structures = pytest.importorskip("mmengine.structures")
+        assigners = peer("mmdet.models.task_modules.assigners")
+        structures = peer("mmengine.structures")
         torch.manual_seed(seed)
         targets, shapes, strides = seed % 7, [(16, 16), (8, 8), (4, 4), (2, 2)], [8, 16, 32, 64]
         centers = Points.from_levels(shapes, strides, dtype=torch.float64)

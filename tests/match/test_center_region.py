@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tests.oracles import points as oracle
+from tests.support.peers import peer
 from tests.support.places import UNITS, anchors_of_cells, detect, pyramid, some_targets
 from uotod.match import FCOS, CenterRegion, GridCell, Matcher
 from uotod.utils import Anchors, Points
@@ -37,8 +38,8 @@ class TestCenterRegion:
     @pytest.mark.parametrize("stride", [8, 16])
     def test_it_equals_mmdet(self, stride: int) -> None:
         """There a cell of the ring is background but for the class of its target, which `shadowed_labels` names."""
-        assigners = pytest.importorskip("mmdet.models.task_modules.assigners")
-        structures = pytest.importorskip("mmengine.structures")
+        assigners = peer("mmdet.models.task_modules.assigners")
+        structures = peer("mmengine.structures")
         theirs = assigners.CenterRegionAssigner(0.3, 0.6, 0.01)
         points = Points.from_levels([(64 // stride, 64 // stride)], [stride])
         cells = torch.cat((points.centers - stride / 2, points.centers + stride / 2), 1)

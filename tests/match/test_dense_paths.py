@@ -82,7 +82,7 @@ def test_no_tensor_of_all_pairs_is_held(name: str, on_host: bool, monkeypatch: p
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", ["IoUThreshold", "TaskAligned"])
+@pytest.mark.parametrize("name", ["IoUThreshold", pytest.param("TaskAligned", marks=pytest.mark.long)])
 def test_a_compiled_criterion_has_the_same_loss(name: str) -> None:
     input, target, points = scene(5, dtype=torch.float32)
     bce, l1 = torch.nn.BCEWithLogitsLoss(reduction="none"), torch.nn.L1Loss(reduction="none")

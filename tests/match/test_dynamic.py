@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from tests.oracles import dynamic as oracle
 from tests.support.grids import GridProblem, assigned, expected, grid_problem, images_of
+from tests.support.peers import peer
 from uotod.match import DynamicSoftLabel, Matcher, SimOTA
 from uotod.solvers.dynamic_k import dynamic_k_match
 
@@ -205,7 +206,7 @@ class TestDynamicSoftLabel:
 
 def mmdet_assigner(name: str, **options):
     """Return an assigner of mmdetection that takes float64: it writes the overlaps into float32."""
-    assigners = pytest.importorskip("mmdet.models.task_modules.assigners", exc_type=ImportError)
+    assigners = peer("mmdet.models.task_modules.assigners")
     parent = getattr(assigners, name)
 
     class Double(parent):
@@ -218,7 +219,7 @@ def mmdet_assigner(name: str, **options):
 
 def mmdet_assignments(assigner, problem: GridProblem, scores: Tensor) -> Tensor:
     """Return mmdetection's assignment of each image as columns of the padded plan."""
-    structures = pytest.importorskip("mmengine.structures")
+    structures = peer("mmengine.structures")
     stride = problem.anchors.stride
     assert isinstance(stride, Tensor)
     priors = torch.cat((problem.anchors.centers, stride[:, None].expand(-1, 2)), dim=1)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tests.oracles import points as oracle
+from tests.support.peers import peer
 from tests.support.places import UNITS, detect, pyramid, some_targets
 from uotod.match import FCOS
 from uotod.utils import Anchors, Points
@@ -55,8 +56,8 @@ class TestFCOS:
 
     @pytest.mark.parametrize("radius", [1.5, None])
     def test_it_equals_mmdet(self, radius: float | None) -> None:
-        heads = pytest.importorskip("mmdet.models.dense_heads.fcos_head")
-        structures = pytest.importorskip("mmengine.structures")
+        heads = peer("mmdet.models.dense_heads.fcos_head")
+        structures = peer("mmengine.structures")
         ranges = [(0.0, 20.0), (20.0, 35.0), (35.0, math.inf)]
         places = pyramid(dtype=torch.float32)
         head = heads.FCOSHead(

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tests.oracles import points as oracle
+from tests.support.peers import peer
 from tests.support.places import UNITS, anchors_of_cells, detect, some_targets
 from tests.support.problems import random_boxes
 from uotod.match import GridCell
@@ -44,8 +45,8 @@ class TestGridCell:
     @pytest.mark.parametrize("several", [False, True])
     def test_it_equals_mmdet_where_each_target_has_its_cells_to_itself(self, several: bool) -> None:
         """A prediction that is responsible for one target may there be matched to another one, and the last wins."""
-        assigners = pytest.importorskip("mmdet.models.task_modules.assigners")
-        structures = pytest.importorskip("mmengine.structures")
+        assigners = peer("mmdet.models.task_modules.assigners")
+        structures = peer("mmengine.structures")
         theirs = assigners.GridAssigner(pos_iou_thr=0.5, neg_iou_thr=0.5, min_pos_iou=0.0, gt_max_assign_all=False)
         matcher = GridCell(choose="anchor", positive=0.5, is_anchor_based=True)
         anchors, compared = anchors_of_cells(dtype=torch.float32), 0

@@ -7,6 +7,7 @@ from torch import nn
 from tests.oracles import anchors as oracle
 from tests.support.anchor_problems import SIZES, assigned, problem_on_a_grid
 from tests.support.guards import LargestTensor, NoSynchronisation, take_gpu_path
+from tests.support.peers import peer
 from tests.support.problems import random_boxes, random_problem
 from uotod.match import IoUThreshold, iou_threshold
 from uotod.solvers.candidates import stable_topk
@@ -172,8 +173,8 @@ class TestIoUThreshold:
     @pytest.mark.parametrize("negative", [0.4, (0.1, 0.4)])
     def test_it_is_the_max_iou_assigner_of_mmdet(self, seed: int, negative) -> None:
         """All ties of a target's best; of two targets tied by one anchor the reference takes the last, we the best."""
-        assigners = pytest.importorskip("mmdet.models.task_modules.assigners")
-        structures = pytest.importorskip("mmengine.structures")
+        assigners = peer("mmdet.models.task_modules.assigners")
+        structures = peer("mmengine.structures")
         torch.manual_seed(seed)
         targets = seed % 6
         anchors, boxes = random_boxes(60), random_boxes(targets)

@@ -5,6 +5,7 @@ import torch
 
 from tests.oracles import anchors as oracle
 from tests.support.anchor_problems import SIZES, assigned, grid_boxes, problem_on_a_grid
+from tests.support.peers import peer
 from tests.support.problems import permuted, random_boxes, random_problem
 from uotod.loss import GIoULoss
 from uotod.match import Uniform
@@ -31,8 +32,8 @@ def test_it_equals_a_loop(seed: int, preds: int, targets: int, k: int, positive,
 @pytest.mark.parametrize("spread", [1.0, 4.0])
 def test_it_is_the_assigner_of_mmdet_where_one_target_chooses(seed: int, spread: float) -> None:
     """A prediction that several choose goes to the last one there, and to the nearest one here."""
-    assigners = pytest.importorskip("mmdet.models.task_modules.assigners")
-    structures = pytest.importorskip("mmengine.structures")
+    assigners = peer("mmdet.models.task_modules.assigners")
+    structures = peer("mmengine.structures")
     torch.manual_seed(seed)
     targets = seed % 7
     anchors, boxes = random_boxes(80), random_boxes(targets)

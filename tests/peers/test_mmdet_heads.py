@@ -1,4 +1,4 @@
-"""The criteria of detectors on points against the heads of mmdetection, where it is installed."""
+"""The criteria of detectors on points against the heads of mmdetection."""
 
 from typing import Any
 

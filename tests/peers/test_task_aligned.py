@@ -1,7 +1,5 @@
 """Task-aligned matching against a slow loop and the implementations of YOLOv8 and TOOD."""
 
-import importlib.metadata
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -9,6 +7,7 @@ import torch
 
 from tests.oracles import task_aligned as slow
 from tests.support.aligned_scenes import assignment, scene
+from tests.support.peers import peer
 from uotod.match import TaskAligned
 from uotod.utils import Anchors
 
@@ -45,12 +44,8 @@ def test_the_plan_is_that_of_the_slow_loop(seed: int) -> None:
 
 
 @pytest.fixture(scope="module")
-def yolo() -> Iterator[Any]:
-    version = importlib.metadata.version
-    with pytest.MonkeyPatch.context() as patch:
-        # it asks for the version of a package that it does not need here
-        patch.setattr(importlib.metadata, "version", lambda n: "0.0.0" if n == "torchvision" else version(n))
-        yield pytest.importorskip("ultralytics.utils.tal").TaskAlignedAssigner
+def yolo() -> Any:
+    return peer("ultralytics.utils.tal").TaskAlignedAssigner
 
 
 @pytest.mark.parametrize("seed", range(120))
@@ -78,11 +73,8 @@ def test_the_plan_is_that_of_ultralytics(seed: int, yolo: Any) -> None:
 
 
 @pytest.fixture(scope="module")
-def tood() -> Iterator[Any]:
-    mmcv = pytest.importorskip("mmcv")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(mmcv, "__version__", "2.1.0")  # newer ones work as well
-        yield pytest.importorskip("mmdet.models.task_modules.assigners").TaskAlignedAssigner
+def tood() -> Any:
+    return peer("mmdet.models.task_modules.assigners").TaskAlignedAssigner
 
 
 @pytest.mark.parametrize("seed", range(120))

@@ -204,7 +204,7 @@ def test_the_rt_detr_family(name, settings, options, size, groups) -> None:
     """Outputs without distributions; the encoder's queries are one of the auxiliary layers, as in the reference."""
     reference, criterion = family(name, **settings), recipes.ALL_RECIPES[name](CLASSES, **options)
     images, preds, most = size
-    for _ in range(PROBLEMS // 2):
+    for _ in range(PROBLEMS // 4):
         spread = 0.3 if name == "deim" else 1.0
         outputs, targets = random_layers(4, images, preds, spread=spread), random_targets(images, most)
         while name == "deim" and vote_ties(criterion, outputs, targets):
@@ -252,7 +252,7 @@ def test_the_distributions_of_d_fine_and_deim(name, settings, options, size, gro
     def targets_of(images: int, most: int) -> list[dict[str, Tensor]]:
         return [x | {"boxes": x["boxes"].float()} for x in random_targets(images, most)]
 
-    for _ in range(PROBLEMS):
+    for _ in range(PROBLEMS // 4):
         outputs, targets = leaves_of(4, preds), targets_of(images, most)
         while name == "deim" and vote_ties(criterion, outputs, targets):
             outputs, targets = leaves_of(4, preds), targets_of(images, most)

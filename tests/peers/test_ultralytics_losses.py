@@ -1,7 +1,5 @@
-"""The criterion of YOLOv8 against the implementation of ultralytics, where it is installed."""
+"""The criterion of YOLOv8 against the implementation of ultralytics."""
 
-import importlib.metadata
-from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,6 +9,7 @@ from torch import Tensor, nn
 
 from tests.support.aligned_scenes import STRIDES
 from tests.support.dense_scenes import DenseScene, check_gradients, dense_scene
+from tests.support.peers import peer
 from uotod import recipes
 from uotod.utils import box_xyxy_to_cxcywh
 
@@ -18,12 +17,8 @@ SIZE = 64
 
 
 @pytest.fixture(scope="module")
-def ultralytics() -> Iterator[Any]:
-    version = importlib.metadata.version
-    with pytest.MonkeyPatch.context() as patch:
-        # it asks for the version of a package that it does not need here
-        patch.setattr(importlib.metadata, "version", lambda n: "0.0.0" if n == "torchvision" else version(n))
-        yield pytest.importorskip("ultralytics.utils.loss")
+def ultralytics() -> Any:
+    return peer("ultralytics.utils.loss")
 
 
 class Model(nn.Module):

@@ -62,7 +62,9 @@ class Interrupt:
 
 @pytest.mark.training
 @pytest.mark.parametrize(
-    ("program", "steps", "floor"), [("train_detr", 200, 0.55), ("train_ssd", 160, 0.6)], ids=PROGRAMS
+    ("program", "steps", "floor"),
+    [pytest.param("train_detr", 200, 0.55, marks=pytest.mark.long), ("train_ssd", 160, 0.6)],
+    ids=PROGRAMS,
 )
 def test_a_detector_learns_color_boxes_in_a_fixed_number_of_steps(program, steps, floor, tmp_path):
     metrics = run(program, tmp_path, f"--steps={steps}")
@@ -70,6 +72,7 @@ def test_a_detector_learns_color_boxes_in_a_fixed_number_of_steps(program, steps
     assert metrics["AP50"] > floor
 
 
+@pytest.mark.long
 @pytest.mark.training
 @pytest.mark.skipif(not BCCD.is_dir(), reason="../shared/data/bccd is not there")
 @pytest.mark.parametrize(("program", "floor"), [("train_detr", 0.2), ("train_ssd", 0.3)], ids=PROGRAMS)
@@ -138,6 +141,7 @@ def test_every_recipe_trains_the_program_that_it_fits(program, folder, tmp_path,
     assert anchors <= trained if program == "train_ssd" else not anchors & trained
 
 
+@pytest.mark.long
 @pytest.mark.training
 def test_a_recipe_learns_color_boxes_in_a_fixed_number_of_steps(tmp_path):
     assert run("train_ssd", tmp_path, "--recipe=ssd300", "--steps=160")["AP50"] > 0.4

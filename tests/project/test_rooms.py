@@ -9,6 +9,7 @@ ROOT = Path(__file__).resolve().parents[2] / "uotod"
 # a file imports only from its own room or from one above it
 ROOMS = ("check", "geometry", "plan", "scene", "cost", "solvers", "match", "criterion", "loss", "recipes", "utils")
 OUTSIDE = ("integrations", "datasets", "eval", "plot", "report")
+RULES = {"atss", "emd", "fcos", "focal", "ota", "partial_ot", "pot", "sinkhorn", "yolo"}
 OPTIONAL = {"matplotlib", "PIL", "pycocotools", "faster_coco_eval", "tqdm", "torchvision", "triton", "plotly"}
 KERNELS = "uotod.solvers.triton"  # modules that need Triton, and are imported as late as it is
 FILES = sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")
@@ -53,6 +54,64 @@ def test_optional_packages_are_imported_inside_functions(path: Path) -> None:
 def test_no_private_module_stands_at_the_root() -> None:
     found = {path.name for path in ROOT.iterdir() if path.name.startswith("_") and path.suffix in ("", ".py")}
     assert found - {"__pycache__"} == {"__init__.py"}
+
+
+def code(path: Path) -> str:
+    """Return the code of a file, without comments and strings."""
+    with path.open("rb") as file:
+        tokens = [x for x in tokenize.tokenize(file.readline) if x.type not in (tokenize.COMMENT, tokenize.STRING)]
+    return " ".join(x.string for x in tokens[1:])
+
+
+def code_lines(path: Path) -> int:
+    """Return the lines that hold code, without blank lines, comments, docstrings and signatures of constructors."""
+    tree, kept = ast.parse(path.read_text()), set[int]()
+    left_out = set[int]()
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list) and body and isinstance(body[0], ast.Expr):
+            if isinstance(getattr(body[0].value, "value", None), str):
+                left_out |= set(range(body[0].lineno, body[0].end_lineno + 1))
+        is_recipe = path.parent.name == "recipes" and node in tree.body
+        if isinstance(node, ast.FunctionDef) and (node.name == "__init__" or is_recipe):
+            left_out |= set(range(node.lineno, node.body[0].lineno))
+    blank = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER)
+    with path.open("rb") as file:
+        for token in list(tokenize.tokenize(file.readline))[1:]:
+            if token.type not in blank:
+                kept |= set(range(token.start[0], token.end[0] + 1))
+    return len(kept - left_out)
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_name)
+def test_a_file_has_at_most_250_lines_of_code(path: Path) -> None:
+    assert code_lines(path) <= 250
+
+
+@pytest.mark.parametrize("path", CORE, ids=module_name)
+def test_devices_blocks_and_caches_are_known_to_costs_and_solvers_only(path: Path) -> None:
+    room, text = module_name(path).split(".")[1], code(path)
+    if room in ("check", "cost", "solvers"):
+        return
+    assert not re.search(r"\bis_cuda\b|device \. type [!=]=|\bMAX_[A-Z_]+\b|\bnumpy\b|\bcuda\b", text)
+    if room in ("match", "criterion", "loss", "recipes"):  # these do not even ask whether values may be read
+        assert not re.search(r"\breads_values\b|\blooks\b|\bknown_positive\b|\bis_compiling\b|\bblocks\b", text)
+
+
+@pytest.mark.parametrize("path", CORE, ids=module_name)
+def test_nobody_asks_a_plan_for_its_class(path: Path) -> None:
+    if module_name(path) != "uotod.plan":  # which takes plans of users in several forms
+        assert not re.search(r"isinstance \( [^()]* , (Plan|\( [^()]*\bPlan\b)", code(path))
+
+
+def test_two_rooms_have_files_of_one_name_for_one_rule_only() -> None:
+    count = Counter(path.stem for path in CORE if path.stem != "__init__")
+    assert {name for name, number in count.items() if number > 1} <= RULES
+
+
+def test_criteria_know_sub_losses_by_their_adapters() -> None:
+    for path in (ROOT / "criterion").glob("*.py"):
+        assert not any(name.startswith("uotod.loss") for name in imports(path))
 
 
 def test_torchvision_is_used_nowhere() -> None:

@@ -375,7 +375,9 @@ def test_a_step_to_the_next_level_starves_no_column(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("penalties", [(INF, INF), (1e3, 1e-3), (100, 100), (1, 1)])
+@pytest.mark.parametrize(
+    "penalties", [(INF, INF), (1e3, 1e-3), *(pytest.param(x, marks=pytest.mark.long) for x in [(100, 100), (1, 1)])]
+)
 def test_costs_with_gaps_are_solved_at_the_defaults(penalties: tuple[float, float], dtype: torch.dtype) -> None:
     """Five of these six seeds hold an image whose balanced problem once stalled, in one dtype or in both."""
     for preds, columns, seed in [(6, 3, 0), (12, 5, 0), (12, 5, 79), (40, 8, 64), (84, 10, 12), (84, 10, 108)]:

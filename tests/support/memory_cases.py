@@ -1,5 +1,9 @@
-"""Steps whose memory `test_memory` bounds, each in its own process: `python -m tests.support.memory_cases NAME`."""
+"""Steps whose memory `test_memory` bounds, each in its own process.
 
+`python -m tests.support.memory_cases` reads a name a line and answers it with a line: P and the MiB that the step takes.
+"""
+
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -106,16 +110,30 @@ BOUNDED = {
 
 
 def main() -> None:
-    """Print P and the growth of one case."""
+    """Answer each name from a copy of this process, which has imported everything and computed nothing."""
     torch.set_num_threads(1)
-    name = sys.argv[1]
+    for line in sys.stdin:
+        child = os.fork()
+        if not child:
+            status = 1
+            try:
+                measure(line.strip())
+                status = 0
+            finally:
+                os._exit(status)
+        if os.waitpid(child, 0)[1]:
+            print("failed", flush=True)
+
+
+def measure(name: str) -> None:
+    """Print P and the growth of one case."""
     workload, step = (
         BOUNDED[name][:2] if name in BOUNDED else (SSD if name.startswith("ssd") else RETINA, COMPARED[name])
     )
     small = replace(workload, images=1, targets=(1, 1))
     step(small, make_problem(small))()  # what is loaded when it is first used is not the step's
     problem = make_problem(workload)
-    print(problem.logits.shape[2], resident_growth(step(workload, problem)))
+    print(problem.logits.shape[2], resident_growth(step(workload, problem)), flush=True)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from uotod.check import check_device, check_finite, check_ordered, entry, reads_values
 from uotod.geometry.boxes import full_precision
@@ -262,13 +263,17 @@ def _pad_key(key: str, values: list[Tensor], count: int) -> tuple[Tensor, Tensor
             raise TypeError(f"target[{index}][{key!r}] must be {real[0].dtype} like other images, got {x.dtype}")
         inner = tuple(map(max, inner, x.shape[1:]))
         dtype = torch.promote_types(dtype, x.dtype)
-    whole = values[0].new_zeros(len(values), count, *inner, dtype=dtype)
-    valid = torch.zeros_like(whole, dtype=torch.bool)
-    for index, x in enumerate(values):
-        if x.numel():
-            part = tuple(slice(n) for n in x.shape)
-            whole[index][part], valid[index][part] = x.to(dtype), True
-    return whole, None if all(x.shape[1:] == inner for x in real) else valid
+    shaped = [x.to(dtype) if x.numel() else x.new_zeros(0, *inner, dtype=dtype) for x in values]
+    whole = torch.stack([_pad_to(x, (count, *inner)) for x in shaped])
+    if all(x.shape[1:] == inner for x in shaped):
+        return whole, None
+    return whole, torch.stack([_pad_to(torch.ones_like(x, dtype=torch.bool), (count, *inner)) for x in shaped])
+
+
+def _pad_to(value: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Return a tensor with zeros at the end of its dimensions, so that it has a shape."""
+    missing = [size - own for size, own in zip(shape, value.shape, strict=True)]
+    return F.pad(value, [x for gap in reversed(missing) for x in (0, gap)]) if any(missing) else value
 
 
 def _parse_image(name: str, image: Mapping[str, Tensor], names: Sequence[str]) -> dict[str, Tensor]:

@@ -7,19 +7,21 @@ from pathlib import Path
 
 import torch
 
-PEERS = Path(__file__).parents[2] / ".peers"
+PEERS = Path(__file__).parents[1] / ".peers"
 _FOLDER = PEERS / "packages"
 _declared: list[torch.library.Library] = []
 
 
 def installed(name: str) -> bool:
     """Tell whether a package can be imported, from the environment or from `.peers`."""
-    if _FOLDER.is_dir() and str(_FOLDER) not in sys.path:
-        _add_folder()
+    add_peers()
     return find_spec(name) is not None
 
 
-def _add_folder() -> None:
+def add_peers() -> None:
+    """Append `.peers` to the path, where it is there, and declare the operators that its torchvision lacks."""
+    if not _FOLDER.is_dir() or str(_FOLDER) in sys.path:
+        return
     bare = find_spec("torchvision") is None
     sys.path.append(str(_FOLDER))
     os.environ.setdefault("YOLO_CONFIG_DIR", str(PEERS))  # ultralytics writes its settings somewhere
