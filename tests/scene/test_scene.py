@@ -93,6 +93,21 @@ def test_a_crowd_of_real_numbers_raises(layout) -> None:
         detector()(scene.input, target)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int64, torch.bool])
+@pytest.mark.parametrize("key", ["iscrowd", "ignore", "mask", "cost_weight", "loss_weight"])
+def test_an_entry_of_no_targets_has_no_dtype_to_object_to(key, dtype) -> None:
+    scene = problem(full=True)
+    nothing = {"labels": torch.tensor([]), "boxes": torch.tensor([]), key: torch.tensor([], dtype=dtype)}
+    some = {name: scene.target[name][0] for name in ("labels", "boxes")}
+    value = torch.tensor([0, 1, 0, 0])
+    some[key] = value + 1.0 if key.endswith("weight") else value if key == "iscrowd" else value.bool()
+    count = {"iscrowd": T - 1, "ignore": T - 1, "mask": 1}.get(key, T)
+    assert detector().terms(scene.input, [some, nothing])["num_pos"] == count
+    assert detector().terms(scene.input, [nothing, nothing])["num_pos"] == 0
+    padded = {"labels": torch.zeros(B, 0), "boxes": torch.zeros(B, 0, 4), key: torch.zeros(B, 0, dtype=dtype)}
+    assert detector().terms(scene.input, padded)["num_pos"] == 0
+
+
 @pytest.mark.parametrize("layout", ["padded", "list"])
 def test_a_weight_without_a_meaning_raises_and_names_those_that_have_one(layout) -> None:
     scene = problem(full=True)
