@@ -5,12 +5,11 @@ Most losses are known by a form that is cheaper than calling them on every pair.
 module is called on aligned rows, a bounded number at a time. A module that weighs others offers `parts()`.
 """
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from torch import nn
 
-from uotod.cost.kinds import Adapter
+from uotod.cost.kinds import Adapter, declared
 from uotod.cost.torch_losses import KNOWN
 
 
@@ -34,12 +33,12 @@ def adapt(module: nn.Module | None) -> tuple[Part, ...]:
     """
     if module is None:
         return ()
-    parts = _declared(module, "parts")
+    parts = declared(module, "parts")
     if parts is not None:
         return tuple(parts())
-    declared = _declared(module, "adapter")
-    if declared is not None:
-        return (Part("", 1.0, declared()),)
+    adapter = declared(module, "adapter")
+    if adapter is not None:
+        return (Part("", 1.0, adapter()),)
     known = KNOWN.get(type(module))
     return (Part("", 1.0, Adapter(module) if known is None else known(module)),)
 
@@ -54,14 +53,3 @@ class Adapting(nn.Module):
         super().__setattr__(name, value)
         if value is None or isinstance(value, nn.Module):
             self.__dict__.setdefault("adapted", {})[name] = adapt(value)
-
-
-def _declared(module: nn.Module, name: str) -> Callable[[], Any] | None:
-    """Return a method of a module, unless a subclass has replaced the `forward` that it stands for."""
-    for cls in type(module).__mro__:
-        if name in vars(cls):
-            method: Callable[[], Any] = getattr(module, name)
-            return method
-        if "forward" in vars(cls):
-            return None
-    return None

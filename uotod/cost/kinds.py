@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -67,9 +67,10 @@ class Adapter:
 
     def pair_cost(self, fields: Fields, shape: tuple[int, int, int]) -> Tensor:
         """Return the cost, of `shape` (S, T, P), of all pairs of fields (S, P, ...) and, of targets, (S, T, ...)."""
-        pairwise: Callable[..., Tensor] | None = getattr(self.module, "pairwise", None)
-        if pairwise is not None:
-            return pairwise(*self._boxes(fields), **self._rest(fields))
+        pairwise = declared(self.module, "pairwise")
+        if pairwise is not None and shape[1]:  # without targets their fields may have no inner sizes
+            cost: Tensor = pairwise(*self._boxes(fields), **self._rest(fields))
+            return cost
         return cost_by_rows(partial(self.rows, name="loc_match_module"), fields, shape)
 
     def _boxes(self, fields: Fields) -> list[Tensor]:
@@ -303,15 +304,25 @@ def cost_by_rows(function: Callable[[Fields], Tensor], fields: Fields, shape: tu
     """Return the cost, of the `shape` (S, T, P), of a function that knows rows only, as many as stay bounded."""
     _, num_targets, preds = shape
     like = next(iter(fields.values()))
-    total, width = math.prod(shape), max(sum(math.prod(x.shape[2:]) for x in fields.values()) // 2, 1)
+    widths = [math.prod(x.shape[1 if name.startswith("image_") else 2 :]) for name, x in fields.items()]
+    total, size = math.prod(shape), max(blocks.MAX_COST_ROW_ELEMENTS // max(1, *widths), 1)
     cost: Tensor | None = None
-    for start in range(0, total, max(blocks.MAX_COST_ROW_ELEMENTS // width, 1)):
-        pair = torch.arange(
-            start, min(start + max(blocks.MAX_COST_ROW_ELEMENTS // width, 1), total), device=like.device
-        )
+    for start in range(0, total, size):
+        pair = torch.arange(start, min(start + size, total), device=like.device)
         image, target, pred = pair // (num_targets * preds), pair // preds % num_targets, pair % preds
         loss = function(take_rows(fields, image, pred, target))
         if cost is None:  # at once, for small results among the temporaries would keep those from being given back
             cost = loss.new_empty(total)
         cost[start : start + len(pair)] = loss
     return (like.new_empty(0) if cost is None else cost).view(shape)
+
+
+def declared(module: nn.Module, name: str) -> Callable[[], Any] | None:
+    """Return a method of a module, unless a subclass has replaced the `forward` that it stands for."""
+    for cls in type(module).__mro__:
+        if name in vars(cls):
+            method: Callable[[], Any] = getattr(module, name)
+            return method
+        if "forward" in vars(cls):
+            return None
+    return None

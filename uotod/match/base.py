@@ -206,6 +206,7 @@ class Matcher(Scheduled, Adapting):
 
     def scene_plan(self, scene: Scene) -> Plan:
         """Return the plan of a scene, without gradient; predictions on ignored targets lose their background."""
+        scene = scene.of_all_layers()  # zeros that stand for a missing field must not be matched
         with torch.no_grad(), torch.autocast(scene.logits.device.type, enabled=False):
             plan = self.plan(scene)
             if scene.targets.ignored is None:

@@ -1,7 +1,7 @@
 """Keys of what users pass: those given and those read in, an error for one that looks like a mistake out."""
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 # outputs that a model hands over to be trained, under the names of several projects
@@ -13,10 +13,15 @@ HARMLESS = {"image_id", "area", "size", "orig_size", "masks", "keypoints", "boxe
 def check_input_keys(name: str, input: Any, read: Collection[str]) -> None:
     """Raise a ValueError for a key of predictions that nobody reads, but that looks as if somebody should.
 
-    Other keys pass: a model may return what no criterion reads.
+    Other keys pass: a model may return what no criterion reads. Those of earlier decoder layers are checked, too.
     """
-    if isinstance(input, Mapping):
-        _check(name, (key for key in input if key not in read), read, outputs=True)
+    if not isinstance(input, Mapping):
+        return
+    _check(name, (key for key in input if key not in read), read, outputs=True)
+    layers = input.get("aux_outputs")
+    for index, layer in enumerate(layers if isinstance(layers, Sequence) else ()):
+        if isinstance(layer, Mapping):
+            _check(f"{name}['aux_outputs'][{index}]", (key for key in layer if key not in read), read, outputs=True)
 
 
 def check_target_keys(target: Any, read: Collection[str]) -> None:

@@ -90,8 +90,11 @@ class Scene:
             return self.logits
         if name.startswith(("pred_", "image_")):
             if name not in self.preds:
+                where = "input"
+                if name in self.absent:
+                    where = f"input['aux_outputs'][{self.absent[name].index(False)}]"
                 raise ValueError(
-                    f"input must have the key {name!r}{reader}, got the keys {['pred_logits', *self.preds]}"
+                    f"{where} must have the key {name!r}{reader}, got the keys {['pred_logits', *self.preds]}"
                 )
             return self.preds[name]
         if name.startswith("target_"):
@@ -128,6 +131,12 @@ class Scene:
         given = [all(column) for column in zip(*absent, strict=True)]
         parts = values.chunk(self.layers, dim=-1)
         return torch.cat([x if here else torch.zeros_like(x) for x, here in zip(parts, given, strict=True)], dim=-1)
+
+    def of_all_layers(self) -> "Scene":
+        """Return the scene without the fields that a decoder layer lacks, for what reads the layers alike."""
+        return (
+            replace(self, preds={k: x for k, x in self.preds.items() if k not in self.absent}) if self.absent else self
+        )
 
     def layer(self, index: int) -> "Scene":
         """Return the scene of one decoder layer; a negative index counts from the final one."""

@@ -108,7 +108,7 @@ def parse_targets(
         )
     for key, tensor in found.items():
         if key in MISSING:
-            _check_kind(f"target[{key!r}]", tensor, MISSING[key])
+            found[key] = _check_kind(f"target[{key!r}]", tensor, key)
         if tuple(tensor.shape if key in MISSING else tensor.shape[:2]) != shape:
             expected = shape if key in MISSING else f"{str(shape)[:-1]}, ...)"
             raise ValueError(f"target[{key!r}] must have shape {expected}, got {tuple(tensor.shape)}")
@@ -142,7 +142,7 @@ def _standard_keys(name: str, target: Mapping[str, Tensor]) -> Mapping[str, Tens
     if CROWD not in target:
         return target
     crowd = entry(name, target, CROWD)
-    if crowd.is_floating_point() or crowd.is_complex():
+    if crowd.numel() and (crowd.is_floating_point() or crowd.is_complex()):
         raise TypeError(f"{name}[{CROWD!r}] must have an integer dtype or torch.bool, got {crowd.dtype}")
     target = {key: value for key, value in target.items() if key != CROWD}
     if "ignore" in target and not torch.equal(entry(name, target, "ignore"), crowd != 0):
@@ -292,7 +292,7 @@ def _parse_image(name: str, image: Mapping[str, Tensor], names: Sequence[str]) -
         raise ValueError(f"{name}['labels'] must have shape {expected} like its boxes, got {tuple(labels.shape)}")
     for key, value in found.items():
         if key in MISSING:
-            _check_kind(f"{name}[{key!r}]", value, MISSING[key])
+            found[key] = _check_kind(f"{name}[{key!r}]", value, key)
             if tuple(value.shape) != (count,):
                 raise ValueError(f"{name}[{key!r}] must have shape ({count},), got {tuple(value.shape)}")
         elif value.numel() and len(value) != count:
@@ -301,10 +301,15 @@ def _parse_image(name: str, image: Mapping[str, Tensor], names: Sequence[str]) -
     return {"labels": labels, "mask": mask, **found}
 
 
-def _check_kind(name: str, tensor: Tensor, like: float) -> None:
-    """Raise a TypeError unless a tensor is bool, or floating, like what stands in for it."""
-    if tensor.dtype == torch.bool if isinstance(like, bool) else tensor.is_floating_point():
-        return
-    raise TypeError(
-        f"{name} must have {'dtype torch.bool' if isinstance(like, bool) else 'a floating dtype'}, got {tensor.dtype}"
-    )
+def _check_kind(name: str, tensor: Tensor, key: str) -> Tensor:
+    """Return an entry of `MISSING`; one without numbers has no dtype to object to.
+
+    Raises:
+        TypeError: it is not bool, or floating, like what stands in for it.
+    """
+    if not tensor.numel():
+        return tensor.to(_KINDS[key])
+    is_flag = isinstance(MISSING[key], bool)
+    if tensor.dtype == torch.bool if is_flag else tensor.is_floating_point():
+        return tensor
+    raise TypeError(f"{name} must have {'dtype torch.bool' if is_flag else 'a floating dtype'}, got {tensor.dtype}")
