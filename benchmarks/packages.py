@@ -26,6 +26,7 @@ def add_peers() -> None:
     sys.path.append(str(_FOLDER))
     os.environ.setdefault("YOLO_CONFIG_DIR", str(PEERS))  # ultralytics writes its settings somewhere
     os.environ.setdefault("YOLO_OFFLINE", "true")
+    os.environ.setdefault("YOLO_AUTOINSTALL", "false")
     if bare and torch.version.cuda is None:
         # The wheel's compiled operators need CUDA. Its Python, of which losses are made, wants two of them declared.
         library = torch.library.Library("torchvision", "DEF")

@@ -9,6 +9,7 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 
@@ -20,12 +21,14 @@ def peer(name: str) -> ModuleType:
     library = name.partition(".")[0]
     if not installed(library):
         pytest.skip(f"{library} is not installed: `make peers` fetches it")
-    with warnings.catch_warnings(), np.printoptions():
+    with warnings.catch_warnings(), np.printoptions(), pytest.MonkeyPatch.context() as patch:
         warnings.simplefilter("ignore")
+        for owner, function in ((torch, "save"), (PIL.Image, "open")):  # ultralytics puts its own in their place
+            patch.setattr(owner, function, getattr(owner, function))
         if library == "mmdet" and "mmcv._ext" not in sys.modules and find_spec("mmcv._ext") is None:
             sys.modules["mmcv._ext"] = _Uncompiled("mmcv._ext")
         module = importlib.import_module(name)
-    # ultralytics sets both for the whole process
+    # it sets both as well, for the whole process
     torch.set_num_threads(1)
     torch.set_printoptions(profile="default")
     return module
