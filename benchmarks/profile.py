@@ -21,25 +21,22 @@ from benchmarks.contender import Contender
 from benchmarks.ours import ours
 from benchmarks.report import markdown, profile_table
 from benchmarks.workloads import WORKLOADS, make_problem
-from uotod.criterion import detection
-from uotod.criterion.classify import Classifier
-from uotod.match import base as _base
-from uotod.match import hungarian
-from uotod.match import sinkhorn as _sinkhorn
+from uotod.criterion import detection, terms
+from uotod.criterion.terms import Classification, Localization
+from uotod.match import hungarian, sinkhorn as _sinkhorn
 from uotod.match.base import Matcher
 
 # a stage that another one calls counts on its own account only
 STAGES: dict[str, tuple[Any, str]] = {
     "parsing": (detection, "parse_scene"),
-    "matching, the rest": (Matcher, "plan"),
-    "cost of classes": (_base, "class_cost_by_blocks"),
-    "cost of boxes": (_base, "box_cost"),
+    "matching, the rest": (Matcher, "scene_plan"),
+    "cost": (Matcher, "pair_cost"),
     "assignment": (hungarian, "assign_predictions"),
     "transport": (_sinkhorn, "solve_sinkhorn"),
-    "mining": (Classifier, "background_loss"),
-    "folding": (detection, "fold_quality"),
-    "classification": (Classifier, "losses"),
-    "localisation": (detection, "localization_losses"),
+    "mining": (Classification, "background_losses"),
+    "folding": (terms, "fold"),
+    "classification": (Classification, "losses"),
+    "localisation": (Localization, "losses"),
     "backward": (torch.Tensor, "backward"),
 }
 REST = "the rest"

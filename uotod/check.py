@@ -158,3 +158,19 @@ def known_positive(tensor: Tensor) -> bool:
 def known_largest(tensor: Tensor, validate: bool) -> float | None:
     """Return the largest value of a tensor, or None where there is none or it may not be looked at."""
     return float(tensor.max()) if tensor.numel() and reads_values(tensor, validate) else None
+
+
+def check_shares(name: str, values: Tensor, expected: str, or_be: float = 0.0) -> None:
+    """Raise a ValueError unless values lie in [0, 1] or are one other number, where they may be read."""
+    if reads_values(values, validate=False):
+        wrong = ~((values >= 0) & (values <= 1) | (values == or_be))
+        if bool(wrong.any()):
+            raise ValueError(f"{name} must {expected}, got {float(values.detach()[wrong][0])}")
+
+
+def check_labels(name: str, labels: Tensor, num_classes: int) -> None:
+    """Raise a ValueError unless labels on the CPU lie in [0, num_classes)."""
+    if labels.device.type == "cpu" and labels.numel():
+        low, high = (int(x) for x in torch.aminmax(labels))
+        if low < 0 or high >= num_classes:
+            raise ValueError(f"{name} must lie in [0, {num_classes}), got {low if low < 0 else high}")

@@ -276,7 +276,7 @@ def test_bad_arguments_raise(options, message, error) -> None:
 @pytest.mark.parametrize("name", ["quality", "obj_quality", "loc_quality"])
 def test_what_a_quality_needs_must_be_there(name) -> None:
     problem = problem_of()
-    with pytest.raises(ValueError, match='anchors must be given for quality="centerness": .*, got None'):
+    with pytest.raises(ValueError, match=r'anchors must be given for quality="centerness": .*, got None'):
         build(**{name: "centerness"})(problem.input, problem.target)
     with pytest.raises(ValueError, match=re.escape("quality must return one value a pair")):
         build(**{name: lambda boxes, target_boxes: boxes})(problem.input, problem.target)

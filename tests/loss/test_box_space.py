@@ -275,7 +275,8 @@ class TestFields:
             (
                 ("color",),
                 None,
-                "Seen.needs must hold names of the kinds 'pred_…', 'target_…' and 'image_…', or 'anchors', 'centers' or 'stride'",
+                "Seen.needs must hold names of the kinds 'pred_…', 'target_…' and 'image_…', or 'anchors', "
+                "'centers' or 'stride'",
             ),
         ],
     )

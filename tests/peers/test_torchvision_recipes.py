@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.support.dense_scenes import check_terms, dense_scene
 from tests.oracles import anchor_recipes as oracle
-from tests.support.peers import peer
 from tests.recipes.test_anchors import CLASSES, ONES, SSD_WEIGHTS, compare, problem
+from tests.support.dense_scenes import check_terms, dense_scene
+from tests.support.peers import peer
 from uotod import recipes
 
 RTOL = 1e-5

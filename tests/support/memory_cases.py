@@ -1,6 +1,6 @@
 """Steps whose memory `test_memory` bounds, each in its own process.
 
-`python -m tests.support.memory_cases` reads a name a line and answers it with a line: P and the MiB that the step takes.
+`python -m tests.support.memory_cases` reads a name a line and answers each with a line: P and the MiB of the step.
 """
 
 import os

@@ -8,13 +8,13 @@ from torch import Tensor, nn
 from torch.nn.modules.loss import _Loss
 
 from uotod.check import check_choice, check_flag, check_integer, check_number
-from uotod.criterion.layers import check_layer_weights, name_terms, weigh_layers
 from uotod.criterion.normalize import Masses, MassNormalizer, Normalizer, count_rows, is_shared, mean_over_ranks
 from uotod.criterion.terms import Classification, Localization, Term, per_layer
+from uotod.criterion.totals import check_layer_weights, name_terms, weigh_layers
 from uotod.match.base import Matcher
 from uotod.plan import Plan, parse_plan
 from uotod.scene.keys import check_input_keys, check_target_keys
-from uotod.scene.predictions import STANDARD, PredictionDict
+from uotod.scene.predictions import STANDARD, PredictionDict, check_num_classes
 from uotod.scene.scene import BOX_FORMATS, AnchorInput, Scene, parse_scene
 from uotod.scene.targets import CROWD, MISSING, TargetInput
 from uotod.solvers.mining import mine_hard_negatives
@@ -257,7 +257,8 @@ class DetectionLoss(_Loss):
             box_format=self.box_format,
             target_format=self.target_format,
         ).with_background(self.bg_class_position, self.use_hard_negative_mining)
-        self._check_classes(scene)
+        if self.num_classes is not None:
+            check_num_classes(scene.logits, self.num_classes, self.bg_class_position != "none")
         with torch.no_grad(), torch.autocast(scene.logits.device.type, enabled=False):
             if plan is None:
                 found = matcher.scene_plan(scene)
@@ -336,18 +337,6 @@ class DetectionLoss(_Loss):
         hardness = loss.background_losses(scene)
         kept = mine_hard_negatives(background, hardness, num_pos, self.neg_to_pos_ratio, self.min_negatives)
         return plan.with_background(kept)
-
-    def _check_classes(self, scene: Scene) -> None:
-        if self.num_classes is None:
-            return
-        found, extra = scene.logits.shape[-1], int(self.bg_class_position != "none")
-        if found != self.num_classes + extra:
-            background = "one for the background" if extra else "none for the background"
-            raise ValueError(
-                f"input['pred_logits'] must have {self.num_classes + extra} logits for num_classes={self.num_classes} "
-                f"and {background}, got {found}: num_classes counts the classes without the background, and the head "
-                "of the model must fit"
-            )
 
     def _check_normalizer(self, normalizer: Normalizer | None) -> Normalizer:
         if normalizer is None:

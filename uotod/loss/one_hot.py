@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from uotod.check import check_labels
+
 
 def one_hot_rows(target: Tensor, logits: Tensor) -> Tensor:
     """Return the target of (..., C) logits as (..., C) one-hot values of their dtype.
@@ -21,10 +23,7 @@ def one_hot_rows(target: Tensor, logits: Tensor) -> Tensor:
         )
     if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
         raise TypeError(f"target of shape {tuple(target.shape)} must have an integer dtype, got {target.dtype}")
-    if target.device.type == "cpu" and target.numel():
-        low, high = (int(x) for x in torch.aminmax(target))
-        if low < 0 or high >= num_classes:
-            raise ValueError(f"target must lie in [0, {num_classes}), got {low if low < 0 else high}")
+    check_labels("target", target, num_classes)
     return (target.unsqueeze(-1) == torch.arange(num_classes, device=target.device)).to(logits.dtype)
 
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from uotod.check import check_choice, check_device, check_number, reads_values
+from uotod.check import check_choice, check_device, check_number, check_shares
 from uotod.geometry.boxes import aligned_overlap, full_precision
 from uotod.geometry.cell_coder import SIZES, CellCoder, compress_size
 from uotod.loss.confidence import error
@@ -224,7 +224,7 @@ class YOLOLoss(nn.Module):
         class_cells = counts if "classes" in self.everywhere else has_object
         classes, labels = (torch.where(class_cells, x[..., 5:], 0.0) for x in (values, target))
         if self.classes == "bce_of_probabilities":
-            _check_shares("input[..., 5:]", classes, "hold probabilities in [0, 1], not logits")
+            check_shares("input[..., 5:]", classes, "hold probabilities in [0, 1], not logits")
         confidences = error(found, wanted, self.confidence)
         parts = {  # weight, cells (B, S, S, 1), errors (B, S, S, 1 or more)
             "loss_loc": (self.lambda_coord, box_cells, self._box_errors(box, other)),
@@ -273,12 +273,4 @@ def _check_grid(input: Tensor, target: Tensor) -> None:
         raise ValueError(f"target must have shape {tuple(input.shape)} like input, got {tuple(target.shape)}")
     check_device("target", target, input.device)
     expected = "lie in [0, 1] or be -1 for an ignored cell"
-    _check_shares("target[..., 4], the confidence,", target[..., 4], expected, or_be=-1.0)
-
-
-def _check_shares(name: str, values: Tensor, expected: str, or_be: float = 0.0) -> None:
-    """Raise a ValueError unless values lie in [0, 1] or are one other number, where they may be read."""
-    if reads_values(values, validate=False):
-        wrong = ~((values >= 0) & (values <= 1) | (values == or_be))
-        if bool(wrong.any()):
-            raise ValueError(f"{name} must {expected}, got {float(values.detach()[wrong][0])}")
+    check_shares("target[..., 4], the confidence,", target[..., 4], expected, or_be=-1.0)

@@ -133,3 +133,14 @@ _SHAPES: dict[str, tuple[Callable[[Sequence[int]], bool], str]] = {
     "pred_objectness": (lambda rest: not len(rest), ")"),
     "pred_dist": (lambda rest: len(rest) == 2 and rest[0] == 4 and rest[1] > 1, ", 4, K + 1) with K >= 1"),
 }
+
+
+def check_num_classes(logits: Tensor, num_classes: int, background: bool) -> None:
+    """Raise a ValueError unless (…, C) logits have one value a class, and one for a `background`."""
+    expected, found = num_classes + int(background), logits.shape[-1]
+    if found != expected:
+        raise ValueError(
+            f"input['pred_logits'] must have {expected} logits for num_classes={num_classes} and "
+            f"{'one' if background else 'none'} for the background, got {found}: num_classes counts the classes "
+            "without the background, and the head of the model must fit"
+        )
