@@ -136,6 +136,18 @@ def check_unit(name: str, tensor: Tensor, validate: bool) -> None:
         raise ValueError(f"{name} must lie in [0, 1], got a value outside")
 
 
+def check_positions(name: str, positions: Tensor, count: int) -> None:
+    """Raise a ValueError unless (N,) integers are different positions among `count`, where they may be looked at."""
+    if not positions.numel() or not reads_values(positions, validate=False):
+        return
+    for value in (int(x) for x in torch.aminmax(positions)):
+        if not 0 <= value < count:
+            raise ValueError(f"{name} must lie in [0, {count}), got {value}")
+    times = torch.bincount(positions)
+    if int(times.max()) > 1:
+        raise ValueError(f"{name} must hold each position once, got {int(times.argmax())} {int(times.max())} times")
+
+
 def known_positive(tensor: Tensor) -> bool:
     """Tell whether all of a tensor is above 0, where that can be asked without waiting for a GPU or a compiler."""
     if torch.compiler.is_compiling() or not reads_values(tensor, validate=False) or not tensor.numel():

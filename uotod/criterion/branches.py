@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from uotod.check import check_choice, check_flag, check_integer, check_number
+from uotod.check import check_choice, check_flag, check_integer, check_number, check_positions
 from uotod.criterion.detection import DetectionLoss, Matched, PlanInput, share_masses
 from uotod.criterion.normalize import Masses
 from uotod.scene.predictions import STANDARD, PredictionDict
@@ -239,7 +239,7 @@ def denoising_plan(
         (B, num_queries) index of the target of each query, T for negatives and padding, for `output["plan"]`.
 
     Raises:
-        ValueError: the positions do not make equal groups, or lie outside of the queries.
+        ValueError: the positions do not make equal groups, repeat, or lie outside of the queries.
 
     Examples:
         >>> denoising_plan([torch.tensor([0, 1, 4, 5]), torch.tensor([0, 4])], 2, 8, 2)
@@ -254,10 +254,11 @@ def denoising_plan(
             raise ValueError(
                 f"positions[{image}] must hold groups={groups} times at most {num_targets} targets, got {len(position)}"
             )
+        check_positions(f"positions[{image}]", position, num_queries)
         row = torch.full((num_queries,), num_targets, device=position.device)
         target = torch.arange(count, device=position.device).repeat(groups)
         rows.append(row.scatter(0, position.long(), target))
-    return torch.stack(rows)
+    return torch.stack(rows) if rows else torch.zeros(0, num_queries, dtype=torch.long)
 
 
 def _suffix(key: str) -> str:

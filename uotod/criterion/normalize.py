@@ -108,10 +108,10 @@ def mean_over_ranks(
                 f"with divisors over ranks a branch must have at most the {layers} decoder layers of the main output, "
                 f"got {found.shape[1]}"
             )
-        parts.append(F.pad(found, (0, layers - found.shape[1])).flatten())
+        parts.append(F.pad(found, (layers - found.shape[1], 0)).flatten())  # final layers lie on final ones
     shared = torch.split(_rank_mean(torch.cat(parts)), [len(x) for x in parts])
     return [
-        None if own is None else Masses(found.view(-1, layers, 1)[:, : own.rows.shape[1]], own.terms)
+        None if own is None else Masses(found.view(-1, layers, 1)[:, layers - own.rows.shape[1] :], own.terms)
         for own, found in zip(sums, shared, strict=True)
     ]
 
