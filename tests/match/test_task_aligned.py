@@ -12,7 +12,6 @@ from tests.support.guards import take_gpu_path
 from tests.support.problems import random_problem
 from uotod.loss import CIoULoss, DetectionLoss, NegativeProbLoss
 from uotod.match import Hungarian, TaskAligned, WeightedSum
-from uotod.plan import AssignedPlan, DensePlan
 from uotod.utils import Points
 
 
@@ -58,20 +57,6 @@ def test_an_assigned_plan_with_background_shares_is_worth_its_dense_form(cls, po
     assert values[0]["num_pos"] > 0
     for key, value in values[0].items():
         torch.testing.assert_close(value, values[1][key])
-
-
-def test_masses_of_an_assigned_plan_with_background_shares() -> None:
-    index, mass = torch.tensor([[0, 2, -1, 1]]), torch.tensor([[0.25, 1.0, 1.0, 0.5]])
-    plan = AssignedPlan(index, mass, 2, True, torch.tensor([[0.75, 1.0, 0.0, 0.5]]))
-    rows = [[0.25, 0, 0.75], [0, 0, 1], [0, 0, 0], [0, 0.5, 0.5]]
-    assert plan.to_dense()[0].tolist() == rows
-    dense = DensePlan.from_columns(plan.to_dense().transpose(1, 2), 2)
-    assert torch.equal(plan.positive_mass(), dense.positive_mass())
-    assert torch.equal(plan.background_mass(), dense.background_mass())
-    other = torch.tensor([[0.5, 0.0, 0.0, 0.25]])
-    assert torch.equal(plan.with_background(other).to_dense(), dense.with_background(other).to_dense())
-    assert [x.tolist() for x in plan.pairs(static=False)] == [[0, 0], [0, 3], [0, 1], [0.25, 0.5]]
-    assert plan.pairs(static=True).mass.tolist() == [0.25, 0, 0, 0.5]
 
 
 def test_a_matched_prediction_in_a_crowd_keeps_its_background_share() -> None:
