@@ -346,7 +346,7 @@ def test_a_branch_alone_may_have_divisors_over_ranks(ranks) -> None:
 
 
 def test_a_branch_of_more_layers_than_the_main_output_raises(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("uotod.criterion.detection.is_shared", lambda: True)
+    monkeypatch.setattr("uotod.criterion.masses.is_shared", lambda: True)
     focal = SigmoidFocalLoss(reduction=N)
     loss = DetectionLoss(focal, L1, Hungarian(loc_match_module=L1), N, normalizer=TargetNormalizer(distributed=True))
     input, target = problem(0)

@@ -67,7 +67,7 @@ def code(path: Path) -> str:
 
 
 def code_lines(path: Path) -> int:
-    """Return the lines that hold code, without blank lines, comments, docstrings and signatures of constructors."""
+    """Return the lines that hold code, without blank lines, comments and docstrings."""
     tree, kept = ast.parse(path.read_text()), set[int]()
     left_out = set[int]()
     for node in ast.walk(tree):
@@ -75,9 +75,6 @@ def code_lines(path: Path) -> int:
         first = body[0] if isinstance(body, list) and body else None
         if isinstance(first, ast.Expr) and isinstance(getattr(first.value, "value", None), str):
             left_out |= set(range(first.lineno, (first.end_lineno or first.lineno) + 1))
-        is_recipe = path.parent.name == "recipes" and node in tree.body
-        if isinstance(node, ast.FunctionDef) and (node.name == "__init__" or is_recipe):
-            left_out |= set(range(node.lineno, node.body[0].lineno))
     blank = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER)
     with path.open("rb") as file:
         for token in list(tokenize.tokenize(file.readline))[1:]:

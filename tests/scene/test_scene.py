@@ -248,6 +248,9 @@ def test_the_number_of_classes_is_that_of_the_head(position, logits) -> None:
         wanted = count + (position != "none")
         with pytest.raises(ValueError, match=rf"must have {wanted} logits for num_classes={count} .*, got {logits}"):
             build(count)(scene.input, scene.target)
+    few = scene.input | {"pred_logits": scene.input["pred_logits"][..., :2]}  # told before labels that lie beyond
+    with pytest.raises(ValueError, match=r"logits for num_classes=4 .*, got 2"):
+        build(4)(few, scene.target)
     for wrong, error in ((0, ValueError), (2.5, TypeError), (True, TypeError)):
         with pytest.raises(error, match="num_classes must be"):
             build(wrong)

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from uotod.check import check_choice, check_flag, check_integer, check_number, check_positions
-from uotod.criterion.detection import DetectionLoss, Matched, PlanInput, share_masses
-from uotod.criterion.normalize import Masses
+from uotod.criterion.detection import DetectionLoss, Matched, PlanInput
+from uotod.criterion.masses import Masses, share_masses
 from uotod.scene.predictions import STANDARD, PredictionDict
 from uotod.scene.scene import AnchorInput
 from uotod.scene.targets import TargetInput, pad_targets

@@ -8,13 +8,14 @@ from torch import Tensor, nn
 from torch.nn.modules.loss import _Loss
 
 from uotod.check import check_choice, check_flag, check_integer, check_number
-from uotod.criterion.normalize import Masses, MassNormalizer, Normalizer, count_rows, is_shared, mean_over_ranks
+from uotod.criterion.masses import Masses, share_masses
+from uotod.criterion.normalize import MassNormalizer, Normalizer
 from uotod.criterion.terms import Classification, Localization, Term, per_layer
 from uotod.criterion.totals import check_layer_weights, name_terms, weigh_layers
 from uotod.match.base import Matcher
 from uotod.plan import Plan, parse_plan
 from uotod.scene.keys import check_input_keys, check_target_keys
-from uotod.scene.predictions import STANDARD, PredictionDict, check_num_classes
+from uotod.scene.predictions import STANDARD, PredictionDict
 from uotod.scene.scene import BOX_FORMATS, AnchorInput, Scene, parse_scene
 from uotod.scene.targets import CROWD, MISSING, TargetInput
 from uotod.solvers.mining import mine_hard_negatives
@@ -139,10 +140,8 @@ class DetectionLoss(_Loss):
         self.matching_method = matching_method
         self.bg_class_position = bg_class_position
         self.use_hard_negative_mining = check_flag("use_hard_negative_mining", use_hard_negative_mining)
-        self.neg_to_pos_ratio, self.min_negatives = (
-            neg_to_pos_ratio,
-            check_number("min_negatives", min_negatives, low=0.0),
-        )
+        self.neg_to_pos_ratio = neg_to_pos_ratio
+        self.min_negatives = check_number("min_negatives", min_negatives, low=0.0)
         self.normalizer = self._check_normalizer(normalizer)
         self.num_classes = None if num_classes is None else check_integer("num_classes", num_classes, low=1)
         self.box_format, self.target_format = box_format, target_format
@@ -256,9 +255,8 @@ class DetectionLoss(_Loss):
             auxiliary=True,
             box_format=self.box_format,
             target_format=self.target_format,
+            classes=None if self.num_classes is None else (self.num_classes, self.bg_class_position != "none"),
         ).with_background(self.bg_class_position, self.use_hard_negative_mining)
-        if self.num_classes is not None:
-            check_num_classes(scene.logits, self.num_classes, self.bg_class_position != "none")
         with torch.no_grad(), torch.autocast(scene.logits.device.type, enabled=False):
             if plan is None:
                 found = matcher.scene_plan(scene)
@@ -388,28 +386,3 @@ _TERMS: Mapping[str, type[Classification] | type[Localization]] = {
 }
 _INPUT_KEYS = ("pred_logits", "aux_outputs", "anchors", "plan", *STANDARD)
 _TARGET_KEYS = ("labels", "boxes", CROWD, *MISSING)
-
-
-Shares = tuple[Masses, Masses]  # sums of this process, and averaged over the ranks
-
-
-def share_masses(
-    criteria: Sequence[DetectionLoss], matched: Sequence[Matched | None], given: Masses | None = None
-) -> list[Shares]:
-    """Return the sums that the criteria divide by, for the first one those `given`, and their means over the ranks.
-
-    There is one reduction for all criteria together while the first one trains, and none in evaluation. A criterion
-    without output has sums of nothing.
-    """
-    sums = [None if x is None else x.masses.total() for x in matched]
-    first, main = criteria[0], matched[0]
-    assert main is not None
-    nothing = Masses(main.masses.rows.new_zeros(1, 1, 1), None)
-    if given is not None:
-        return [(given, given), *((x or nothing, x or nothing) for x in sums[1:])]
-    shared = sums
-    shares = any(x.normalizer.distributed and x.reduction == "mean" for x in criteria)
-    if shares and is_shared() and first.training and torch.is_grad_enabled():
-        rows = [count_rows(x.count_parts()) for x in criteria]
-        shared = mean_over_ranks(sums, rows, main.scene.layers, main.masses.rows)
-    return [(own or nothing, mean or nothing) for own, mean in zip(sums, shared, strict=True)]

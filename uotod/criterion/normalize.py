@@ -1,124 +1,12 @@
 """What a mean divides by: the masses of a batch in, the divisor of each term out."""
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from uotod.check import check_flag, check_integer, check_number
-
-COUNTS = ("images", "targets", "positive", "floored", "background")
-
-
-class Masses(NamedTuple):
-    """What the images of a batch count, for `L` decoder layers, or the sum over the images; micro-batches add up.
-
-    Attributes:
-        rows: (R, L, B) one row a count, or (R, L, 1) for sums: those of `COUNTS`, and for each term the mass that
-            stands for its number of positives, the mass on targets that it sees, scaled by the quality of pairs, and
-            for each of its parts that times class weights, the background included where it counts. Or (1, L, 1), the
-            number of targets alone.
-        terms: number of parts of each term by its name; None if the number of targets is all.
-    """
-
-    rows: Tensor
-    terms: Mapping[str, int] | None
-
-    @classmethod
-    def of_targets(cls, count: float | Tensor) -> "Masses":
-        """Return the sums of which the number of targets alone is known, which is enough for some divisors."""
-        return cls(torch.as_tensor(count, dtype=torch.get_default_dtype()).view(1, 1, 1), None)
-
-    def total(self) -> "Masses":
-        """Return the sums over the images."""
-        return Masses(self.rows.sum(-1, keepdim=True), self.terms)
-
-    def __add__(self, other: "Masses") -> "Masses":  # type: ignore[override]
-        """Return the sums over the images of both batches."""
-        if self.terms != other.terms:
-            raise ValueError(f"masses must be of the same terms, got those of {self.terms} and of {other.terms}")
-        return Masses(self.total().rows + other.total().rows, self.terms)
-
-    def of(self, name: str) -> Tensor:
-        """Return a count (L, B).
-
-        It is the number of "images" or "targets", the mass on targets, "positive" or, with at least 1 in each image,
-        "floored", or that on the "background".
-
-        Raises:
-            ValueError: it is not known.
-        """
-        if name == "targets" and self.terms is None:
-            return self.rows[0]
-        self._check(name)
-        return self.rows[COUNTS.index(name)]
-
-    def of_term(self, term: str) -> tuple[Tensor, Tensor, Tensor]:
-        """Return what a term counts: its positives (L, B), the mass that it sees (L, B), and that of parts (K, L, B).
-
-        Raises:
-            ValueError: it is not known.
-        """
-        first = len(COUNTS)
-        for name, parts in self._check(term).items():
-            if name == term:
-                return self.rows[first], self.rows[first + 1], self.rows[first + 2 : first + 2 + parts]
-            first += 2 + parts
-        raise ValueError(f"masses must hold the term {term!r}, got {list(self.terms or ())}")
-
-    def _check(self, name: str) -> Mapping[str, int]:
-        if self.terms is None:
-            raise ValueError(
-                f"masses must hold {name!r} for this normalizer, got the number of targets only: pass those of "
-                "criterion.masses(...), or a normalizer that counts targets"
-            )
-        return self.terms
-
-
-def count_rows(terms: Mapping[str, int]) -> int:
-    """Return the number of rows of the masses of terms with so many parts."""
-    return len(COUNTS) + sum(2 + parts for parts in terms.values())
-
-
-def mean_over_ranks(
-    sums: Sequence[Masses | None], rows: Sequence[int], layers: int, like: Tensor
-) -> list[Masses | None]:
-    """Return the mean over the ranks of `torch.distributed` of the sums of several criteria, in one reduction.
-
-    Its length is the same on every rank, whatever the data holds: the sums of a criterion that a rank has no output
-    for count as 0, and as many decoder layers are reduced for each as the main output has.
-
-    Args:
-        sums: the sums of each criterion, or None for one without output.
-        rows: number of rows of each.
-        layers: number of decoder layers of the main output.
-        like: a tensor of the dtype and device of masses.
-
-    Raises:
-        ValueError: a criterion has more decoder layers than the main output.
-    """
-    parts = []
-    for own, count in zip(sums, rows, strict=True):
-        found = like.new_zeros(count, layers) if own is None else own.rows.squeeze(-1).to(like)
-        if found.shape[1] > layers:
-            raise ValueError(
-                f"with divisors over ranks a branch must have at most the {layers} decoder layers of the main output, "
-                f"got {found.shape[1]}"
-            )
-        parts.append(F.pad(found, (layers - found.shape[1], 0)).flatten())  # final layers lie on final ones
-    shared = torch.split(_rank_mean(torch.cat(parts)), [len(x) for x in parts])
-    return [
-        None if own is None else Masses(found.view(-1, layers, 1)[:, layers - own.rows.shape[1] :], own.terms)
-        for own, found in zip(sums, shared, strict=True)
-    ]
-
-
-def is_shared() -> bool:
-    """Tell whether there are ranks of `torch.distributed` to share masses with."""
-    return torch.distributed.is_available() and torch.distributed.is_initialized()
+from uotod.criterion.masses import Masses, rank_mean
 
 
 class Normalizer(nn.Module):
@@ -366,7 +254,7 @@ class MovingAverageNormalizer(Normalizer):
     def update(self, num_pos: Tensor) -> None:
         """Take the positive mass () of a batch into the average."""
         if self.distributed:
-            num_pos = _rank_mean(num_pos)
+            num_pos = rank_mean(num_pos)
         self.average.copy_(self._blend(num_pos.to(self.average)))
 
     def extra_repr(self) -> str:
@@ -375,12 +263,3 @@ class MovingAverageNormalizer(Normalizer):
 
     def _blend(self, num_pos: Tensor) -> Tensor:
         return self.momentum * self.average.to(num_pos) + (1 - self.momentum) * num_pos.clamp(min=1)
-
-
-def _rank_mean(value: Tensor) -> Tensor:
-    """Return the mean of a tensor over the ranks; outside of `torch.distributed` the tensor."""
-    if not is_shared():
-        return value
-    value = value.clone()
-    torch.distributed.all_reduce(value)
-    return value / torch.distributed.get_world_size()

@@ -9,10 +9,10 @@ from uotod.criterion.branches import (
 )
 from uotod.criterion.detection import DetectionLoss as DetectionLoss
 from uotod.criterion.errors import detection_errors as detection_errors
+from uotod.criterion.masses import Masses as Masses
 from uotod.criterion.normalize import (
     ByTerm as ByTerm,
     ImagePositiveNormalizer as ImagePositiveNormalizer,
-    Masses as Masses,
     MassNormalizer as MassNormalizer,
     MovingAverageNormalizer as MovingAverageNormalizer,
     Normalizer as Normalizer,

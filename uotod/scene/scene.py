@@ -10,7 +10,7 @@ from torch import Tensor
 from uotod.check import reads_values
 from uotod.geometry.anchors import Anchors, Locations, Points, parse_anchors
 from uotod.geometry.boxes import box_cxcywh_to_xyxy, box_xywh_to_xyxy
-from uotod.scene.predictions import PredictionDict, parse_predictions
+from uotod.scene.predictions import PredictionDict, check_num_classes, parse_predictions
 from uotod.scene.targets import TargetInput, Targets, parse_targets
 
 AnchorInput = Tensor | Anchors | Points
@@ -214,6 +214,7 @@ def parse_scene(
     auxiliary: bool = False,
     box_format: str | None = None,
     target_format: str | None = None,
+    classes: tuple[int, bool] | None = None,
 ) -> Scene:
     """Validate `input`, `target` and `anchors`, and stack the decoder layers along the batch.
 
@@ -230,12 +231,15 @@ def parse_scene(
         auxiliary: stack the layers in `input["aux_outputs"]` before the final one.
         box_format: "cxcywh" or "xywh" for boxes that are no xyxy; None if they are.
         target_format: the same of target boxes where it differs; None for `box_format`.
+        classes: number of classes to compare the logits with, and whether the background has one more; None for any.
 
     Raises:
         TypeError: an argument or an entry has the wrong type or dtype.
         ValueError: a key is missing, or a shape, a device or a value is wrong.
     """
     logits, fields, layers, absent = parse_predictions(input, reads, nonfinite, validate, auxiliary)
+    if classes is not None:
+        check_num_classes(logits, *classes)
     if "pred_boxes" in fields and box_format is not None:
         fields["pred_boxes"] = BOX_FORMATS[box_format](fields["pred_boxes"])
     one = logits if layers == 1 else logits[: len(logits) // layers]
