@@ -10,7 +10,7 @@ from torch.nn.modules.loss import _Loss
 from uotod.check import check_choice, check_flag, check_integer, check_number
 from uotod.criterion.masses import Masses, share_masses
 from uotod.criterion.normalize import MassNormalizer, Normalizer
-from uotod.criterion.terms import Classification, Localization, Term, per_layer
+from uotod.criterion.terms import Classification, Localization, Term
 from uotod.criterion.totals import check_layer_weights, name_terms, weigh_layers
 from uotod.match.base import Matcher
 from uotod.plan import Plan, parse_plan
@@ -305,17 +305,18 @@ class DetectionLoss(_Loss):
 
     def _masses(self, scene: Scene, plan: Plan, seen: tuple[Plan, ...]) -> Masses:
         positive, background = plan.positive.sum(1), plan.background_mass().sum(1)
-        counts = [
+        rows = [
             torch.ones_like(positive),
             scene.mask.sum(1).to(positive),
             positive,
             positive.clamp(min=1),
             background,
         ]
-        rows = [per_layer(x, scene) for x in counts]
         for term, own in zip(self.all_terms, seen, strict=True):
             rows += term.masses(own, plan, scene)
-        return Masses(torch.stack(rows), self.count_parts())
+        return Masses(
+            torch.stack(rows).unflatten(1, (scene.layers, len(scene.mask) // scene.layers)), self.count_parts()
+        )
 
     def _weighted(self, matched: Matched) -> Matched:
         """Return what the losses are made of with the mass of targets times their `loss_weight`, uncounted."""

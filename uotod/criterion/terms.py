@@ -53,14 +53,14 @@ class Term(Adapting, ABC):
         return plan
 
     def masses(self, seen: Plan, plan: Plan, scene: Scene) -> list[Tensor]:
-        """Return what the term counts: a mass (L, B) for the number of its positives, what it sees, and of each part.
+        """Return what the term counts: a mass (S,) for the number of its positives, what it sees, and of each part.
 
         Args:
             seen: what it sees of the plan.
             plan: the plan.
             scene: predictions and targets.
         """
-        mass = per_layer(seen.positive.sum(1), scene)
+        mass = seen.positive.sum(1)
         return [mass] * (2 + self.count_parts())
 
     @abstractmethod
@@ -113,22 +113,22 @@ class Classification(Term):
 
     def masses(self, seen: Plan, plan: Plan, scene: Scene) -> list[Tensor]:
         """Return the mass on targets before and after the quality, and for each part that times class weights."""
-        positives = per_layer(plan.positive.sum(1), scene)
-        found = positives if self.quality is None else per_layer(seen.positive.sum(1), scene)
+        positives = plan.positive.sum(1)
+        found = positives if self.quality is None else seen.positive.sum(1)
         weights = [part.adapter.class_weight(scene.logits) for part in self.parts]
         counts_background = scene.bg_class is not None and not scene.is_mined
         if all(weight is None for weight in weights):
-            each = found + per_layer(seen.background_mass().sum(1), scene) if counts_background else found
+            each = found + seen.background_mass().sum(1) if counts_background else found
             return [positives, found, *[each] * len(weights)]
         labels = self._labels(seen, scene)
-        return [positives, found, *(per_layer(x, scene) for x in class_masses(weights, labels, counts_background))]
+        return [positives, found, *class_masses(weights, labels, counts_background)]
 
     def losses(self, seen: Plan, scene: Scene, divisor: Tensor) -> Tensor:
         """Return the loss (parts, L, B)."""
         labels, logits = self._labels(seen, scene), self._logits(scene)
         divisor = divisor.expand(-1, scene.layers, len(logits) // scene.layers).flatten(1)
         losses = class_losses(self.parts, logits, labels, divisor, scene.layers)
-        return losses.view(len(losses), scene.layers, -1)
+        return losses.view(len(losses), scene.layers, len(losses[0]) // scene.layers)
 
     def background_losses(self, scene: Scene) -> Tensor:
         """Return the loss (S, P) of calling each prediction background."""
@@ -169,7 +169,7 @@ class Objectness(Classification):
 
     def masses(self, seen: Plan, plan: Plan, scene: Scene) -> list[Tensor]:
         """Return the mass on targets, whatever their quality."""
-        return [per_layer(plan.positive.sum(1), scene)] * (2 + self.count_parts())
+        return [plan.positive.sum(1)] * (2 + self.count_parts())
 
     def losses(self, seen: Plan, scene: Scene, divisor: Tensor) -> Tensor:
         """Return the loss (parts, L, B)."""
@@ -230,7 +230,7 @@ class Localization(Term):
         """Return the loss (parts, L, B)."""
         divisor = divisor.expand(-1, scene.layers, len(scene.mask) // scene.layers).flatten(1)
         losses = matched_losses(self.parts, scene, seen, divisor, f"{self.name}_loss_module")
-        return losses.view(len(losses), scene.layers, -1)
+        return losses.view(len(losses), scene.layers, len(losses[0]) // scene.layers)
 
     def extra_repr(self) -> str:
         """Return the arguments for `repr`."""
@@ -283,8 +283,3 @@ class Distillation(Term):
     def extra_repr(self) -> str:
         """Return the arguments for `repr`."""
         return f"union={self.union}"
-
-
-def per_layer(values: Tensor, scene: Scene) -> Tensor:
-    """View (layers * B,) values as (layers, B)."""
-    return values.view(scene.layers, len(scene.mask) // scene.layers)

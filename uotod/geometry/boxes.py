@@ -42,7 +42,7 @@ def box_xyxy_to_cxcywh(boxes: Tensor) -> Tensor:
     """
     boxes = _checked_boxes("boxes", boxes)
     low, high = boxes[..., :2], boxes[..., 2:]
-    return torch.cat((box_centers(boxes), high - low), dim=-1)
+    return torch.cat(((low + high) / 2, high - low), dim=-1)
 
 
 def box_xywh_to_xyxy(boxes: Tensor) -> Tensor:
