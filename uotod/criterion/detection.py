@@ -314,9 +314,8 @@ class DetectionLoss(_Loss):
         ]
         for term, own in zip(self.all_terms, seen, strict=True):
             rows += term.masses(own, plan, scene)
-        return Masses(
-            torch.stack(rows).unflatten(1, (scene.layers, len(scene.mask) // scene.layers)), self.count_parts()
-        )
+        shape = (len(rows), scene.layers, len(scene.mask) // scene.layers)
+        return Masses(torch.stack(rows).view(shape), self.count_parts())
 
     def _weighted(self, matched: Matched) -> Matched:
         """Return what the losses are made of with the mass of targets times their `loss_weight`, uncounted."""

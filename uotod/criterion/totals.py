@@ -43,12 +43,12 @@ def weigh_layers(losses: Tensor, weights: Sequence[float]) -> Tensor:
 
 def name_terms(term: Term, losses: Tensor) -> dict[str, Tensor]:
     """Name the sum and, of a composite, the parts of (K, L) losses; earlier layers get their number behind."""
-    layers, name = losses.shape[1], f"loss_{term.name}"
+    layers, name, parts = losses.shape[1], f"loss_{term.name}", term.parts
     terms: dict[str, Tensor] = {}
     for layer, (total, column) in enumerate(zip(losses.sum(0).unbind(), losses.unbind(1), strict=True)):
         suffix = "" if layer == layers - 1 else f"_{layer}"
         terms[f"{name}{suffix}"] = total
-        if term.parts and term.parts[0].name:
-            values = zip(term.parts, column.unbind(), strict=True)
+        if parts and parts[0].name:
+            values = zip(parts, column.unbind(), strict=True)
             terms |= {f"{name}_{part.name}{suffix}": value for part, value in values}
     return terms
