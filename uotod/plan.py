@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
@@ -214,15 +214,18 @@ def parse_plan(plan: "Tensor | Plan", mask: Tensor, like: Tensor, background: bo
     """
     (images, num_targets), preds = mask.shape, like.shape[1]
     if isinstance(plan, Plan):
-        _check_shape("plan.mass", plan.mass, images, preds)
-        plan = plan.to_dense() if plan.target is None else plan
-        if isinstance(plan, Plan):
+        if plan.mass.dim() != 3 or (len(plan.mass), plan.mass.shape[2]) != (images, preds):
+            raise ValueError(f"plan.mass must have shape ({images}, K, {preds}), got {tuple(plan.mass.shape)}")
+        if plan.target is not None:
+            check_device("plan", plan.mass, like.device)
             if plan.num_targets != num_targets or (plan.background is not None) != background:
                 raise ValueError(
                     f"plan must have {num_targets} targets and background={background} like the matcher, "
                     f"got {plan.num_targets} and background={plan.background is not None}"
                 )
+            _check_slots(plan, plan.target, mask, validate)
             return plan
+        plan = plan.to_dense()
     if not isinstance(plan, Tensor):
         raise TypeError(f"plan must be a tensor, got {type(plan).__name__}")
     dense, assigned = (images, preds, num_targets + background), (images, preds)
@@ -241,19 +244,40 @@ def parse_plan(plan: "Tensor | Plan", mask: Tensor, like: Tensor, background: bo
     return Plan.from_index(index, num_targets, background, like.dtype)
 
 
-def _check_shape(name: str, mass: Tensor, images: int, preds: int) -> None:
-    if mass.dim() != 3 or (mass.shape[0], mass.shape[2]) != (images, preds):
-        raise ValueError(f"{name} must have shape ({images}, K, {preds}), got {tuple(mass.shape)}")
+def _check_slots(plan: Plan, target: Tensor, mask: Tensor, validate: bool) -> None:
+    """Check the values of a plan: targets in range, masses finite, not negative, none on padded or ignored targets."""
+    if not reads_values(target, validate) or not target.numel():
+        return
+    low, top = (int(x) for x in torch.aminmax(target))
+    if low < 0 or top >= mask.shape[1]:
+        raise ValueError(f"plan.target must hold targets in [0, {mask.shape[1]}), got {low if low < 0 else top}")
+    _check_amounts(plan.mass, validate)
+    _check_amounts(plan.background_mass(), validate)
+    allowed = mask.gather(1, target.flatten(1)).view_as(target)
+    for image, slot, pred in ((plan.mass != 0) & ~allowed).nonzero()[:1].tolist():
+        _refuse_match(int(target[image, slot, pred]), image, pred)
+
+
+def _check_amounts(mass: Tensor, validate: bool) -> None:
+    """Check that masses are finite and not negative."""
+    check_finite("plan", mass, validate)
+    lowest = float(mass.detach().amin())
+    if lowest < 0:
+        raise ValueError(f"plan must not be negative, got {lowest}")
+
+
+def _refuse_match(target: int, image: int, pred: int) -> NoReturn:
+    raise ValueError(
+        "plan must not match targets where target['mask'] is False or a target is ignored, "
+        f"got target {target} in image {image}, prediction {pred}"
+    )
 
 
 def _check_masses(plan: Tensor, mask: Tensor, validate: bool) -> None:
     """Check the values of (B, P, T + 1) masses: finite, not negative, none on padded or ignored targets."""
     if not reads_values(plan, validate) or not plan.numel():
         return
-    check_finite("plan", plan, validate)
-    lowest = float(plan.detach().amin())
-    if lowest < 0:
-        raise ValueError(f"plan must not be negative, got {lowest}")
+    _check_amounts(plan, validate)
     on_padding = (plan.detach()[..., : mask.shape[1]] != 0) & ~mask.unsqueeze(1)
     if bool(on_padding.any()):
         image, pred, target = (int(x) for x in on_padding.nonzero()[0])
@@ -275,9 +299,5 @@ def _check_indices(index: Tensor, mask: Tensor, background: bool, validate: bool
         raise ValueError(f"plan must hold indices in [-1, {high}], got {low if low < -1 else top}")
     allowed = torch.cat((mask, mask.new_ones(len(mask), 2)), dim=1)  # the background, and -1 taken from the end
     on_padding = ~allowed.gather(1, index.remainder(num_targets + 2))
-    if bool(on_padding.any()):
-        image, pred = (int(x) for x in on_padding.nonzero()[0])
-        raise ValueError(
-            "plan must not match targets where target['mask'] is False or a target is ignored, "
-            f"got target {int(index[image, pred])} in image {image}, prediction {pred}"
-        )
+    for image, pred in on_padding.nonzero()[:1].tolist():
+        _refuse_match(int(index[image, pred]), image, pred)

@@ -39,7 +39,7 @@ def adapt(module: nn.Module | None) -> tuple[Part, ...]:
     adapter = declared(module, "adapter")
     if adapter is not None:
         return (Part("", 1.0, adapter()),)
-    known = KNOWN.get(type(module))
+    known = next((KNOWN.get(x) for x in type(module).__mro__ if "forward" in vars(x)), None)
     return (Part("", 1.0, Adapter(module) if known is None else known(module)),)
 
 
@@ -48,8 +48,12 @@ class Adapting(nn.Module):
 
     adapted: dict[str, tuple[Part, ...]]
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.adapted = {}
+
     def __setattr__(self, name: str, value: Any) -> None:
         """Set an attribute, and adapt a module."""
         super().__setattr__(name, value)
         if value is None or isinstance(value, nn.Module):
-            self.__dict__.setdefault("adapted", {})[name] = adapt(value)
+            self.adapted[name] = adapt(value)

@@ -10,7 +10,7 @@ from uotod.criterion.detection import DetectionLoss, Matched, PlanInput
 from uotod.criterion.masses import Masses, share_masses
 from uotod.scene.predictions import STANDARD, PredictionDict
 from uotod.scene.scene import AnchorInput
-from uotod.scene.targets import TargetInput, pad_targets
+from uotod.scene.targets import TargetInput
 
 _OWN_KEYS = ("pred_logits", *STANDARD, "aux_outputs", "anchors", "plan")
 
@@ -268,9 +268,13 @@ def _suffix(key: str) -> str:
 
 def _without_classes(target: TargetInput) -> TargetInput:
     """Return the targets with the label 0 everywhere."""
-    if not isinstance(target, Mapping):
-        target = pad_targets(target)
+    if isinstance(target, Mapping):
+        return _relabelled(target, 2)
+    return [_relabelled(image, 1) if isinstance(image, Mapping) else image for image in target]
+
+
+def _relabelled(target: Mapping[str, Tensor], dims: int) -> Mapping[str, Tensor]:
     labels = target.get("labels")
     if not isinstance(labels, Tensor):
         return target  # the checks of targets tell what is wrong
-    return {**target, "labels": torch.zeros(labels.shape[:2], dtype=torch.long, device=labels.device)}
+    return {**target, "labels": torch.zeros(labels.shape[:dims], dtype=torch.long, device=labels.device)}

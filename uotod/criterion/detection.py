@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.modules.loss import _Loss
 
 from uotod.check import check_choice, check_flag, check_integer, check_number
+from uotod.criterion.fit import check_matcher, check_mining, check_terms
 from uotod.criterion.masses import Masses, share_masses
 from uotod.criterion.normalize import MassNormalizer, Normalizer
 from uotod.criterion.terms import Classification, Localization, Term
@@ -125,12 +126,7 @@ class DetectionLoss(_Loss):
         check_choice("bg_class_position", bg_class_position, ("first", "last", "none"))
         check_choice("box_format", box_format, (None, *BOX_FORMATS))
         check_choice("target_format", target_format, (None, *BOX_FORMATS, "xyxy"))
-        if not isinstance(matching_method, Matcher):
-            raise TypeError(f"matching_method must be a Matcher, got {matching_method!r}")
-        if matching_method.box_format != box_format:
-            raise ValueError(
-                f"matching_method must have box_format={box_format!r} like the loss, got {matching_method.box_format!r}"
-            )
+        check_matcher(matching_method, box_format)
         for index, term in enumerate(extra_terms):
             if not isinstance(term, Term):
                 raise TypeError(f"extra_terms[{index}] must be a Term, got {term!r} of type {type(term).__name__}")
@@ -140,22 +136,32 @@ class DetectionLoss(_Loss):
         self.matching_method = matching_method
         self.bg_class_position = bg_class_position
         self.use_hard_negative_mining = check_flag("use_hard_negative_mining", use_hard_negative_mining)
-        self.neg_to_pos_ratio = neg_to_pos_ratio
+        ratio = neg_to_pos_ratio
+        self.neg_to_pos_ratio = None if ratio is None else check_number("neg_to_pos_ratio", ratio, low=0.0)
         self.min_negatives = check_number("min_negatives", min_negatives, low=0.0)
         self.normalizer = self._check_normalizer(normalizer)
         self.num_classes = None if num_classes is None else check_integer("num_classes", num_classes, low=1)
         self.box_format, self.target_format = box_format, target_format
         self.layer_weights = check_layer_weights(layer_weights)
         self.validate = check_flag("validate", validate)
-        self._check_terms()
-        self._check_mining()
+        self._check_fit()
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Set an attribute; a sub-loss becomes a term."""
-        super().__setattr__(name, value)
+        """Set an attribute; a sub-loss becomes a term, and what does not fit the rest leaves all as it was."""
+        wrapped = made = self.__dict__.get("wrapped", {})
         if name in _TERMS:
             term = value if value is None or isinstance(value, Term) else _TERMS[name](value)
-            self.__dict__.setdefault("wrapped", {})[name] = () if term is None else (term,)
+            made = wrapped | {name: () if term is None else (term,)}
+        before = self.__dict__.get("_modules", {}).get(name)
+        super().__setattr__(name, value)
+        self.__dict__["wrapped"] = made
+        if name in _PARTS and "validate" in self.__dict__:  # once the criterion is complete
+            try:
+                self._check_fit()
+            except (TypeError, ValueError):
+                super().__setattr__(name, before)
+                self.__dict__["wrapped"] = wrapped
+                raise
 
     @property
     def all_terms(self) -> tuple[Term, ...]:
@@ -276,7 +282,7 @@ class DetectionLoss(_Loss):
             for term, plan in zip(self.all_terms, seen, strict=True):
                 divisor = scene.logits.new_ones(1, 1, 1)
                 if self.reduction == "mean" and not term.is_mean:
-                    divisor = self.normalizer(term.name, local, own, shared)
+                    divisor = self.normalizer(term.name, local, own, shared).to(scene.logits.device)
                     divisor = divisor if divisor.dim() == 3 else divisor[None]
                 losses[term] = term.losses(plan, scene, divisor).sum(-1)  # (parts, L)
         if self.layer_weights is not None:
@@ -345,44 +351,18 @@ class DetectionLoss(_Loss):
             raise TypeError(f"normalizer must be a Normalizer, got {normalizer!r}")
         return normalizer
 
-    def _check_terms(self) -> None:
-        names = [term.name for term in self.all_terms]
-        if len(set(names)) < len(names):
-            raise ValueError(f"terms must have different names, got {names}")
-        background = self.matching_method.background
-        for term in self.all_terms:
-            if term.needs_background and not background:
-                raise ValueError(
-                    f"{type(term).__name__} needs a matching_method with background=True, or background=False itself"
-                )
-        if self.bg_class_position != "none" and not background:
-            raise ValueError(
-                f"bg_class_position={self.bg_class_position!r} needs a matching_method with background=True, "
-                "got one with background=False"
-            )
-
-    def _check_mining(self) -> None:
+    def _check_fit(self) -> None:
+        check_matcher(self.matching_method, self.box_format)
+        check_terms(self.all_terms, self.matching_method, self.bg_class_position)
+        cls = self.wrapped["cls_loss_module"]
         mines, ratio = self.use_hard_negative_mining, self.neg_to_pos_ratio
-        if mines != (ratio is not None):
-            raise ValueError(
-                "neg_to_pos_ratio must be given with use_hard_negative_mining=True, and only then, "
-                f"got neg_to_pos_ratio={ratio} and use_hard_negative_mining={mines}"
-            )
-        if self.min_negatives > 0 and not mines:
-            raise ValueError(f"min_negatives needs use_hard_negative_mining=True, got {self.min_negatives} without")
-        if ratio is None:
-            return
-        self.neg_to_pos_ratio = check_number("neg_to_pos_ratio", ratio, low=0.0)
-        if not self.matching_method.background:
-            raise ValueError("use_hard_negative_mining=True needs a matching_method with background=True")
-        classification = self.wrapped["cls_loss_module"]
-        if not classification or not getattr(classification[0], "background", False):
-            raise ValueError("use_hard_negative_mining=True needs a Classification with background=True")
+        check_mining(mines, ratio, self.min_negatives, self.matching_method, cls[0] if cls else None)
 
 
 _TERMS: Mapping[str, type[Classification] | type[Localization]] = {
     "cls_loss_module": Classification,
     "loc_loss_module": Localization,
 }
+_PARTS = (*_TERMS, "extra_terms", "matching_method")
 _INPUT_KEYS = ("pred_logits", "aux_outputs", "anchors", "plan", *STANDARD)
 _TARGET_KEYS = ("labels", "boxes", CROWD, *MISSING)

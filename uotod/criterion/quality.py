@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from uotod.check import check_unit
+from uotod.cost.kinds import BOXES
 from uotod.cost.matched import matched_pairs, neutralized
 from uotod.geometry.boxes import aligned_overlap
 from uotod.plan import Pairs, Plan
@@ -52,6 +53,13 @@ def pair_quality(name: str, quality: Quality | None, scene: Scene, plan: Plan) -
     return torch.zeros_like(plan.mass).index_put((pairs.image, pairs.slot, pairs.pred), value)
 
 
+def quality_reads(quality: Quality | None) -> tuple[str, ...]:
+    """Return the fields that a quality reads."""
+    if quality is None or quality == "score":
+        return ()
+    return ("target_boxes", "anchors") if quality == "centerness" else BOXES
+
+
 def _of_pairs(name: str, quality: Quality, scene: Scene, pairs: Pairs) -> Tensor:
     """Return the quality (N,) of each pair, anything where it has no mass."""
     if quality == "score":
@@ -61,12 +69,12 @@ def _of_pairs(name: str, quality: Quality, scene: Scene, pairs: Pairs) -> Tensor
         return score[pairs.image, pairs.pred]
     if quality == "centerness" and scene.anchors is None:
         raise ValueError(f'anchors must be given for {name}="centerness": boxes, Anchors or Points, got None')
-    unmatched, boxes = pairs.mass <= 0, scene.pred_boxes
-    ours = neutralized("pred_boxes", boxes[pairs.image, pairs.pred], unmatched)
+    unmatched = pairs.mass <= 0
     theirs = neutralized("target_boxes", scene.target_boxes[pairs.image, pairs.target], unmatched)
     if quality == "centerness":
         assert scene.anchors is not None
         return centerness(scene.anchors.centers[pairs.image, pairs.pred], theirs)
+    ours = neutralized("pred_boxes", scene.pred_boxes[pairs.image, pairs.pred], unmatched)
     if isinstance(quality, str):
         return aligned_overlap(ours, theirs, "iou", eps=0.0).clamp(max=1)
     value = quality(ours, theirs)

@@ -12,7 +12,7 @@ from uotod.cost.adapters import Adapting, Part
 from uotod.cost.classes import background_losses, class_losses, class_masses
 from uotod.cost.labels import ClassLabels, fold
 from uotod.cost.matched import matched_losses, reads_of
-from uotod.criterion.quality import Quality, check_quality, pair_quality
+from uotod.criterion.quality import Quality, check_quality, pair_quality, quality_reads
 from uotod.match.union_vote import unite_layers
 from uotod.plan import Plan
 from uotod.scene.scene import Scene
@@ -45,8 +45,8 @@ class Term(Adapting, ABC):
 
     @property
     def parts(self) -> tuple[Part, ...]:
-        """The weighted sub-losses of the term, whose losses are reported by their names; none for a single loss."""
-        return ()
+        """The weighted sub-losses of the attribute `module`, if it has one, whose losses are reported by name."""
+        return self.adapted.get("module", ())
 
     def sees(self, plan: Plan, scene: Scene) -> Plan:
         """Return what the term sees of a plan."""
@@ -101,9 +101,9 @@ class Classification(Term):
         self.background = check_flag("background", background)
 
     @property
-    def parts(self) -> tuple[Part, ...]:
-        """The weighted sub-losses."""
-        return self.adapted["module"]
+    def needs(self) -> tuple[str, ...]:
+        """The fields that the quality reads."""
+        return quality_reads(self.quality)
 
     def sees(self, plan: Plan, scene: Scene) -> Plan:
         """Return the plan whose masses are scaled by the quality of their pairs."""
@@ -128,6 +128,7 @@ class Classification(Term):
         labels, logits = self._labels(seen, scene), self._logits(scene)
         divisor = divisor.expand(-1, scene.layers, len(logits) // scene.layers).flatten(1)
         losses = class_losses(self.parts, logits, labels, divisor, scene.layers)
+        losses = scene.where_given(self.needs, losses)
         return losses.view(len(losses), scene.layers, len(losses[0]) // scene.layers)
 
     def background_losses(self, scene: Scene) -> Tensor:
@@ -159,8 +160,8 @@ class Objectness(Classification):
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """The objectness."""
-        return ("pred_objectness",)
+        """The objectness, and what the quality reads."""
+        return ("pred_objectness", *super().needs)
 
     @property
     def needs_background(self) -> bool:
@@ -170,11 +171,6 @@ class Objectness(Classification):
     def masses(self, seen: Plan, plan: Plan, scene: Scene) -> list[Tensor]:
         """Return the mass on targets, whatever their quality."""
         return [plan.positive.sum(1)] * (2 + self.count_parts())
-
-    def losses(self, seen: Plan, scene: Scene, divisor: Tensor) -> Tensor:
-        """Return the loss (parts, L, B)."""
-        losses = super().losses(seen, scene, divisor)
-        return scene.where_given(self.needs, losses.flatten(1)).view_as(losses)
 
     def background_losses(self, scene: Scene) -> Tensor:
         """Return the loss (S, P) of calling each prediction background."""
@@ -212,13 +208,8 @@ class Localization(Term):
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """The fields that the sub-losses read."""
-        return reads_of(self.parts)
-
-    @property
-    def parts(self) -> tuple[Part, ...]:
-        """The weighted sub-losses."""
-        return self.adapted["module"]
+        """The fields that the sub-losses and the quality read."""
+        return (*reads_of(self.parts), *quality_reads(self.quality))
 
     def sees(self, plan: Plan, scene: Scene) -> Plan:
         """Return the plan, or the union of the layers, whose masses are scaled by the quality of their pairs."""
@@ -260,8 +251,8 @@ class Distillation(Term):
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """The distributions."""
-        return ("pred_dist",)
+        """The distributions, and what the quality of a pair reads."""
+        return ("pred_dist", *quality_reads("iou"))
 
     def sees(self, plan: Plan, scene: Scene) -> Plan:
         """Return the plan, or the union of the layers."""

@@ -55,8 +55,8 @@ class MultipleObjectiveLoss(nn.Module):
             weights = [1.0] * len(modules)
         if len(weights) != len(modules):
             raise ValueError(f"weights must hold {len(modules)} numbers, one a loss, got {len(weights)}")
-        self.losses = nn.ModuleList(modules)
-        self.weights = tuple(check_number(f"weights[{i}]", w, low=0.0) for i, w in enumerate(weights))
+        self.losses = _Fixed(modules)
+        self._weights = tuple(check_number(f"weights[{i}]", w, low=0.0) for i, w in enumerate(weights))
         self.names = tuple(losses) if isinstance(losses, Mapping) else _names(modules)
         names = [part.name for part in self.parts()]
         for name in names:
@@ -74,6 +74,11 @@ class MultipleObjectiveLoss(nn.Module):
         assert total is not None
         return total
 
+    @property
+    def weights(self) -> tuple[float, ...]:
+        """The weights; what a criterion has taken in does not change: assign it a new `MultipleObjectiveLoss`."""
+        return self._weights
+
     def parts(self) -> list[Part]:
         """Return name, weight and module of every loss, nested sums taken apart."""
         parts = []
@@ -84,6 +89,15 @@ class MultipleObjectiveLoss(nn.Module):
     def extra_repr(self) -> str:
         """Return the arguments for `repr`."""
         return f"weights={self.weights}"
+
+
+class _Fixed(nn.ModuleList):
+    """Losses whose adapters a criterion may hold already."""
+
+    def __setitem__(self, index: int, module: nn.Module) -> None:
+        raise TypeError(
+            "losses of a MultipleObjectiveLoss are fixed: build another one, and assign it to the criterion"
+        )
 
 
 def _names(modules: Sequence[nn.Module]) -> tuple[str, ...]:
