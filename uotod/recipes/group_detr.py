@@ -41,7 +41,7 @@ def group_detr(
 
     Args:
         num_classes: number of classes, without a background; compared with the logits.
-        matcher: in place of the matcher; the normaliser counts the `groups` that it has, 13 for one without.
+        matcher: in place of the matcher; the normaliser counts the `groups` that it or a matcher in it has, 1 if none.
         losses: losses by name in place of the published ones, under the same weights: "cls", "l1" and "giou"; or "loc",
             in place of the sum of the boxes, with weight 1.
         weights: weights by the same names, in place of those above; with 0 a part of the sum is left out.
@@ -84,8 +84,7 @@ def group_detr(
     options = {"cost_weights": cost_weights, "groups": groups, "nonfinite": nonfinite}
     matcher = choose_matcher(matcher, partial(focal_hungarian, groups=GROUPS), **options, box_format=box_format)
     if normalizer is None:
-        count = 1 if sum_groups else getattr(matcher, "groups", GROUPS)
-        normalizer = TargetNormalizer(groups=count, distributed=True)
+        normalizer = TargetNormalizer(groups=1 if sum_groups else _groups(matcher), distributed=True)
     build = partial(
         DetectionLoss,
         Classification(parts.term("cls"), quality="iou"),
@@ -98,3 +97,9 @@ def group_detr(
         validate=validate,
     )
     return Branches(build(layer_weights=layer_weights), enc_outputs=Branch(build()))
+
+
+def _groups(matcher: Matcher) -> int:
+    """Return the number of groups of a matcher, or the largest of those that it is made of."""
+    members = matcher.modules() if isinstance(matcher, Matcher) else ()  # the loss refuses what is no matcher
+    return max((getattr(x, "groups", 1) for x in members if isinstance(x, Matcher)), default=1)
