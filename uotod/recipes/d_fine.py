@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from uotod.check import check_integer
 from uotod.loss import (
     Branch,
     Branches,
@@ -101,9 +100,8 @@ def d_fine(
         >>> criterion(output, target, anchors=box)
         tensor(2.9210)
     """
-    check_integer("num_classes", num_classes, low=1)
     varifocal = VarifocalLoss(alpha=0.75, gamma=2.0, form="rtdetr", reduction="none")
-    parts = choose_parts(losses, weights, set_parts("vfl", varifocal, cls=1.0) | _distributions())
+    parts = choose_parts(num_classes, losses, weights, set_parts("vfl", varifocal, cls=1.0) | _distributions())
     return _united(
         num_classes,
         parts,
@@ -184,9 +182,8 @@ def deim(
         >>> criterion(output, target, anchors=box)
         tensor(3.0361)
     """
-    check_integer("num_classes", num_classes, low=1)
     mal = MatchabilityAwareLoss(gamma=1.5 if gamma is None else gamma, reduction="none")
-    parts = choose_parts(losses, weights, set_parts("mal", mal, cls=1.0) | _distributions())
+    parts = choose_parts(num_classes, losses, weights, set_parts("mal", mal, cls=1.0) | _distributions())
     if "cls" in parts.given:
         refuse("losses['cls']", gamma=gamma)
     return _united(

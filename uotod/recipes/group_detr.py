@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from functools import partial
 
-from uotod.check import check_flag, check_integer
+from uotod.check import check_flag
 from uotod.loss import Branch, Branches, Classification, DetectionLoss, IoUAwareBCELoss, Normalizer, TargetNormalizer
 from uotod.match import Matcher
 from uotod.recipes.dialect import Losses, Weights, choose_matcher, choose_parts, focal_hungarian, set_parts
@@ -77,10 +77,9 @@ def group_detr(
         >>> criterion({"pred_logits": torch.zeros(1, 2, 2), "pred_boxes": box.expand(1, 2, 4)}, target)
         tensor(0.8664)
     """
-    check_integer("num_classes", num_classes, low=1)
     check_flag("sum_groups", sum_groups)
     iou_aware = IoUAwareBCELoss(alpha=0.25, gamma=2.0, reduction="none")
-    parts = choose_parts(losses, weights, set_parts("ia_bce", iou_aware, cls=1.0))
+    parts = choose_parts(num_classes, losses, weights, set_parts("ia_bce", iou_aware, cls=1.0))
     options = {"cost_weights": cost_weights, "groups": groups, "nonfinite": nonfinite}
     matcher = choose_matcher(matcher, partial(focal_hungarian, groups=GROUPS), **options, box_format=box_format)
     if normalizer is None:
