@@ -103,14 +103,7 @@ def d_fine(
     varifocal = VarifocalLoss(alpha=0.75, gamma=2.0, form="rtdetr", reduction="none")
     parts = choose_parts(num_classes, losses, weights, set_parts("vfl", varifocal, cls=1.0) | _distributions())
     return _united(
-        num_classes,
-        parts,
-        choose_matcher(matcher, focal_hungarian, cost_weights=cost_weights, nonfinite=nonfinite, box_format=box_format),
-        normalizer,
-        union,
-        box_format,
-        layer_weights,
-        validate,
+        num_classes, parts, matcher, cost_weights, nonfinite, normalizer, union, box_format, layer_weights, validate
     )
 
 
@@ -187,14 +180,7 @@ def deim(
     if "cls" in parts.given:
         refuse("losses['cls']", gamma=gamma)
     return _united(
-        num_classes,
-        parts,
-        choose_matcher(matcher, focal_hungarian, cost_weights=cost_weights, nonfinite=nonfinite, box_format=box_format),
-        normalizer,
-        union,
-        box_format,
-        layer_weights,
-        validate,
+        num_classes, parts, matcher, cost_weights, nonfinite, normalizer, union, box_format, layer_weights, validate
     )
 
 
@@ -205,13 +191,18 @@ def _distributions() -> dict[str, tuple[nn.Module, float]]:
 def _united(
     num_classes: int,
     parts: Parts,
-    matcher: Matcher,
+    matcher: Matcher | None,
+    cost_weights: Weights | None,
+    nonfinite: str | None,
     normalizer: Normalizer | None,
     union: bool,
     box_format: str | None,
     layer_weights: Sequence[float] | None,
     validate: bool,
 ) -> Branches:
+    matcher = choose_matcher(
+        matcher, focal_hungarian, cost_weights=cost_weights, nonfinite=nonfinite, box_format=box_format
+    )
     targets = TargetNormalizer(distributed=True)
     if normalizer is None:
         normalizer = ByTerm(targets, loc=PositiveNormalizer(distributed=True)) if union else targets
