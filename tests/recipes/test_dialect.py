@@ -22,7 +22,7 @@ from tests.support.recipe_cases import (
 )
 from uotod import recipes
 from uotod.loss import Branch, Branches, DetectionLoss, GIoULoss, SigmoidFocalLoss, SoftmaxFocalLoss
-from uotod.match import Hungarian, UnbalancedSinkhorn
+from uotod.match import Hungarian, Min, SharedLayers, UnbalancedSinkhorn, WeightedSum
 from uotod.recipes import ALL_RECIPES
 from uotod.utils import box_xyxy_to_cxcywh, box_xyxy_to_xywh
 
@@ -326,9 +326,13 @@ def test_negatives_are_kept_without_positives_where_it_is_asked_for(name) -> Non
         torch.testing.assert_close(terms["num_neg"], 2 * torch.tensor(least).double())
 
 
-def test_the_divisor_of_groups_follows_a_matcher_that_has_some() -> None:
+def test_the_divisor_of_groups_follows_the_matcher() -> None:
     problem = problem_for("group_detr")
     costs = main_of(build("group_detr")).matching_method
     modules = {"cls_match_module": costs.cls_match_module, "loc_match_module": costs.loc_match_module}
-    ours = value_of(build("group_detr", matcher=Hungarian(groups=2, **modules)), problem)
-    torch.testing.assert_close(ours, value_of(build("group_detr", groups=2), problem))
+    hungarian = Hungarian(groups=2, **modules)
+    theirs = value_of(build("group_detr", groups=2), problem)
+    for matcher in (hungarian, SharedLayers(hungarian), WeightedSum([hungarian, hungarian])):
+        torch.testing.assert_close(value_of(build("group_detr", matcher=matcher), problem), theirs)
+    for matcher in (Min(**modules), SharedLayers(Min(**modules))):
+        assert build("group_detr", matcher=matcher).main.normalizer.groups == 1

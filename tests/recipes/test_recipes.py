@@ -64,6 +64,8 @@ def test_a_batch_without_targets_has_a_finite_loss_and_gradient(name, targets) -
 def test_the_number_of_classes_is_checked(name) -> None:
     with pytest.raises(ValueError, match="num_classes must be at least 1, got 0"):
         ALL_RECIPES[name](0)
+    with pytest.raises(TypeError, match="num_classes must be an integer, got None"):
+        ALL_RECIPES[name](None)
 
 
 @pytest.mark.parametrize("name", SUMS)

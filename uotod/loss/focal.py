@@ -2,17 +2,14 @@
 
 from collections.abc import Callable
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from uotod.check import check_number
 from uotod.cost.focal import focal_terms, zero_terms
-from uotod.cost.kinds import Affine, ClassTerms, Sigmoid
-from uotod.geometry.boxes import full_precision
-from uotod.loss.one_hot import one_hot_rows, smooth_gain, smooth_rows
-from uotod.loss.reduce import check_reduction, reduce_loss
+from uotod.loss.affine import LabelLoss, SigmoidLoss
 
 
-class SigmoidFocalLoss(nn.Module):
+class SigmoidFocalLoss(SigmoidLoss):
     r"""Down-weight easy examples in the binary cross-entropy of every class.
 
     .. math::
@@ -43,21 +40,8 @@ class SigmoidFocalLoss(nn.Module):
     def __init__(
         self, *, alpha: float = -1, gamma: float = 2.0, label_smoothing: float = 0.0, reduction: str = "mean"
     ) -> None:
-        super().__init__()
+        super().__init__(label_smoothing, reduction)
         self.alpha, self.gamma = _check_alpha(alpha), check_number("gamma", gamma, low=0.0)
-        self.label_smoothing = check_number("label_smoothing", label_smoothing, low=0.0, high=1.0)
-        self.reduction = check_reduction(reduction)
-
-    def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        """Return the loss of each row and class, or its mean or sum."""
-        logits = full_precision(input)
-        positive, negative = focal_terms(logits, self.alpha, self.gamma)
-        one_hot = smooth_rows(one_hot_rows(target, logits), self.label_smoothing)
-        return reduce_loss(one_hot * positive + (1 - one_hot) * negative, self.reduction)
-
-    def adapter(self) -> Sigmoid:
-        """Return how the loss takes part: each logit on its own."""
-        return Sigmoid(self, self._terms, self._zeros)
 
     def extra_repr(self) -> str:
         """Return the arguments for `repr`."""
@@ -66,15 +50,14 @@ class SigmoidFocalLoss(nn.Module):
             f"reduction={self.reduction!r}"
         )
 
-    def _terms(self, logits: Tensor) -> ClassTerms:
-        positive, negative = focal_terms(logits, self.alpha, self.gamma)
-        return ClassTerms(smooth_gain(positive - negative, self.label_smoothing), negative.sum(-1))
+    def _of_label(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        return focal_terms(logits, self.alpha, self.gamma)
 
     def _zeros(self, logits: Tensor, slope: Tensor) -> Tensor | None:
         return None if self.label_smoothing else zero_terms(logits, self.alpha, self.gamma, slope)
 
 
-class SigmoidFocalCost(nn.Module):
+class SigmoidFocalCost(LabelLoss):
     r"""Return the change of the focal loss that calling a prediction the target's class would make.
 
     .. math:: L(x, y) = -\alpha (1 - p_y)^\gamma \ln p_y + (1 - \alpha)\, p_y^\gamma \ln(1 - p_y), \qquad p = \sigma(x)
@@ -97,19 +80,8 @@ class SigmoidFocalCost(nn.Module):
     """
 
     def __init__(self, *, alpha: float = 0.25, gamma: float = 2.0, reduction: str = "mean") -> None:
-        super().__init__()
+        super().__init__(reduction)
         self.alpha, self.gamma = _check_alpha(alpha), check_number("gamma", gamma, low=0.0)
-        self.reduction = check_reduction(reduction)
-
-    def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        """Return the cost of each row, or its mean or sum."""
-        logits = full_precision(input)
-        loss = (self._gain(logits) * one_hot_rows(target, logits)).sum(-1)
-        return reduce_loss(loss, self.reduction)
-
-    def adapter(self) -> Affine:
-        """Return how the cost takes part: affine in its label, and for integer labels from their logits alone."""
-        return Affine(self, self._terms, self._of_labels)
 
     def extra_repr(self) -> str:
         """Return the arguments for `repr`."""
@@ -118,9 +90,6 @@ class SigmoidFocalCost(nn.Module):
     def _gain(self, logits: Tensor) -> Tensor:
         positive, negative = focal_terms(logits, self.alpha, self.gamma)
         return positive - negative
-
-    def _terms(self, logits: Tensor) -> ClassTerms:
-        return ClassTerms(self._gain(logits), None)
 
     def _of_labels(self, logits: Tensor, pick: Callable[[Tensor], Tensor]) -> Tensor:
         return self._gain(pick(logits))

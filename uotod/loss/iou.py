@@ -5,7 +5,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from uotod.check import check_choice
-from uotod.geometry.overlap import Coordinates, OverlapKind, overlap_terms
+from uotod.geometry.overlap import Coordinates, OverlapKind, overlap
 from uotod.loss.box_pair import BoxPairLoss
 
 
@@ -15,10 +15,7 @@ class _OverlapLoss(BoxPairLoss):
     kind: ClassVar[OverlapKind]
 
     def _of_pair(self, box: Coordinates, target: Coordinates) -> Tensor:
-        value, *penalties = overlap_terms(box, target, self.kind, self.eps)
-        for penalty in penalties:
-            value.sub_(penalty)
-        return self._of_overlap(value)
+        return self._of_overlap(overlap(box, target, self.kind, self.eps))
 
     def _of_overlap(self, overlap: Tensor) -> Tensor:
         return 1 - overlap

@@ -2,15 +2,12 @@
 
 from collections.abc import Callable
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from uotod.cost.kinds import Affine, ClassTerms
-from uotod.geometry.boxes import full_precision
-from uotod.loss.one_hot import one_hot_rows
-from uotod.loss.reduce import check_reduction, reduce_loss
+from uotod.loss.affine import LabelLoss
 
 
-class NegativeProbLoss(nn.Module):
+class NegativeProbLoss(LabelLoss):
     r"""Return minus the softmax probability of the target's class.
 
     .. math:: L(x, y) = -\operatorname{softmax}(x)_y
@@ -31,25 +28,14 @@ class NegativeProbLoss(nn.Module):
     """
 
     def __init__(self, *, reduction: str = "mean") -> None:
-        super().__init__()
-        self.reduction = check_reduction(reduction)
-
-    def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        """Return the loss of each row, or its mean or sum."""
-        logits = full_precision(input)
-        loss = -(logits.softmax(-1) * one_hot_rows(target, logits)).sum(-1)
-        return reduce_loss(loss, self.reduction)
-
-    def adapter(self) -> Affine:
-        """Return how the cost takes part: affine in its label."""
-        return Affine(self, self._terms, self._of_labels)
+        super().__init__(reduction)
 
     def extra_repr(self) -> str:
         """Return the arguments for `repr`."""
         return f"reduction={self.reduction!r}"
 
-    def _terms(self, logits: Tensor) -> ClassTerms:
-        return ClassTerms(-logits.softmax(-1), None)
+    def _gain(self, logits: Tensor) -> Tensor:
+        return -logits.softmax(-1)
 
     def _of_labels(self, logits: Tensor, pick: Callable[[Tensor], Tensor]) -> Tensor:
         return pick(logits.softmax(-1)).neg_()

@@ -1,16 +1,13 @@
 """The objectness loss: a binary cross-entropy that weighs negatives."""
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from uotod.check import check_number
-from uotod.cost.kinds import Affine, ClassTerms
-from uotod.geometry.boxes import full_precision
-from uotod.loss.one_hot import one_hot_rows
-from uotod.loss.reduce import check_reduction, reduce_loss
+from uotod.loss.affine import SigmoidLoss
 
 
-class ObjectnessLoss(nn.Module):
+class ObjectnessLoss(SigmoidLoss):
     r"""Teach objectness the positive mass or the quality of a prediction, with a weight for what is not an object.
 
     .. math::
@@ -39,21 +36,9 @@ class ObjectnessLoss(nn.Module):
     """
 
     def __init__(self, *, positive_weight: float = 1.0, negative_weight: float = 1.0, reduction: str = "mean") -> None:
-        super().__init__()
+        super().__init__(0.0, reduction)
         self.positive_weight = check_number("positive_weight", positive_weight, low=0.0)
         self.negative_weight = check_number("negative_weight", negative_weight, low=0.0)
-        self.reduction = check_reduction(reduction)
-
-    def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        """Return the loss of each row, or its mean or sum."""
-        logits = full_precision(input)
-        positive, negative = self._terms(logits)
-        target = one_hot_rows(target, logits)
-        return reduce_loss(target * positive + (1 - target) * negative, self.reduction)
-
-    def adapter(self) -> Affine:
-        """Return how the loss takes part: affine in its target."""
-        return Affine(self, self._class_terms)
 
     def extra_repr(self) -> str:
         """Return the arguments for `repr`."""
@@ -62,10 +47,5 @@ class ObjectnessLoss(nn.Module):
             f"reduction={self.reduction!r}"
         )
 
-    def _terms(self, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the loss of a one and of a zero at each logit."""
+    def _of_label(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         return -self.positive_weight * F.logsigmoid(logits), -self.negative_weight * F.logsigmoid(-logits)
-
-    def _class_terms(self, logits: Tensor) -> ClassTerms:
-        positive, negative = self._terms(logits)
-        return ClassTerms(positive - negative, negative.sum(-1))

@@ -1,14 +1,11 @@
 """PolyLoss: a cross-entropy or focal loss with another first coefficient of its polynomial."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from uotod.check import check_number
-from uotod.cost.kinds import Affine, ClassTerms
-from uotod.geometry.boxes import full_precision
-from uotod.loss.one_hot import one_hot_rows, smooth_gain, smooth_rows
-from uotod.loss.reduce import check_reduction, reduce_loss
+from uotod.loss.affine import SigmoidLoss
 from uotod.loss.softmax import SoftmaxLoss
 
 
@@ -55,7 +52,7 @@ class PolyLoss(SoftmaxLoss):
         return -log_p - self.epsilon * torch.expm1(log_p)
 
 
-class SigmoidPolyLoss(nn.Module):
+class SigmoidPolyLoss(SigmoidLoss):
     r"""Add `ε` times the first polynomial of the binary cross-entropy, or of the focal loss, to it (Poly-1).
 
     .. math:: L(x, t) = -(1 - p_t)^\gamma \ln p_t + \varepsilon (1 - p_t)^{\gamma + 1}
@@ -83,22 +80,9 @@ class SigmoidPolyLoss(nn.Module):
     def __init__(
         self, *, epsilon: float = 1.0, gamma: float = 0.0, label_smoothing: float = 0.0, reduction: str = "mean"
     ) -> None:
-        super().__init__()
+        super().__init__(label_smoothing, reduction)
         self.epsilon = check_number("epsilon", epsilon, low=-1.0)
         self.gamma = check_number("gamma", gamma, low=0.0)
-        self.label_smoothing = check_number("label_smoothing", label_smoothing, low=0.0, high=1.0)
-        self.reduction = check_reduction(reduction)
-
-    def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        """Return the loss of each row and class, or its mean or sum."""
-        logits = full_precision(input)
-        one_hot = smooth_rows(one_hot_rows(target, logits), self.label_smoothing)
-        positive, negative = self._terms(logits)
-        return reduce_loss(one_hot * positive + (1 - one_hot) * negative, self.reduction)
-
-    def adapter(self) -> Affine:
-        """Return how the loss takes part: affine in its label."""
-        return Affine(self, self._class_terms)
 
     def extra_repr(self) -> str:
         """Return the arguments for `repr`."""
@@ -107,13 +91,8 @@ class SigmoidPolyLoss(nn.Module):
             f"reduction={self.reduction!r}"
         )
 
-    def _terms(self, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the loss of a one and of a zero at each logit."""
+    def _of_label(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         log_p, log_q = F.logsigmoid(logits), F.logsigmoid(-logits)  # q = 1 - p
         positive = (self.gamma * log_q).exp() * (self.epsilon * log_q.exp() - log_p)
         negative = (self.gamma * log_p).exp() * (self.epsilon * log_p.exp() - log_q)
         return positive, negative
-
-    def _class_terms(self, logits: Tensor) -> ClassTerms:
-        positive, negative = self._terms(logits)
-        return ClassTerms(smooth_gain(positive - negative, self.label_smoothing), negative.sum(-1))

@@ -2,7 +2,6 @@
 
 from torch import nn
 
-from uotod.check import check_integer
 from uotod.loss import (
     DetectionLoss,
     GIoULoss,
@@ -77,13 +76,12 @@ def atss(
         >>> [(name, round(float(terms[name]), 4)) for name in ("loss_cls", "loss_loc", "loss_obj")]
         [('loss_cls', 0.9531), ('loss_loc', 0.3443), ('loss_obj', 0.6931)]
     """
-    check_integer("num_classes", num_classes, low=1)
     published = {
         "cls": (SigmoidFocalLoss(alpha=0.25, reduction="none"), 1.0),
         "loc": (GIoULoss(reduction="none"), 2.0),
         "obj": (nn.BCEWithLogitsLoss(reduction="none"), 1.0),
     }
-    parts = choose_parts(losses, weights, published)
+    parts = choose_parts(num_classes, losses, weights, published)
     return DetectionLoss(
         parts.term("cls"),
         Localization(parts.localization(), quality="centerness"),

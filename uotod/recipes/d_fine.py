@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from uotod.check import check_integer
 from uotod.loss import (
     Branch,
     Branches,
@@ -101,18 +100,10 @@ def d_fine(
         >>> criterion(output, target, anchors=box)
         tensor(2.9210)
     """
-    check_integer("num_classes", num_classes, low=1)
     varifocal = VarifocalLoss(alpha=0.75, gamma=2.0, form="rtdetr", reduction="none")
-    parts = choose_parts(losses, weights, set_parts("vfl", varifocal, cls=1.0) | _distributions())
+    parts = choose_parts(num_classes, losses, weights, set_parts("vfl", varifocal, cls=1.0) | _distributions())
     return _united(
-        num_classes,
-        parts,
-        choose_matcher(matcher, focal_hungarian, cost_weights=cost_weights, nonfinite=nonfinite, box_format=box_format),
-        normalizer,
-        union,
-        box_format,
-        layer_weights,
-        validate,
+        num_classes, parts, matcher, cost_weights, nonfinite, normalizer, union, box_format, layer_weights, validate
     )
 
 
@@ -184,20 +175,12 @@ def deim(
         >>> criterion(output, target, anchors=box)
         tensor(3.0361)
     """
-    check_integer("num_classes", num_classes, low=1)
     mal = MatchabilityAwareLoss(gamma=1.5 if gamma is None else gamma, reduction="none")
-    parts = choose_parts(losses, weights, set_parts("mal", mal, cls=1.0) | _distributions())
+    parts = choose_parts(num_classes, losses, weights, set_parts("mal", mal, cls=1.0) | _distributions())
     if "cls" in parts.given:
         refuse("losses['cls']", gamma=gamma)
     return _united(
-        num_classes,
-        parts,
-        choose_matcher(matcher, focal_hungarian, cost_weights=cost_weights, nonfinite=nonfinite, box_format=box_format),
-        normalizer,
-        union,
-        box_format,
-        layer_weights,
-        validate,
+        num_classes, parts, matcher, cost_weights, nonfinite, normalizer, union, box_format, layer_weights, validate
     )
 
 
@@ -208,13 +191,18 @@ def _distributions() -> dict[str, tuple[nn.Module, float]]:
 def _united(
     num_classes: int,
     parts: Parts,
-    matcher: Matcher,
+    matcher: Matcher | None,
+    cost_weights: Weights | None,
+    nonfinite: str | None,
     normalizer: Normalizer | None,
     union: bool,
     box_format: str | None,
     layer_weights: Sequence[float] | None,
     validate: bool,
 ) -> Branches:
+    matcher = choose_matcher(
+        matcher, focal_hungarian, cost_weights=cost_weights, nonfinite=nonfinite, box_format=box_format
+    )
     targets = TargetNormalizer(distributed=True)
     if normalizer is None:
         normalizer = ByTerm(targets, loc=PositiveNormalizer(distributed=True)) if union else targets

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from functools import partial
 
-from uotod.check import check_integer
 from uotod.loss import Branch, Branches, DetectionLoss, Normalizer, SigmoidFocalLoss, TargetNormalizer
 from uotod.match import Matcher
 from uotod.recipes.dialect import Losses, Weights, choose_matcher, choose_parts, focal_hungarian, set_parts
@@ -70,9 +69,8 @@ def deformable_detr(
         >>> criterion({"pred_logits": torch.zeros(1, 1, 2), "pred_boxes": box}, target)
         tensor(0.3466)
     """
-    check_integer("num_classes", num_classes, low=1)
     focal = SigmoidFocalLoss(alpha=0.25, gamma=2.0, reduction="none")
-    parts = choose_parts(losses, weights, set_parts("focal", focal, cls=2.0))
+    parts = choose_parts(num_classes, losses, weights, set_parts("focal", focal, cls=2.0))
     matcher = choose_matcher(
         matcher, focal_hungarian, cost_weights=cost_weights, nonfinite=nonfinite, box_format=box_format
     )

@@ -72,12 +72,11 @@ def detr(
         >>> criterion({"pred_logits": torch.zeros(1, 1, 3), "pred_boxes": box}, target)
         tensor(1.0986)
     """
-    check_integer("num_classes", num_classes, low=1)
-    weight = torch.ones(num_classes + 1)
+    weight = torch.ones(check_integer("num_classes", num_classes, low=1) + 1)
     weight[-1] = check_number("background_weight", 0.1 if background_weight is None else background_weight, low=0.0)
     cross_entropy = nn.CrossEntropyLoss(weight, reduction="none")
     cross_entropy.register_buffer("weight", weight, persistent=False)  # an argument, not a state to be saved
-    parts = choose_parts(losses, weights, set_parts("ce", cross_entropy, cls=1.0))
+    parts = choose_parts(num_classes, losses, weights, set_parts("ce", cross_entropy, cls=1.0))
     if "cls" in parts.given:
         refuse("losses['cls']", background_weight=background_weight)
     if normalizer is None:

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from torch import nn
 
-from uotod.check import check_number
+from uotod.check import check_integer, check_number
 from uotod.loss import BoxSpace, GIoULoss, MultipleObjectiveLoss, SigmoidFocalCost, Term
 from uotod.match import Hungarian, Matcher
 
@@ -39,18 +39,22 @@ class Parts(NamedTuple):
         return self.term("loc") if "loc" in losses else weighted_sum(losses, self.weights)
 
 
-def choose_parts(losses: Losses | None, weights: Weights | None, published: Mapping[str, tuple[Any, float]]) -> Parts:
+def choose_parts(
+    num_classes: int, losses: Losses | None, weights: Weights | None, published: Mapping[str, tuple[Any, float]]
+) -> Parts:
     """Return the losses and weights of a recipe, the given ones merged over the published ones.
 
     Args:
+        num_classes: number of classes of the recipe, which is checked here for all of them.
         losses: losses by name; "loc" replaces the sum of localisation, under a weight of 1 then.
         weights: weights by name.
         published: loss and weight by name, in the order of their sum; a loss of None for a weight that has none.
 
     Raises:
-        TypeError: a loss is no loss, or a weight no number.
-        ValueError: a name is unknown, or a weight negative.
+        TypeError: a loss is no loss, a weight no number, or the number of classes no integer.
+        ValueError: a name is unknown, a weight negative, or there is no class.
     """
+    check_integer("num_classes", num_classes, low=1)
     known = dict(published)
     given = by_name("losses", losses)
     if "loc" in given and "loc" not in known:

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from functools import partial
 
-from uotod.check import check_integer
 from uotod.loss import (
     Branch,
     Branches,
@@ -89,9 +88,8 @@ def dino(
         >>> criterion(output | {"dn_outputs": denoising}, target)
         tensor(0.6065)
     """
-    check_integer("num_classes", num_classes, low=1)
     focal = SigmoidFocalLoss(alpha=0.25, gamma=2.0, reduction="none")
-    parts = choose_parts(losses, weights, set_parts("focal", focal, cls=1.0))
+    parts = choose_parts(num_classes, losses, weights, set_parts("focal", focal, cls=1.0))
     matcher = choose_matcher(
         matcher, focal_hungarian, cost_weights=cost_weights, nonfinite=nonfinite, box_format=box_format
     )

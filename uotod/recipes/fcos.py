@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from uotod.check import check_choice, check_integer
+from uotod.check import check_choice
 from uotod.loss import (
     ByTerm,
     DetectionLoss,
@@ -81,7 +81,6 @@ def fcos(
         >>> [(name, round(float(terms[name]), 4)) for name in ("loss_cls", "loss_loc", "loss_obj")]
         [('loss_cls', 0.7798), ('loss_loc', 0.6734), ('loss_obj', 0.6931)]
     """
-    check_integer("num_classes", num_classes, low=1)
     check_choice("style", style, ("torchvision", "mmdetection"))
     is_weighted = style == "mmdetection"
     if normalizer is None and is_weighted:
@@ -92,7 +91,7 @@ def fcos(
         "loc": (IoULoss(mode="log", reduction="none") if is_weighted else GIoULoss(reduction="none"), 1.0),
         "obj": (nn.BCEWithLogitsLoss(reduction="none"), 1.0),
     }
-    parts = choose_parts(losses, weights, published)
+    parts = choose_parts(num_classes, losses, weights, published)
     return DetectionLoss(
         parts.term("cls"),
         Localization(parts.localization(), quality="centerness" if is_weighted else None),

@@ -1,6 +1,5 @@
 """GFL, generalized focal loss: the number of classes in, its criterion out."""
 
-from uotod.check import check_integer
 from uotod.loss import (
     Classification,
     DetectionLoss,
@@ -80,13 +79,12 @@ def gfl(
         >>> [(name, round(float(terms[name]), 4)) for name in ("loss_cls", "loss_loc_box", "loss_loc_dfl")]
         [('loss_cls', 10.2261), ('loss_loc_box', 0.4444), ('loss_loc_dfl', 0.1733)]
     """
-    check_integer("num_classes", num_classes, low=1)
     published = {
         "cls": (QualityFocalLoss(reduction="none"), 1.0),
         "box": (GIoULoss(reduction="none"), 2.0),
         "dfl": (DistributionFocalLoss(reduction="none"), 0.25),
     }
-    parts = choose_parts(losses, weights, published)
+    parts = choose_parts(num_classes, losses, weights, published)
     return DetectionLoss(
         Classification(parts.term("cls"), quality="iou"),
         Localization(parts.localization(), quality="score"),

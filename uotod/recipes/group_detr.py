@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from functools import partial
 
-from uotod.check import check_flag, check_integer
+from uotod.check import check_flag
 from uotod.loss import Branch, Branches, Classification, DetectionLoss, IoUAwareBCELoss, Normalizer, TargetNormalizer
 from uotod.match import Matcher
 from uotod.recipes.dialect import Losses, Weights, choose_matcher, choose_parts, focal_hungarian, set_parts
@@ -41,7 +41,7 @@ def group_detr(
 
     Args:
         num_classes: number of classes, without a background; compared with the logits.
-        matcher: in place of the matcher; the normaliser counts the `groups` that it has, 13 for one without.
+        matcher: in place of the matcher; the normaliser counts the `groups` that it or a matcher in it has, 1 if none.
         losses: losses by name in place of the published ones, under the same weights: "cls", "l1" and "giou"; or "loc",
             in place of the sum of the boxes, with weight 1.
         weights: weights by the same names, in place of those above; with 0 a part of the sum is left out.
@@ -77,15 +77,13 @@ def group_detr(
         >>> criterion({"pred_logits": torch.zeros(1, 2, 2), "pred_boxes": box.expand(1, 2, 4)}, target)
         tensor(0.8664)
     """
-    check_integer("num_classes", num_classes, low=1)
     check_flag("sum_groups", sum_groups)
     iou_aware = IoUAwareBCELoss(alpha=0.25, gamma=2.0, reduction="none")
-    parts = choose_parts(losses, weights, set_parts("ia_bce", iou_aware, cls=1.0))
+    parts = choose_parts(num_classes, losses, weights, set_parts("ia_bce", iou_aware, cls=1.0))
     options = {"cost_weights": cost_weights, "groups": groups, "nonfinite": nonfinite}
     matcher = choose_matcher(matcher, partial(focal_hungarian, groups=GROUPS), **options, box_format=box_format)
     if normalizer is None:
-        count = 1 if sum_groups else getattr(matcher, "groups", GROUPS)
-        normalizer = TargetNormalizer(groups=count, distributed=True)
+        normalizer = TargetNormalizer(groups=1 if sum_groups else _groups(matcher), distributed=True)
     build = partial(
         DetectionLoss,
         Classification(parts.term("cls"), quality="iou"),
@@ -98,3 +96,9 @@ def group_detr(
         validate=validate,
     )
     return Branches(build(layer_weights=layer_weights), enc_outputs=Branch(build()))
+
+
+def _groups(matcher: Matcher) -> int:
+    """Return the number of groups of a matcher, or the largest of those that it is made of."""
+    members = matcher.modules() if isinstance(matcher, Matcher) else ()  # the loss refuses what is no matcher
+    return max((getattr(x, "groups", 1) for x in members if isinstance(x, Matcher)), default=1)

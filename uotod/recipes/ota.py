@@ -2,7 +2,6 @@
 
 from torch import nn
 
-from uotod.check import check_integer
 from uotod.loss import DetectionLoss, GIoULoss, Normalizer, Objectness, PositiveNormalizer, SigmoidFocalLoss
 from uotod.match import OTA, Matcher
 from uotod.recipes.dialect import Losses, Weights, choose_matcher, choose_parts
@@ -67,13 +66,12 @@ def ota(
         >>> [(name, round(float(terms[name]), 4)) for name in ("loss_cls", "loss_loc", "loss_obj")]
         [('loss_cls', 1.213), ('loss_loc', 0.9569), ('loss_obj', 0.3466)]
     """
-    check_integer("num_classes", num_classes, low=1)
     published = {
         "cls": (SigmoidFocalLoss(alpha=0.25, reduction="none"), 1.0),
         "loc": (GIoULoss(reduction="none"), 2.0),
         "obj": (nn.BCEWithLogitsLoss(reduction="none"), 0.5),
     }
-    parts = choose_parts(losses, weights, published)
+    parts = choose_parts(num_classes, losses, weights, published)
     return DetectionLoss(
         parts.term("cls"),
         parts.localization(),

@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import nn
 
-from uotod.check import check_choice, check_integer, check_number
+from uotod.check import check_choice, check_number
 from uotod.geometry.coders import DeltaCoder
 from uotod.loss import (
     BoxSpace,
@@ -93,7 +93,6 @@ def retinanet(
         >>> terms["loss_cls"], terms["loss_loc"]  # the box is off by a quarter of its anchor, twice
         (tensor(0.4332), tensor(0.5000))
     """
-    check_integer("num_classes", num_classes, low=1)
     check_choice("style", style, ("torchvision", "detectron2"))
     is_l1 = style == "torchvision"
     edge = check_number("beta", (0.0 if is_l1 else 0.1) if beta is None else beta, low=0.0)
@@ -103,7 +102,7 @@ def retinanet(
         "cls": (SigmoidFocalLoss(**focal, reduction="none"), 1.0),
         "loc": (BoxSpace(deltas, DeltaCoder((1.0, 1.0, 1.0, 1.0))), 1.0),
     }
-    parts = choose_parts(losses, weights, published)
+    parts = choose_parts(num_classes, losses, weights, published)
     if "cls" in parts.given:
         refuse("losses['cls']", alpha=alpha, gamma=gamma)
     if "loc" in parts.given:

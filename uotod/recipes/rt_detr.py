@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from functools import partial
 
-from uotod.check import check_integer
 from uotod.loss import (
     Branch,
     Branches,
@@ -79,9 +78,8 @@ def rt_detr(
         >>> criterion({"pred_logits": torch.zeros(1, 1, 2), "pred_boxes": box}, target)
         tensor(0.8231)
     """
-    check_integer("num_classes", num_classes, low=1)
     varifocal = VarifocalLoss(alpha=0.75, gamma=2.0, form="rtdetr", reduction="none")
-    parts = choose_parts(losses, weights, set_parts("vfl", varifocal, cls=1.0))
+    parts = choose_parts(num_classes, losses, weights, set_parts("vfl", varifocal, cls=1.0))
     matcher = choose_matcher(
         matcher, focal_hungarian, cost_weights=cost_weights, nonfinite=nonfinite, box_format=box_format
     )

@@ -1,6 +1,5 @@
 """RTMDet: the number of classes in, its criterion out."""
 
-from uotod.check import check_integer
 from uotod.loss import (
     Classification,
     DetectionLoss,
@@ -70,12 +69,11 @@ def rtmdet(
         >>> round(float(terms["loss_cls"]), 4), round(float(terms["loss_loc"]), 4)
         (10.0518, 1.1011)
     """
-    check_integer("num_classes", num_classes, low=1)
     published = {
         "cls": (QualityFocalLoss(reduction="none"), 1.0),
         "loc": (GIoULoss(reduction="none"), 2.0),
     }
-    parts = choose_parts(losses, weights, published)
+    parts = choose_parts(num_classes, losses, weights, published)
     return DetectionLoss(
         Classification(parts.term("cls"), quality="iou"),
         Localization(parts.localization(), quality="iou"),

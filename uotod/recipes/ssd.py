@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import nn
 
-from uotod.check import check_integer, check_number
+from uotod.check import check_number
 from uotod.geometry.coders import DeltaCoder
 from uotod.loss import BoxSpace, DetectionLoss, IoULoss, Normalizer, PositiveNormalizer
 from uotod.match import IoUThreshold, Matcher, UnbalancedSinkhorn
@@ -212,13 +212,12 @@ def _softmax_on_anchors(
     box_format: str | None,
     validate: bool,
 ) -> DetectionLoss:
-    check_integer("num_classes", num_classes, low=1)
     deltas = nn.SmoothL1Loss(beta=check_number("beta", 1.0 if beta is None else beta, low=0.0), reduction="none")
     published = {
         "cls": (nn.CrossEntropyLoss(reduction="none"), 1.0),
         "loc": (BoxSpace(deltas, DeltaCoder(SSD_WEIGHTS)), 1.0),
     }
-    parts = choose_parts(losses, weights, published)
+    parts = choose_parts(num_classes, losses, weights, published)
     if "loc" in parts.given:
         refuse("losses['loc']", beta=beta)
     return DetectionLoss(

@@ -2,7 +2,6 @@
 
 from functools import partial
 
-from uotod.check import check_integer
 from uotod.loss import DetectionLoss, GIoULoss, Normalizer, QualityFocalLoss, ScoreNormalizer
 from uotod.match import Matcher, TaskAligned
 from uotod.recipes.dialect import Losses, Weights, choose_matcher, choose_parts
@@ -69,13 +68,12 @@ def tood(
         >>> round(float(terms["loss_cls"]), 4), round(float(terms["loss_loc"]), 4)
         (10.011, 0.0404)
     """
-    check_integer("num_classes", num_classes, low=1)
     rule = partial(TaskAligned, topk=13, alpha=1.0, overlap="iou", candidates="all", min_size=None, eps=1e-7)
     published = {
         "cls": (QualityFocalLoss(reduction="none"), 1.0),
         "loc": (GIoULoss(reduction="none"), 2.0),
     }
-    parts = choose_parts(losses, weights, published)
+    parts = choose_parts(num_classes, losses, weights, published)
     return DetectionLoss(
         parts.term("cls"),
         parts.localization(),

@@ -89,14 +89,7 @@ def uot_detr(
                  [0.0040, 0.9960]]])
     """
     transport = {"reg_pred": reg_pred, "reg_target": reg_target, "reg_dimless": reg_dimless}
-    matcher = choose_matcher(
-        matcher,
-        partial(_transport, "softmax"),
-        cost_weights=cost_weights,
-        **transport,
-        nonfinite=nonfinite,
-        box_format=box_format,
-    )
+    matcher = _choose_transport("softmax", matcher, cost_weights, transport, nonfinite, box_format)
     return detr(
         num_classes,
         matcher=matcher,
@@ -173,14 +166,7 @@ def uot_deformable_detr(
         tensor(0.8866)
     """
     transport = {"reg_pred": reg_pred, "reg_target": reg_target, "reg_dimless": reg_dimless}
-    matcher = choose_matcher(
-        matcher,
-        partial(_transport, "sigmoid"),
-        cost_weights=cost_weights,
-        **transport,
-        nonfinite=nonfinite,
-        box_format=box_format,
-    )
+    matcher = _choose_transport("sigmoid", matcher, cost_weights, transport, nonfinite, box_format)
     return deformable_detr(
         num_classes,
         matcher=matcher,
@@ -225,6 +211,18 @@ class MissingProbCost(nn.Module):
     def _terms(self, logits: Tensor) -> ClassTerms:
         prob = self._prob(logits)
         return ClassTerms(-prob, torch.ones_like(prob[..., 0]))
+
+
+def _choose_transport(
+    activation: str,
+    matcher: Matcher | None,
+    cost_weights: Weights | None,
+    transport: dict[str, float | Schedule | None],
+    nonfinite: str | None,
+    box_format: str | None,
+) -> Matcher:
+    options = {"cost_weights": cost_weights, **transport, "nonfinite": nonfinite}
+    return choose_matcher(matcher, partial(_transport, activation), **options, box_format=box_format)
 
 
 def _transport(activation: str, *, cost_weights: Weights | None = None, **options: Any) -> UnbalancedSinkhorn:

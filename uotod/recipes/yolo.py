@@ -4,7 +4,7 @@ from functools import partial
 
 from torch import nn
 
-from uotod.check import check_choice, check_integer
+from uotod.check import check_choice
 from uotod.geometry.cell_coder import CellCoder
 from uotod.loss import (
     BoxSpace,
@@ -95,7 +95,6 @@ def yolo(
         >>> terms["loss_cls"], terms["loss_loc"], terms["loss_obj"]
         (tensor(1.), tensor(0.), tensor(1.))
     """
-    check_integer("num_classes", num_classes, low=1)
     check_choice("style", style, ("v1", "v3"))
     first = style == "v1"
     kind, size = ("mse", "sqrt") if first else ("bce", "log")
@@ -107,7 +106,7 @@ def yolo(
     }
     if losses is None or "obj" not in losses:
         published["noobj"] = (None, 0.5 if first else 1.0)
-    parts = choose_parts(losses, weights, published)
+    parts = choose_parts(num_classes, losses, weights, published)
     confidence = parts.term("obj")
     if "obj" not in parts.given:  # its two weights are in it
         both = {"positive_weight": parts.weights["obj"], "negative_weight": parts.weights["noobj"]}

@@ -2,7 +2,6 @@
 
 from torch import nn
 
-from uotod.check import check_integer
 from uotod.loss import CIoULoss, DetectionLoss, DistributionFocalLoss, Normalizer, ScoreNormalizer
 from uotod.match import Matcher, TaskAligned
 from uotod.recipes.dialect import Losses, Weights, choose_matcher, choose_parts
@@ -77,13 +76,12 @@ def yolov8(
         >>> [(name, round(float(terms[name]), 2)) for name in ("loss_cls", "loss_loc_box", "loss_loc_dfl")]
         [('loss_cls', 20.79), ('loss_loc_box', 1.85), ('loss_loc_dfl', 1.56)]
     """
-    check_integer("num_classes", num_classes, low=1)
     published = {
         "cls": (nn.BCEWithLogitsLoss(reduction="none"), 0.5),
         "box": (CIoULoss(reduction="none"), 7.5),
         "dfl": (DistributionFocalLoss(reduction="none"), 1.5),
     }
-    parts = choose_parts(losses, weights, published)
+    parts = choose_parts(num_classes, losses, weights, published)
     return DetectionLoss(
         parts.term("cls"),
         parts.localization(),

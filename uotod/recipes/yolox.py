@@ -2,7 +2,6 @@
 
 from torch import nn
 
-from uotod.check import check_integer
 from uotod.geometry.coders import DeltaCoder
 from uotod.loss import BoxSpace, Classification, DetectionLoss, IoULoss, Normalizer, Objectness, PositiveNormalizer
 from uotod.match import Matcher, SimOTA
@@ -71,7 +70,6 @@ def yolox(
         >>> [(name, round(float(terms[name]), 4)) for name in ("loss_cls", "loss_loc", "loss_obj")]
         [('loss_cls', 2.0794), ('loss_loc', 3.014), ('loss_obj', 3.4657)]
     """
-    check_integer("num_classes", num_classes, low=1)
     # relative to the cell of a point, deltas are the offsets that the head predicts
     offsets = BoxSpace(nn.L1Loss(reduction="none"), DeltaCoder(weights=(1.0, 1.0, 1.0, 1.0)))
     published = {
@@ -80,7 +78,7 @@ def yolox(
         "l1": (offsets, 0.0),
         "obj": (nn.BCEWithLogitsLoss(reduction="none"), 1.0),
     }
-    parts = choose_parts(losses, weights, published)
+    parts = choose_parts(num_classes, losses, weights, published)
     return DetectionLoss(
         Classification(parts.term("cls"), quality="iou", background=False),
         parts.localization(),
