@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from uotod.check import check_choice, check_integer, check_number
 from uotod.cost.pairwise import Cost
-from uotod.match.assigned import assigned_plan
 from uotod.match.base import Matcher, shared
 from uotod.match.schedule import Schedule
 from uotod.plan import Plan
@@ -81,7 +80,7 @@ class DynamicMatcher(Matcher, abstract=True):
             self.topk,
             self.contested,
         )
-        return assigned_plan(index, boxes, mask.shape[1], self.background)
+        return Plan.from_index(index, mask.shape[1], self.background, boxes.dtype)
 
     def _piece_cost(self, scene: Scene) -> tuple[Tensor, Tensor]:
         """Return cost and overlap (B, T, P) of all pairs as if each prediction were a candidate."""
@@ -99,7 +98,7 @@ class DynamicMatcher(Matcher, abstract=True):
 
     def _assign(self, cost: Tensor, overlap: Tensor | None) -> Plan:
         index = dynamic_k_match(cost, overlap, self.topk, self.contested)
-        return assigned_plan(index, cost, cost.shape[1], self.background)
+        return Plan.from_index(index, cost.shape[1], self.background, cost.dtype)
 
     def pair_cost(self, scene: Scene) -> Tensor:
         overlap = pairwise_iou(scene.target_boxes, self._located_boxes(scene))

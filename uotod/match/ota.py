@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from uotod.check import check_integer, check_number
 from uotod.cost.focal import focal_terms
 from uotod.geometry.region import contains, near_center
-from uotod.match.assigned import assigned_plan
 from uotod.match.base import Matcher, shared
 from uotod.match.dynamic import weighted_cost
 from uotod.match.schedule import Schedule
@@ -148,7 +147,7 @@ class OTA(Matcher):
             num_iter=self.num_iter,
             tol=self.tol,
         )
-        return assigned_plan(index, cost, cost.shape[1], self.background)
+        return Plan.from_index(index, cost.shape[1], self.background, cost.dtype)
 
     def _target_cost(self, scene: Scene) -> Tensor:
         """Return the cost (B, T, P) of the targets, without the penalty."""
