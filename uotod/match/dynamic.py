@@ -85,7 +85,7 @@ class DynamicMatcher(Matcher, abstract=True):
     def _piece_cost(self, scene: Scene) -> tuple[Tensor, Tensor]:
         """Return cost and overlap (B, T, P) of all pairs as if each prediction were a candidate."""
         overlap = pairwise_iou(scene.target_boxes, self._located_boxes(scene))
-        cost, weight = self._candidate_cost(scene, overlap), self._target_weight(scene)
+        cost, weight = self._candidate_cost(scene, overlap), self.costs.target_weight(scene)
         if weight is not None:
             cost = cost * weight.unsqueeze(-1)
         if self.nonfinite == "propagate":  # above that of any finite pair

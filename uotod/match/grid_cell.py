@@ -103,7 +103,7 @@ class GridCell(RegionMatcher):
 
     def plan(self, scene: Scene) -> Plan:
         """Return the plan of a parsed batch; without modules from the IoU itself, for 1 - (1 - IoU) is rounded."""
-        if not self._has_modules() and self._target_weight(scene) is None:
+        if not self._has_modules() and self.costs.target_weight(scene) is None:
             similarity = self._similarity(scene)
             if self.nonfinite == "propagate":
                 similarity = -replace_nonfinite(-similarity, scene, background_cost=0.0)

@@ -141,7 +141,7 @@ class TaskAligned(Matcher):
     def plan(self, scene: Scene) -> Plan:
         measure, grown, centers = self._measure(scene), self._grown(scene), self._locations(scene).centers
         finite = scene.finite if self.nonfinite == "propagate" else None
-        weight, inside_first = self._target_weight(scene), self.candidates == "inside"
+        weight, inside_first = self.costs.target_weight(scene), self.candidates == "inside"
         pairs = AlignedPairs(measure, grown, centers, scene.mask, finite, weight, inside_first)
         index = align_pairs(pairs, self.topk)
         if self.topk2 is None and self.scores is None:
