@@ -1,6 +1,6 @@
-"""Blocks, pieces of work that fit a cache: how large they are, and functions that are computed a block at a time."""
+"""Blocks, pieces of work that fit a cache: how large they are, and where they begin and end."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -37,19 +37,12 @@ def image_blocks(mask: Tensor, preds: int) -> Iterator[tuple[slice, int]]:
     yield slice(start, images), most
 
 
-def row_blocks(rows: Tensor) -> Iterator[slice]:
-    """Yield slices of (N, C) rows that fit the cache of a CPU."""
-    limit = MAX_ROW_ELEMENTS if rows.device.type == "cpu" else MAX_GPU_ROW_ELEMENTS
-    size = max(limit // max(rows.shape[1], 1), 1)
-    for start in range(0, len(rows), size):
-        yield slice(start, start + size)
+def row_blocks(rows: Tensor) -> list[slice]:
+    """Return slices of (N, C) rows that fit the cache of a CPU."""
+    return slices(len(rows), rows.shape[1], MAX_ROW_ELEMENTS if rows.device.type == "cpu" else MAX_GPU_ROW_ELEMENTS)
 
 
-def by_blocks(function: Callable[[Tensor, Tensor], Tensor], target_boxes: Tensor, boxes: Tensor) -> Tensor:
-    """Return `function(target_boxes, boxes)`, of shape (B, T, P), computed on the CPU a few images at a time."""
-    images, pairs = len(boxes), max(target_boxes.shape[1] * boxes.shape[1], 1)
-    size = max(MAX_BLOCK_ELEMENTS // pairs, 1) if boxes.device.type == "cpu" else max(images, 1)
-    if size >= images:
-        return function(target_boxes, boxes)
-    starts = range(0, images, size)
-    return torch.cat([function(target_boxes[i : i + size], boxes[i : i + size]) for i in starts])
+def slices(count: int, width: int, limit: int) -> list[slice]:
+    """Return slices of `count` rows of `width` elements each, of at most `limit` elements each, or of one row."""
+    size = max(limit // max(width, 1), 1)
+    return [slice(start, min(start + size, count)) for start in range(0, count, size)]

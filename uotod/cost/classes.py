@@ -55,12 +55,12 @@ def class_values(adapter: Adapter, logits: Tensor, labels: ClassLabels, layers: 
         some = [slice(i * chunk, (i + 1) * chunk) for i in range(layers)]
         return torch.cat([adapter.values(logits[i], labels.rows(i)) for i in some])
     rows, flat = logits.flatten(0, 1), labels.pruned().flat()
-    size = max(blocks.MAX_MODULE_ELEMENTS // logits.shape[-1], 1)
-    if len(rows) <= size:
+    some = blocks.slices(len(rows), logits.shape[-1], blocks.MAX_MODULE_ELEMENTS)
+    if len(some) < 2:
         return adapter.values(rows, flat).view(logits.shape[:2])
     values = [
-        checkpoint(adapter.values, part, flat.rows(slice(start, start + size)), use_reentrant=False)
-        for start, part in zip(range(0, len(rows), size), torch.split(rows, size), strict=True)
+        checkpoint(adapter.values, part, flat.rows(block), use_reentrant=False)
+        for block, part in zip(some, torch.split(rows, some[0].stop), strict=True)
     ]
     return torch.cat(values).view(logits.shape[:2])
 

@@ -305,15 +305,15 @@ def cost_by_rows(function: Callable[[Fields], Tensor], fields: Fields, shape: tu
     _, num_targets, preds = shape
     like = next(iter(fields.values()))
     widths = [math.prod(x.shape[1 if name.startswith("image_") else 2 :]) for name, x in fields.items()]
-    total, size = math.prod(shape), max(blocks.MAX_COST_ROW_ELEMENTS // max(1, *widths), 1)
+    total = math.prod(shape)
     cost: Tensor | None = None
-    for start in range(0, total, size):
-        pair = torch.arange(start, min(start + size, total), device=like.device)
+    for block in blocks.slices(total, max(widths), blocks.MAX_COST_ROW_ELEMENTS):
+        pair = torch.arange(block.start, block.stop, device=like.device)
         image, target, pred = pair // (num_targets * preds), pair // preds % num_targets, pair % preds
         loss = function(take_rows(fields, image, pred, target))
         if cost is None:  # at once, for small results among the temporaries would keep those from being given back
             cost = loss.new_empty(total)
-        cost[start : start + len(pair)] = loss
+        cost[block] = loss
     return (like.new_empty(0) if cost is None else cost).view(shape)
 
 

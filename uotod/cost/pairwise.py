@@ -12,7 +12,6 @@ from uotod.cost.adapters import Part
 from uotod.cost.blocks import image_blocks
 from uotod.geometry.boxes import full_precision
 from uotod.scene.scene import Scene
-from uotod.scene.targets import Targets
 
 
 class Cost(NamedTuple):
@@ -35,11 +34,6 @@ class Cost(NamedTuple):
     class_weight: Tensor | None
     nonfinite: str
     validate: bool
-
-    @property
-    def has_modules(self) -> bool:
-        """Whether a module says what a pair costs."""
-        return bool(self.cls or self.loc)
 
     def of_scene(self, scene: Scene, pair_cost: Callable[[Scene], Tensor]) -> Tensor:
         """Return the target-major cost (S, T + 1, P), or (S, T, P) without background; `inf` on padding.
@@ -86,8 +80,30 @@ class Cost(NamedTuple):
         return total
 
     def target_weight(self, scene: Scene) -> Tensor | None:
-        """Return the (S, T) factors of the targets' costs, or None if all are 1."""
-        return _target_weight(self.class_weight, scene.targets, scene.logits)
+        """Return the (S, T) factors of the targets' costs, or None if all are 1.
+
+        The factor of a one-hot target is the mean of the class weights, weighted by its labels; 1 for a row of zeros.
+
+        Raises:
+            ValueError: there are fewer or more class weights than classes, or they are on another device.
+        """
+        class_weight, targets, logits = self.class_weight, scene.targets, scene.logits
+        if class_weight is None:
+            return targets.cost_weight
+        if len(class_weight) != logits.shape[-1]:
+            raise ValueError(
+                f"class_weight must hold C = {logits.shape[-1]} numbers, one a class, got {len(class_weight)}"
+            )
+        check_device("class_weight", class_weight, targets.mask.device)
+        weight = class_weight.to(logits.dtype)
+        if targets.one_hot is None:
+            assert targets.labels is not None
+            weight = weight[targets.labels]  # (B, T)
+        else:
+            share = targets.one_hot.to(weight.dtype)
+            total = share.sum(-1)
+            weight = torch.where(total > 0, share @ weight / total.where(total > 0, 1.0), 1.0)
+        return weight if targets.cost_weight is None else weight * targets.cost_weight
 
     def _weighted(self, scene: Scene, cost: Tensor) -> Tensor:
         """Return the cost (S, T, P) with weights of targets, and `inf` on padding."""
@@ -187,27 +203,3 @@ def parse_class_weight(value: Sequence[float] | Tensor | None) -> Tensor | None:
         raise TypeError(f"class_weight must be a sequence of numbers or a tensor, got {type(value).__name__}")
     numbers = [check_number(f"class_weight[{i}]", w, low=0.0, low_open=True) for i, w in enumerate(value)]
     return torch.tensor(numbers, dtype=torch.float32)
-
-
-def _target_weight(class_weight: Tensor | None, targets: Targets, logits: Tensor) -> Tensor | None:
-    """Return the (B, T) factors of the targets' costs, or None if all are 1.
-
-    The factor of a one-hot target is the mean of the class weights, weighted by its labels; 1 for a row of zeros.
-
-    Raises:
-        ValueError: there are fewer or more class weights than classes, or they are on another device.
-    """
-    if class_weight is None:
-        return targets.cost_weight
-    if len(class_weight) != logits.shape[-1]:
-        raise ValueError(f"class_weight must hold C = {logits.shape[-1]} numbers, one a class, got {len(class_weight)}")
-    check_device("class_weight", class_weight, targets.mask.device)
-    weight = class_weight.to(logits.dtype)
-    if targets.one_hot is None:
-        assert targets.labels is not None
-        weight = weight[targets.labels]  # (B, T)
-    else:
-        share = targets.one_hot.to(weight.dtype)
-        total = share.sum(-1)
-        weight = torch.where(total > 0, share @ weight / total.where(total > 0, 1.0), 1.0)
-    return weight if targets.cost_weight is None else weight * targets.cost_weight

@@ -13,9 +13,9 @@ from uotod.cost.classes import background_losses, class_losses, class_masses
 from uotod.cost.labels import ClassLabels, fold
 from uotod.cost.matched import matched_losses, reads_of
 from uotod.criterion.quality import Quality, check_quality, pair_quality, quality_reads
-from uotod.match.union_vote import unite_layers
 from uotod.plan import Plan
 from uotod.scene.scene import Scene
+from uotod.solvers.vote import unite_layers
 
 
 class Term(Adapting, ABC):

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from uotod.check import check_integer, check_number
 from uotod.geometry.boxes import aligned_overlap, box_centers
-from uotod.match.assigned import assigned_plan
 from uotod.match.base import Matcher, shared
 from uotod.match.schedule import Schedule
 from uotod.match.similarity import OverlapMatcher
@@ -139,7 +138,7 @@ class ATSS(OverlapMatcher):
 
     def _assign(self, similarity: Tensor, index: Tensor, valid: Tensor, inside: Tensor, preds: int) -> Plan:
         assigned = atss_match(similarity, index, valid, inside, preds)
-        return assigned_plan(assigned, similarity, similarity.shape[1], self.background)
+        return Plan.from_index(assigned, similarity.shape[1], self.background, similarity.dtype)
 
     def _similarity(self, scene: Scene) -> Tensor:
         """Return the similarity (B, T, P) without modules: the IoU, or its mean with the score of the class."""

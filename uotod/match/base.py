@@ -236,10 +236,6 @@ class Matcher(Scheduled, Adapting):
     def _has_modules(self) -> bool:
         return self.cls_match_module is not None or self.loc_match_module is not None
 
-    def _target_weight(self, scene: Scene) -> Tensor | None:
-        """Return the (S, T) factors of the targets' costs, or None if all are 1."""
-        return self.costs.target_weight(scene)
-
     def _locations(self, scene: Scene) -> Locations:
         if scene.anchors is None:
             raise ValueError(f"anchors must be given to {type(self).__name__}: boxes, Anchors or Points, got None")

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from uotod.check import check_choice, check_flag, check_number
-from uotod.match.assigned import assigned_plan
 from uotod.match.base import Matcher, shared
 from uotod.match.schedule import Schedule
 from uotod.plan import Plan
@@ -167,7 +166,7 @@ class Min(Matcher):
 
 def _take_targets(cost: Tensor, mask: Tensor, background: bool) -> Plan:
     index = nearest_target(cost)
-    return assigned_plan(index, cost, mask.shape[1], background)
+    return Plan.from_index(index, mask.shape[1], background, cost.dtype)
 
 
 def _take_predictions(cost: Tensor, mask: Tensor, background: bool, threshold: float | None, uniform: bool) -> Plan:

@@ -5,14 +5,11 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from uotod.check import check_choice, check_integer, check_number
-from uotod.cost.pairwise import Cost
-from uotod.match.assigned import assigned_plan
 from uotod.match.base import Matcher, shared
 from uotod.match.schedule import Schedule
 from uotod.plan import Plan
@@ -21,7 +18,24 @@ from uotod.solvers.dynamic_k import dynamic_k_match, match_candidates
 from uotod.solvers.overlaps import pairwise_iou
 
 
-class DynamicMatcher(Matcher, abstract=True):
+class PointCostMatcher(Matcher, abstract=True):
+    """Match by a weighted sum of two costs, of which a match module replaces one each, and by distances from points."""
+
+    cls_weight: float
+    loc_weight: float
+
+    def _points(self, scene: Scene) -> tuple[Tensor, Tensor]:
+        """Return the points (B, P, 2) and their strides (B, P)."""
+        return self._locations(scene).centers, self._strides(scene, "the distance of a point from a target")
+
+    def _weighted_cost(self, scene: Scene, own_cls: Tensor | None, own_loc: Tensor | None) -> Tensor:
+        """Return the weighted sum (B, T, P) of the costs; one's own are None where a module replaces them."""
+        cls = self.costs.of_pairs(scene, loc=False) if own_cls is None else own_cls
+        loc = self.costs.of_pairs(scene, cls=False) if own_loc is None else own_loc
+        return self.cls_weight * cls + self.loc_weight * loc
+
+
+class DynamicMatcher(PointCostMatcher, abstract=True):
     """Match the candidates of each target that are cheapest, as many as overlap it; the subclasses document it."""
 
     def __init__(
@@ -65,7 +79,7 @@ class DynamicMatcher(Matcher, abstract=True):
 
     def plan(self, scene: Scene) -> Plan:
         mask, boxes = scene.mask, scene.pred_boxes
-        self._strides(scene, "the distance of a point from a target")
+        self._points(scene)  # which raises even where no pair needs them
         if self._has_modules():
             cost = self.cost(scene)[:, : mask.shape[1]]
             overlap = pairwise_iou(scene.target_boxes, self._located_boxes(scene))
@@ -81,12 +95,12 @@ class DynamicMatcher(Matcher, abstract=True):
             self.topk,
             self.contested,
         )
-        return assigned_plan(index, boxes, mask.shape[1], self.background)
+        return Plan.from_index(index, mask.shape[1], self.background, boxes.dtype)
 
     def _piece_cost(self, scene: Scene) -> tuple[Tensor, Tensor]:
         """Return cost and overlap (B, T, P) of all pairs as if each prediction were a candidate."""
         overlap = pairwise_iou(scene.target_boxes, self._located_boxes(scene))
-        cost, weight = self._candidate_cost(scene, overlap), self._target_weight(scene)
+        cost, weight = self._candidate_cost(scene, overlap), self.costs.target_weight(scene)
         if weight is not None:
             cost = cost * weight.unsqueeze(-1)
         if self.nonfinite == "propagate":  # above that of any finite pair
@@ -99,7 +113,7 @@ class DynamicMatcher(Matcher, abstract=True):
 
     def _assign(self, cost: Tensor, overlap: Tensor | None) -> Plan:
         index = dynamic_k_match(cost, overlap, self.topk, self.contested)
-        return assigned_plan(index, cost, cost.shape[1], self.background)
+        return Plan.from_index(index, cost.shape[1], self.background, cost.dtype)
 
     def pair_cost(self, scene: Scene) -> Tensor:
         overlap = pairwise_iou(scene.target_boxes, self._located_boxes(scene))
@@ -109,31 +123,7 @@ class DynamicMatcher(Matcher, abstract=True):
         """Return the cost (B, T, P) of all pairs as if each prediction were a candidate."""
         own = self._class_cost(scene, overlap) if self.cls_match_module is None else None
         loc = -(overlap + self.eps).log() if self.loc_match_module is None else None
-        return weighted_cost(self, scene, own, loc) + self._prior(scene)
-
-
-class WeightedMatcher(Protocol):
-    """What `weighted_cost` reads of a matcher."""
-
-    cls_match_module: nn.Module | None
-    loc_match_module: nn.Module | None
-    cls_weight: float
-    loc_weight: float
-
-    @property
-    def costs(self) -> Cost:
-        """What the match modules say."""
-
-
-def weighted_cost(matcher: WeightedMatcher, scene: Scene, own_cls: Tensor | None, own_loc: Tensor | None) -> Tensor:
-    """Return the weighted sum (B, T, P) of a matcher's own costs, of which a match module replaces one each."""
-    if matcher.cls_match_module is not None:
-        own_cls = matcher.costs.of_pairs(scene, loc=False)
-    if matcher.loc_match_module is not None:
-        own_loc = matcher.costs.of_pairs(scene, cls=False)
-    assert own_cls is not None
-    assert own_loc is not None
-    return matcher.cls_weight * own_cls + matcher.loc_weight * own_loc
+        return self._weighted_cost(scene, own, loc) + self._prior(scene)
 
 
 def of_any_target(pairs: Tensor, mask: Tensor) -> Tensor:

@@ -91,15 +91,10 @@ class DynamicSoftLabel(DynamicMatcher):
         self.radius = check_number("radius", radius, low=0.0, low_open=True)
 
     def _candidates(self, scene: Scene) -> Tensor:
-        points = self._locations(scene).centers
-        return of_any_target(contains(scene.target_boxes, points), scene.mask)
+        return of_any_target(contains(scene.target_boxes, self._locations(scene).centers), scene.mask)
 
     def _prior(self, scene: Scene) -> Tensor:
-        distance = center_distance(
-            self._locations(scene).centers,
-            self._strides(scene, "the distance of a point from a target"),
-            scene.target_boxes,
-        )
+        distance = center_distance(*self._points(scene), scene.target_boxes)
         return 10 ** (distance - self.radius).clamp(max=LARGEST_EXPONENT)
 
     def _class_cost(self, scene: Scene, overlap: Tensor) -> Tensor:

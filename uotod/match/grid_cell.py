@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from uotod.check import check_choice, check_number
 from uotod.cost.pairwise import replace_nonfinite
 from uotod.geometry.region import cells, in_cell
-from uotod.match.assigned import assigned_plan
 from uotod.match.base import Matcher, shared
 from uotod.match.point_region import RegionMatcher
 from uotod.match.schedule import Schedule
@@ -104,7 +103,7 @@ class GridCell(RegionMatcher):
 
     def plan(self, scene: Scene) -> Plan:
         """Return the plan of a parsed batch; without modules from the IoU itself, for 1 - (1 - IoU) is rounded."""
-        if not self._has_modules() and self._target_weight(scene) is None:
+        if not self._has_modules() and self.costs.target_weight(scene) is None:
             similarity = self._similarity(scene)
             if self.nonfinite == "propagate":
                 similarity = -replace_nonfinite(-similarity, scene, background_cost=0.0)
@@ -122,7 +121,8 @@ class GridCell(RegionMatcher):
     def _assign(self, similarity: Tensor, mask: Tensor) -> Plan:
         positive = math.inf if self.positive is None else self.positive
         rule = ThresholdRule(positive, (-math.inf, math.inf), "best", -math.inf)
-        return assigned_plan(match_by_similarity(similarity, mask, rule), similarity, mask.shape[1], self.background)
+        index = match_by_similarity(similarity, mask, rule)
+        return Plan.from_index(index, mask.shape[1], self.background, similarity.dtype)
 
     def _candidates(self, scene: Scene) -> Tensor:
         places, stride = self._locations(scene), self._strides(scene, "its cells")

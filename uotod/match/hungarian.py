@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from uotod.check import check_integer
-from uotod.match.assigned import assigned_plan
 from uotod.match.base import Matcher, shared
 from uotod.match.schedule import Schedule
 from uotod.plan import Plan
@@ -96,7 +95,7 @@ class Hungarian(Matcher):
 
     def match(self, cost: Tensor, mask: Tensor) -> Plan:
         num_targets = mask.shape[1]
-        return assigned_plan(self._assign(cost[:, :num_targets], mask), cost, num_targets, self.background)
+        return Plan.from_index(self._assign(cost[:, :num_targets], mask), num_targets, self.background, cost.dtype)
 
     def _assign(self, cost: Tensor, mask: Tensor) -> Tensor:
         """Return the target (B, P) of each prediction, T for none."""

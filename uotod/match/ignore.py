@@ -1,12 +1,11 @@
 """Ignored targets (crowds): a plan in, the same plan without the background of predictions that lie in one out."""
 
-import torch
 from torch import Tensor
 
 from uotod.geometry.boxes import box_area, pairwise_intersection
 from uotod.plan import Plan
 from uotod.scene.targets import Targets
-from uotod.solvers.overlaps import pairwise
+from uotod.solvers.overlaps import pairwise, present_boxes
 
 
 def ignore_background(plan: Plan, boxes: Tensor, target_boxes: Tensor, targets: Targets, threshold: float) -> Plan:
@@ -29,8 +28,7 @@ def ignore_background(plan: Plan, boxes: Tensor, target_boxes: Tensor, targets: 
     assert targets.ignored is not None
     if not targets.ignored.shape[1]:
         return plan
-    nowhere = target_boxes.new_zeros(4)  # a box without area meets nothing
-    crowds = torch.where(targets.ignored.unsqueeze(-1), target_boxes, nowhere)
+    crowds = present_boxes(target_boxes, targets.ignored)  # the others have no area and meet nothing
     inside = pairwise(_largest_intersection, crowds, boxes).squeeze(1)  # (B, P)
     return plan.ignoring(inside > threshold * box_area(boxes))
 

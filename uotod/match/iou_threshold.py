@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from uotod.check import check_choice, check_number
-from uotod.match.assigned import assigned_plan
 from uotod.match.base import Matcher, shared
 from uotod.match.schedule import Schedule
 from uotod.match.similarity import OverlapMatcher
@@ -92,11 +91,11 @@ class IoUThreshold(OverlapMatcher):
             return super().plan(scene)
         boxes, finite = self._located_boxes(scene), scene.finite if self.nonfinite == "propagate" else None
         index = match_by_iou(scene.target_boxes, boxes, scene.mask, self._rule(), finite)
-        return assigned_plan(index, boxes, scene.mask.shape[1], self.background)
+        return Plan.from_index(index, scene.mask.shape[1], self.background, boxes.dtype)
 
     def match(self, cost: Tensor, mask: Tensor) -> Plan:
-        similarity = 1 - cost[:, : mask.shape[1]]
-        return assigned_plan(match_by_similarity(similarity, mask, self._rule()), cost, mask.shape[1], self.background)
+        index = match_by_similarity(1 - cost[:, : mask.shape[1]], mask, self._rule())
+        return Plan.from_index(index, mask.shape[1], self.background, cost.dtype)
 
     def _rule(self) -> ThresholdRule:
         negative = self.negative if isinstance(self.negative, tuple) else (-math.inf, self.negative)

@@ -10,9 +10,8 @@ from torch import Tensor, nn
 from uotod.check import check_integer, check_number
 from uotod.cost.focal import focal_terms
 from uotod.geometry.region import contains, near_center
-from uotod.match.assigned import assigned_plan
 from uotod.match.base import Matcher, shared
-from uotod.match.dynamic import weighted_cost
+from uotod.match.dynamic import PointCostMatcher
 from uotod.match.schedule import Schedule
 from uotod.plan import Plan
 from uotod.scene.scene import Scene
@@ -21,7 +20,7 @@ from uotod.solvers.ota import ota_match
 from uotod.solvers.overlaps import pairwise_iou
 
 
-class OTA(Matcher):
+class OTA(PointCostMatcher):
     r"""Give each prediction to the target, or to the background, whose transport plan favours it most.
 
     Balanced entropic transport brings `s_j` predictions to target `j` and the rest to the background, at the costs
@@ -148,7 +147,7 @@ class OTA(Matcher):
             num_iter=self.num_iter,
             tol=self.tol,
         )
-        return assigned_plan(index, cost, cost.shape[1], self.background)
+        return Plan.from_index(index, cost.shape[1], self.background, cost.dtype)
 
     def _target_cost(self, scene: Scene) -> Tensor:
         """Return the cost (B, T, P) of the targets, without the penalty."""
@@ -161,7 +160,7 @@ class OTA(Matcher):
             own = scene.targets.pick(positive - negative) + negative.sum(-1).unsqueeze(1)
         if self.loc_match_module is None:
             loc = -pairwise_iou(scene.target_boxes, boxes).clamp(min=self.eps).log()
-        return weighted_cost(self, scene, own, loc)
+        return self._weighted_cost(scene, own, loc)
 
     def _background_cost(self, scene: Scene) -> Tensor:
         """Return the cost (B, P) of the background; a prediction that is not finite belongs there."""
@@ -172,6 +171,5 @@ class OTA(Matcher):
         return self.cls_weight * negative.sum(-1).where(scene.finite, 0.0)
 
     def _region(self, scene: Scene) -> Tensor:
-        points, stride = self._locations(scene).centers, self._strides(scene, "the distance of a point from a target")
-        boxes = scene.target_boxes
+        (points, stride), boxes = self._points(scene), scene.target_boxes
         return contains(boxes, points) & near_center(points, stride, boxes, self.radius)

@@ -8,7 +8,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from uotod.geometry.boxes import box_area
-from uotod.match.assigned import assigned_plan
 from uotod.match.base import Matcher
 from uotod.plan import Plan
 from uotod.scene.scene import Scene
@@ -39,7 +38,7 @@ class RegionMatcher(Matcher, abstract=True):
         num_targets = mask.shape[1]
         index = nearest_target(cost[:, :num_targets])  # (B, P)
         index = index.masked_fill(index < 0, num_targets)
-        return assigned_plan(index, cost, num_targets, self.background)
+        return Plan.from_index(index, num_targets, self.background, cost.dtype)
 
     def _drop_nonfinite(self, allowed: Tensor, scene: Scene) -> Tensor:
         """Forbid the pairs of predictions that are not finite, which can only be there if they are propagated."""

@@ -12,7 +12,7 @@ class OverlapMatcher(Matcher, abstract=True):
 
     def _reads_cost(self, scene: Scene) -> bool:
         """Tell whether the cost is more than the similarity without modules."""
-        return self._has_modules() or self._target_weight(scene) is not None
+        return self._has_modules() or self.costs.target_weight(scene) is not None
 
     def _similarity(self, scene: Scene) -> Tensor:
         """Return the similarity (B, T, P) without modules: the IoU of the located boxes with the targets."""

@@ -98,18 +98,19 @@ class SimOTA(DynamicMatcher):
         self.penalty = check_number("penalty", penalty, low=0.0, finite=False)
 
     def _candidates(self, scene: Scene) -> Tensor:
-        points, stride = self._locations(scene).centers, self._strides(scene, "the distance of a point from a target")
-        pairs = near_center(points, stride, scene.target_boxes, self.radius)
-        if self.region == "box_and_center":
-            pairs = pairs | contains(scene.target_boxes, points)
-        return of_any_target(pairs, scene.mask)
+        near, inside = self._tests(scene)
+        return of_any_target(near if inside is None else near | inside, scene.mask)
 
     def _prior(self, scene: Scene) -> Tensor:
-        points, stride = self._locations(scene).centers, self._strides(scene, "the distance of a point from a target")
-        inside = near_center(points, stride, scene.target_boxes, self.radius)
-        if self.region == "box_and_center":
-            inside = inside & contains(scene.target_boxes, points)
-        return torch.where(inside, 0.0, points.new_full((), self.penalty))
+        near, inside = self._tests(scene)
+        region = near if inside is None else near & inside
+        return torch.where(region, 0.0, scene.target_boxes.new_full((), self.penalty))
+
+    def _tests(self, scene: Scene) -> tuple[Tensor, Tensor | None]:
+        """Return which points (B, T, P) are near a target's centre and, if that counts, inside its box."""
+        (points, stride), boxes = self._points(scene), scene.target_boxes
+        near = near_center(points, stride, boxes, self.radius)
+        return near, contains(boxes, points) if self.region == "box_and_center" else None
 
     def _class_cost(self, scene: Scene, overlap: Tensor) -> Tensor:
         gain, base = joint_terms(scene.logits, scene.preds.get("pred_objectness"))

@@ -15,7 +15,6 @@ from uotod.geometry.anchors import Locations
 from uotod.geometry.boxes import box_centers
 from uotod.geometry.overlap import OverlapKind
 from uotod.geometry.region import contains
-from uotod.match.assigned import assigned_plan
 from uotod.match.base import Matcher, shared
 from uotod.match.schedule import Schedule
 from uotod.plan import Plan
@@ -142,11 +141,11 @@ class TaskAligned(Matcher):
     def plan(self, scene: Scene) -> Plan:
         measure, grown, centers = self._measure(scene), self._grown(scene), self._locations(scene).centers
         finite = scene.finite if self.nonfinite == "propagate" else None
-        weight, inside_first = self._target_weight(scene), self.candidates == "inside"
+        weight, inside_first = self.costs.target_weight(scene), self.candidates == "inside"
         pairs = AlignedPairs(measure, grown, centers, scene.mask, finite, weight, inside_first)
         index = align_pairs(pairs, self.topk)
         if self.topk2 is None and self.scores is None:
-            return assigned_plan(index, scene.pred_boxes, scene.mask.shape[1], self.background)
+            return Plan.from_index(index, scene.mask.shape[1], self.background, scene.pred_boxes.dtype)
         index, score = score_pairs(pairs, index, self.topk2, 0.0 if self._has_modules() else self.eps)
         return self._weigh(index, score, scene.mask)
 
@@ -155,7 +154,7 @@ class TaskAligned(Matcher):
         metric = -cost[:, :num_targets]
         if not metric.numel():
             index = torch.full((len(cost), preds), num_targets, device=cost.device)
-            return assigned_plan(index, cost, num_targets, self.background)
+            return Plan.from_index(index, num_targets, self.background, cost.dtype)
         among_all = self.candidates == "inside"
         index = align([Block(metric, metric)], preds, self.topk, among_all=among_all)
         own = pick(metric, index, -math.inf)
@@ -167,7 +166,7 @@ class TaskAligned(Matcher):
         """Return the plan of an assignment (B, P) and its scores."""
         num_targets = mask.shape[1]
         if self.scores is None:
-            return assigned_plan(index, score, num_targets, self.background)
+            return Plan.from_index(index, num_targets, self.background, score.dtype)
         return Plan.from_index(index, num_targets, self.background, score.dtype, score)
 
     def pair_cost(self, scene: Scene) -> Tensor:

@@ -11,7 +11,6 @@ from torch.nn import functional as F
 
 from uotod.check import check_integer, check_number
 from uotod.geometry.boxes import aligned_overlap, box_xyxy_to_cxcywh
-from uotod.match.assigned import assigned_plan
 from uotod.match.base import Matcher, shared
 from uotod.match.schedule import Schedule
 from uotod.plan import Plan
@@ -101,13 +100,13 @@ class Uniform(Matcher):
         own = present.gather(1, owner.unsqueeze(-1).expand(-1, -1, 4))  # (B, P, 4)
         is_far = aligned_overlap(anchors, own, "iou", eps=0.0) < self.positive
         index = torch.where((owner < num_targets) & is_far, -1, index)
-        return assigned_plan(index, cost, num_targets, self.background)
+        return Plan.from_index(index, num_targets, self.background, cost.dtype)
 
     def match(self, cost: Tensor, mask: Tensor) -> Plan:
         cost = cost[:, : mask.shape[1]]
         chosen = self._cheapest(cost)
         index = suitors(-cost.gather(2, chosen), chosen, cost.shape[2])
-        return assigned_plan(index, cost, mask.shape[1], self.background)
+        return Plan.from_index(index, mask.shape[1], self.background, cost.dtype)
 
     def _cheapest(self, cost: Tensor) -> Tensor:
         """Return the (B, T, k) indices of the cheapest predictions of each target."""

@@ -1,12 +1,10 @@
 """Unite the matchings of decoder layers: a matcher in, one that lets the layers vote out."""
 
-import torch
-
 from uotod.match.base import Matcher
 from uotod.match.layers import LayerMatcher
 from uotod.plan import Plan
 from uotod.scene.scene import Scene
-from uotod.solvers.vote import union_vote
+from uotod.solvers.vote import unite_layers
 
 
 class UnionVote(LayerMatcher):
@@ -52,17 +50,3 @@ class UnionVote(LayerMatcher):
     def scene_plan(self, scene: Scene) -> Plan:
         """Return the united plan of all layers."""
         return unite_layers(self.matcher.scene_plan(scene), scene.layers)
-
-
-def unite_layers(plan: Plan, layers: int) -> Plan:
-    """Return the united plan of stacked decoder layers."""
-    if layers == 1 or not plan.num_targets:
-        return plan
-    dense = plan.to_dense()[..., : plan.num_targets].transpose(1, 2)  # (L * B, T, P)
-    mass, target = union_vote(dense.view(layers, len(dense) // layers, *dense.shape[1:]))
-    mass, target = mass.repeat(layers, 1), target.repeat(layers, 1)
-    background = plan.background
-    if background is not None:
-        rest = (plan.positive + background - mass).clamp(min=0)
-        background = torch.where(mass > 0, rest, background)
-    return Plan(mass.unsqueeze(1), target.unsqueeze(1), background, plan.num_targets)

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from uotod.solvers.by_image import slices
+from uotod.cost.blocks import slices
 from uotod.solvers.candidates import RunningMax, stable_topk, suitors
 
 MAX_MASK_ELEMENTS = 1 << 20  # of a (t, P) mask of pairs, a byte each, of which few are listed

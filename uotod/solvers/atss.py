@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 from uotod.check import reads_values
-from uotod.cost.blocks import MAX_BLOCK_ELEMENTS, MAX_GPU_BLOCK_ELEMENTS
-from uotod.solvers.by_image import slices
+from uotod.cost.blocks import MAX_BLOCK_ELEMENTS, MAX_GPU_BLOCK_ELEMENTS, slices
 from uotod.solvers.candidates import stable_topk, suitors
 
 

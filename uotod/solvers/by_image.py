@@ -1,4 +1,4 @@
-"""How work is divided: on the host image by image without padding, and anywhere into pieces of bounded size."""
+"""How work is divided on the host: image by image, without padding."""
 
 from collections.abc import Callable
 
@@ -28,9 +28,3 @@ def assign_by_image(match: Callable[[int, Tensor], Tensor], mask: Tensor, preds:
             names = np.append(targets.numpy(), (num_targets, -1))
             index[image] = torch.from_numpy(names[match(image, targets).numpy()])
     return index
-
-
-def slices(count: int, width: int, limit: int) -> list[slice]:
-    """Return slices of `count` rows of `width` elements each, of at most `limit` elements each, or of one row."""
-    size = max(limit // max(width, 1), 1)
-    return [slice(start, min(start + size, count)) for start in range(0, count, size)]

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from uotod.check import reads_values
-from uotod.cost.blocks import MAX_BLOCK_ELEMENTS, MAX_GPU_BLOCK_ELEMENTS
+from uotod.cost.blocks import MAX_BLOCK_ELEMENTS, MAX_GPU_BLOCK_ELEMENTS, slices
 from uotod.solvers.aligned import Block, align
-from uotod.solvers.by_image import assign_by_image, slices
+from uotod.solvers.by_image import assign_by_image
 
 MAX_IMAGE_BLOCK_ELEMENTS = 1 << 20  # of a (t, P) block on the CPU: what is computed for each prediction is repeated
 ALL = slice(None)

@@ -6,15 +6,20 @@ import torch
 from torch import Tensor
 
 from uotod.check import reads_values
-from uotod.cost.blocks import MAX_BLOCK_ELEMENTS, by_blocks
+from uotod.cost.blocks import MAX_BLOCK_ELEMENTS, slices
 from uotod.geometry.boxes import pairwise_overlap
 from uotod.geometry.image_iou import iou_rows
-from uotod.solvers.by_image import slices
 
 
 def pairwise(function: Callable[[Tensor, Tensor], Tensor], target_boxes: Tensor, others: Tensor) -> Tensor:
-    """Return `function(target_boxes, others)`, (B, T, P), for (B, T, 4) boxes and (B, P, …) of the predictions."""
-    return by_blocks(function, target_boxes, others)
+    """Return `function(target_boxes, others)`, (B, T, P), for (B, T, 4) boxes and (B, P, …) of the predictions.
+
+    On the CPU it is computed a few images at a time.
+    """
+    blocks = slices(len(others), target_boxes.shape[1] * others.shape[1], MAX_BLOCK_ELEMENTS)
+    if others.device.type != "cpu" or len(blocks) < 2:
+        return function(target_boxes, others)
+    return torch.cat([function(target_boxes[some], others[some]) for some in blocks])
 
 
 def pairwise_iou(target_boxes: Tensor, boxes: Tensor) -> Tensor:

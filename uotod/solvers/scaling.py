@@ -6,11 +6,12 @@ size `K·P`. Potentials and all else of size `K` are float64.
 """
 
 import math
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from uotod.cost.blocks import slices
 
 # of (B, K, p) blocks of float64 on a CPU, and the least p of one
 MAX_BLOCK_ELEMENTS, MIN_BLOCK_PREDS = 1 << 20, 64
@@ -158,12 +159,11 @@ def log_range(dtype: torch.dtype) -> tuple[float, float]:
     return (-80.0, 60.0) if dtype == torch.float32 else (-600.0, 500.0)
 
 
-def pred_blocks(cost: Tensor) -> Iterator[slice]:
-    """Yield slices of the predictions of (B, K, P) entries: on a CPU no temporary exceeds a block."""
+def pred_blocks(cost: Tensor) -> list[slice]:
+    """Return slices of the predictions of (B, K, P) entries: on a CPU no temporary exceeds a block."""
     images, columns, preds = cost.shape
     size = preds if cost.is_cuda else max(MAX_BLOCK_ELEMENTS // max(images * columns, 1), MIN_BLOCK_PREDS)
-    for start in range(0, preds, size):
-        yield slice(start, start + size)
+    return slices(preds, 1, size)
 
 
 def first_potential(problem: Problem, rates: Rates) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from uotod.check import reads_values
-from uotod.cost.blocks import MAX_BLOCK_ELEMENTS, MAX_GPU_BLOCK_ELEMENTS
+from uotod.cost.blocks import MAX_BLOCK_ELEMENTS, MAX_GPU_BLOCK_ELEMENTS, slices
 from uotod.geometry.overlap import Coordinates, OverlapKind, overlap
 from uotod.geometry.region import contains
 from uotod.solvers.aligned import (
@@ -25,7 +25,7 @@ from uotod.solvers.aligned import (
     keep_best,
     relative_scores,
 )
-from uotod.solvers.by_image import assign_by_image, slices
+from uotod.solvers.by_image import assign_by_image
 
 Mask = NDArray[np.bool_]
 

@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from uotod.check import reads_values
-from uotod.cost.blocks import MAX_BLOCK_ELEMENTS, MAX_GPU_BLOCK_ELEMENTS
+from uotod.cost.blocks import MAX_BLOCK_ELEMENTS, MAX_GPU_BLOCK_ELEMENTS, slices
 from uotod.geometry.boxes import pairwise_overlap
 from uotod.geometry.image_iou import iou_rows
-from uotod.solvers.by_image import assign_by_image, slices
+from uotod.solvers.by_image import assign_by_image
 from uotod.solvers.candidates import RunningMax, stable_topk
 from uotod.solvers.greedy import greedy_pairs, greedy_pairs_of_image
 

@@ -1,6 +1,23 @@
-"""Votes of decoder layers: the mass of each layer in, the target with the most mass of each prediction out."""
+"""Votes of decoder layers: the plan of all of them in, one in which they agree out."""
 
+import torch
 from torch import Tensor
+
+from uotod.plan import Plan
+
+
+def unite_layers(plan: Plan, layers: int) -> Plan:
+    """Return the united plan of stacked decoder layers."""
+    if layers == 1 or not plan.num_targets:
+        return plan
+    dense = plan.to_dense()[..., : plan.num_targets].transpose(1, 2)  # (L * B, T, P)
+    mass, target = union_vote(dense.view(layers, len(dense) // layers, *dense.shape[1:]))
+    mass, target = mass.repeat(layers, 1), target.repeat(layers, 1)
+    background = plan.background
+    if background is not None:
+        rest = (plan.positive + background - mass).clamp(min=0)
+        background = torch.where(mass > 0, rest, background)
+    return Plan(mass.unsqueeze(1), target.unsqueeze(1), background, plan.num_targets)
 
 
 def union_vote(mass: Tensor) -> tuple[Tensor, Tensor]:
