@@ -17,6 +17,7 @@ Arguments = tuple[tuple[Tensor, ...], dict[str, Tensor]]  # positional ones, and
 class Case(NamedTuple):
     build: Callable[..., nn.Module]
     reads: str = "boxes"  # beside the predictions: "boxes", "labels", "scores", or the "fields" that it `needs`
+    sizes: dict[str, tuple[int, ...]] | None = None  # of a row of fields that `rows` does not know
 
 
 CASES = {
@@ -83,4 +84,6 @@ def rows(name: str, count: int = 6, dtype: torch.dtype = torch.float64) -> Argum
         "anchors": random_boxes(count, dtype=dtype),
         "stride": torch.full((count,), 0.1, dtype=dtype),
     }
+    for key, size in (CASES[name].sizes or {}).items():
+        fields[key] = torch.rand(count, *size, dtype=dtype).requires_grad_(key.startswith("pred_"))
     return (), {key: fields[key] for key in CASES[name].build().needs}
