@@ -6,7 +6,7 @@ PYTHON ?= python3
 MARKS ?= not long
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo bench peers test test-all check clean
+.PHONY: help venv demo bench docs peers test test-all check clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 10
@@ -21,6 +21,9 @@ bench: $(VENV)/.installed-dev ## time the criterion side by side with the peers 
 	$(VENV)/bin/python -m benchmarks --json runs/bench.json
 	$(VENV)/bin/python -m benchmarks.scaling --json runs/scaling.json
 	$(VENV)/bin/python -m benchmarks.profile --json runs/profile.json
+
+docs: $(VENV)/.installed-docs ## draw the pictures and build the documentation into docs/_build
+	$(VENV)/bin/python -m sphinx -W --keep-going docs docs/_build
 
 peers: .peers/packages.stamp .peers/uotod.stamp ## fetch the libraries that tests and benchmarks compare with into .peers
 
@@ -37,7 +40,7 @@ check: ## what `test` runs, with the tools that PYTHON has, without installing o
 	$(PYTHON) -m pytest -n auto --dist worksteal -m "$(MARKS)"
 
 clean: ## remove the default virtual environment, caches, builds and the demo's results
-	rm -rf .venv .peers .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info runs/demo
+	rm -rf .venv .peers .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info runs/demo docs/_build docs/generated
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # One stamp a set of extras: nothing is installed twice unless what to install has changed.

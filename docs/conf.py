@@ -8,7 +8,7 @@ from sphinx.application import Sphinx
 import uotod
 
 sys.path.insert(0, str(Path(__file__).parent))
-from figures import IMAGES, draw_matchers
+from figures import IMAGES, draw_matchers, draw_rooms
 
 project = "uotod"
 author = "The uotod authors"
@@ -21,6 +21,12 @@ templates_path = ["_templates"]
 exclude_patterns = ["_build", "_templates", "measured", "recipe_runs.rst"]
 
 
+def draw(app: Sphinx) -> None:
+    """Draw the rooms of the package as they are, and what each matcher makes of a scene."""
+    draw_rooms(IMAGES / "rooms.png", Path(uotod.__file__).parent)
+    draw_matchers(IMAGES / "matchers")
+
+
 def setup(app: Sphinx) -> None:
-    """Draw the picture of each matcher before the pages are read."""
-    app.connect("builder-inited", lambda _: draw_matchers(IMAGES / "matchers"))
+    """Have the pictures drawn before the pages are read."""
+    app.connect("builder-inited", draw)

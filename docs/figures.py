@@ -1,5 +1,7 @@
-"""Draw the pictures of the documentation: the path of plans in the README, and one scene for every matcher."""
+"""Draw the pictures of the documentation: the path of plans, the rooms of the package, a scene for every matcher."""
 
+import ast
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -28,6 +30,27 @@ SETTINGS: dict[str, Callable[[], Matcher]] = {
     "SharedLayers": lambda: match.SharedLayers(match.Hungarian(**costs())),
     "UnionVote": lambda: match.UnionVote(match.Hungarian(copies=3, **costs())),
     "WeightedSum": lambda: match.WeightedSum([match.Hungarian(**costs()), match.SoftMin(**costs())]),
+}
+
+
+# from below to above: a file imports from its own room and from those before it
+ROOMS = {
+    "check": "arguments and tensors, checked",
+    "geometry": "boxes, anchors, points",
+    "plan": "the plan and its pairs",
+    "scene": "what users pass, parsed once",
+    "cost": "sub-losses of pairs and rows",
+    "solvers": "from cost to plan",
+    "match": "matchers",
+    "criterion": "from plan to losses",
+    "loss": "one formula a file",
+    "recipes": "published detectors",
+    "utils": "geometry, for users",
+    "integrations": "other frameworks",
+    "datasets": "files in, targets out",
+    "eval": "COCO AP",
+    "plot": "figures of plans",
+    "report": "a run in a page",
 }
 
 
@@ -121,6 +144,45 @@ def draw_path(path: Path) -> None:
     plot_path(image, pred_boxes, boxes, cost, reg=0.05).savefig(path, dpi=90)
 
 
+def room_imports(package: Path) -> Counter[tuple[str, str]]:
+    """Return how many files of a room (first) import from another one (second)."""
+    found: Counter[tuple[str, str]] = Counter()
+    for path in sorted(package.rglob("*.py")):
+        room = path.relative_to(package).parts[0].removesuffix(".py")
+        nodes = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)]
+        modules = [(node.module or "").split(".") for node in nodes]
+        others = {parts[1] for parts in modules if parts[0] == package.name and len(parts) > 1} - {room}
+        found.update((room, other) for other in others if room != "__init__")
+    return found
+
+
+def draw_rooms(path: Path, package: Path) -> None:
+    """Write the picture of the rooms: each on the diagonal, and where a row meets a column, an import."""
+    found = room_imports(package)
+    names = [name for name in ROOMS if (package / name).exists() or (package / f"{name}.py").exists()]
+    top = max(found.values())
+    figure = Figure(figsize=(12.8, 7.6), layout="constrained")
+    axes = figure.add_subplot(xlim=(-0.7, len(names) + 2.2), ylim=(len(names) - 0.4, -0.6), frame_on=False)
+    axes.set(xticks=[], yticks=[])
+    for row, name in enumerate(names):
+        axes.add_patch(Rectangle((row - 0.48, row - 0.36), 0.96, 0.72, fc="#e8eef6", ec="#1f4e79", lw=1.2))
+        axes.text(row, row, name, ha="center", va="center", fontsize=9.5 if len(name) < 11 else 8)
+        axes.text(row + 0.6, row, ROOMS[name], ha="left", va="center", fontsize=9.5, color="#555555")
+        columns = [column for column, other in enumerate(names) if found[name, other]]
+        if columns:
+            axes.plot([min(columns), row - 0.48], [row, row], c="#c4cdd8", lw=0.8, zorder=0)
+    for column, name in enumerate(names):
+        rows = [row for row, other in enumerate(names) if found[other, name]]
+        if rows:
+            axes.plot([column, column], [column + 0.36, max(rows)], c="#c4cdd8", lw=0.8, zorder=0)
+        for row in rows:
+            count = found[names[row], name]
+            axes.scatter(column, row, s=150 + 350 * count / top, c="#1f77b4", lw=0)
+            axes.text(column, row, str(count), ha="center", va="center", fontsize=8.5, color="white", weight="bold")
+    figure.savefig(path, dpi=110)
+
+
 if __name__ == "__main__":
+    draw_rooms(IMAGES / "rooms.png", Path(match.__file__).parents[1])
     draw_path(IMAGES / "path.png")
     draw_matchers(IMAGES / "matchers")

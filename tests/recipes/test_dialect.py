@@ -2,6 +2,7 @@
 
 import inspect
 import math
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,8 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.support.docs import DOCS
 from tests.support.problems import Problem
 from tests.support.recipe_cases import (
+    CASES,
     CLASSES,
     COSTS,
     PUBLISHED,
@@ -45,7 +48,7 @@ WITH_LOSS = [  # what belongs to a published loss
     ("uot_detr", "cls", {"background_weight": 0.2}),
     ("uot_ssd", "loc", {"beta": 0.2}),
 ]
-BRANCHED = ("d_fine", "deformable_detr", "deim", "dino", "group_detr", "h_detr", "rt_detr", "uot_deformable_detr")
+BRANCHED = [name for name, recipe in ALL_RECIPES.items() if isinstance(recipe(CLASSES), Branches)]
 
 
 def build(name: str, **options: Any) -> nn.Module:
@@ -82,6 +85,15 @@ def assert_same(actual: Tensor, expected: Tensor, problem: Problem) -> None:
     ours, theirs = (torch.autograd.grad(x, leaves(problem), materialize_grads=True) for x in (actual, expected))
     for a, e in zip(ours, theirs, strict=True):
         torch.testing.assert_close(a, e, rtol=1e-6, atol=1e-8)
+
+
+def test_every_recipe_is_in_the_contract() -> None:
+    assert set(CASES) == set(ALL_RECIPES)
+
+
+def test_every_recipe_is_documented() -> None:
+    page = (DOCS / "recipes.rst").read_text()
+    assert set(re.findall(r"^\.\. autofunction:: (\w+)$", page, flags=re.MULTILINE)) == set(ALL_RECIPES)
 
 
 @pytest.mark.parametrize("name", ALL_RECIPES)

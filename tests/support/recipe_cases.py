@@ -1,4 +1,6 @@
-"""What tests of all recipes share: problems that each can read, and the losses and weights that it publishes."""
+"""Every recipe of the library, one line each, with a problem that it can read and the losses that it publishes."""
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -7,51 +9,58 @@ from tests.support.problems import Problem, random_problem
 from uotod.loss import Branches, DetectionLoss
 
 CLASSES = 3
-BACKGROUND = ("detr", "ssd300", "uot_detr", "uot_ssd")  # a class of the logits is the background
-BINS = {"d_fine": 33, "deim": 33, "gfl": 17, "yolov8": 16}
-SUMS = ("d_fine", "deformable_detr", "deim", "detr", "dino", "group_detr", "h_detr", "rt_detr")
-SUMS += ("uot_deformable_detr", "uot_detr")  # of sets: their loss of boxes is that of L1 and GIoU
+
+
+class Case(NamedTuple):
+    weights: dict[str, float]  # as published, by the names of the terms
+    costs: dict[str, float] | None = None  # the same of the matching cost, where `cost_weights` are options
+    first_label: int = 0
+    background: bool = False  # a class of the logits is the background
+    bins: int = 0  # of the distribution of a side in `pred_dist`, where something reads it
 
 
 def of_set(cls: float) -> dict[str, float]:
     return {"cls": cls, "l1": 5.0, "giou": 2.0}
 
 
-PUBLISHED: dict[str, dict[str, float]] = {  # weights by name
-    "atss": {"cls": 1.0, "loc": 2.0, "obj": 1.0},
-    "d_fine": of_set(1.0) | {"fgl": 0.15, "dist": 1.5},
-    "deformable_detr": of_set(2.0),
-    "deim": of_set(1.0) | {"fgl": 0.15, "dist": 1.5},
-    "detr": of_set(1.0),
-    "dino": of_set(1.0),
-    "fcos": {"cls": 1.0, "loc": 1.0, "obj": 1.0},
-    "gfl": {"cls": 1.0, "box": 2.0, "dfl": 0.25},
-    "group_detr": of_set(1.0),
-    "h_detr": of_set(2.0),
-    "ota": {"cls": 1.0, "loc": 2.0, "obj": 0.5},
-    "retinanet": {"cls": 1.0, "loc": 1.0},
-    "rt_detr": of_set(1.0),
-    "rtmdet": {"cls": 1.0, "loc": 2.0},
-    "ssd300": {"cls": 1.0, "loc": 1.0},
-    "tood": {"cls": 1.0, "loc": 2.0},
-    "uot_deformable_detr": of_set(2.0),
-    "uot_detr": of_set(2.0),
-    "uot_ssd": {"cls": 1.0, "loc": 1.0},
-    "yolo": {"cls": 1.0, "loc": 1.0, "obj": 1.0, "noobj": 1.0},
-    "yolov8": {"cls": 0.5, "box": 7.5, "dfl": 1.5},
-    "yolox": {"cls": 1.0, "box": 5.0, "l1": 0.0, "obj": 1.0},
+CASES = {
+    "atss": Case({"cls": 1.0, "loc": 2.0, "obj": 1.0}),
+    "d_fine": Case(of_set(1.0) | {"fgl": 0.15, "dist": 1.5}, of_set(2.0), bins=33),
+    "deformable_detr": Case(of_set(2.0), of_set(2.0)),
+    "deim": Case(of_set(1.0) | {"fgl": 0.15, "dist": 1.5}, of_set(2.0), bins=33),
+    "detr": Case(of_set(1.0), of_set(1.0), background=True),
+    "dino": Case(of_set(1.0), of_set(2.0)),
+    "fcos": Case({"cls": 1.0, "loc": 1.0, "obj": 1.0}),
+    "gfl": Case({"cls": 1.0, "box": 2.0, "dfl": 0.25}, bins=17),
+    "group_detr": Case(of_set(1.0), of_set(2.0)),
+    "h_detr": Case(of_set(2.0), of_set(2.0)),
+    "ota": Case({"cls": 1.0, "loc": 2.0, "obj": 0.5}),
+    "retinanet": Case({"cls": 1.0, "loc": 1.0}),
+    "rt_detr": Case(of_set(1.0), of_set(2.0)),
+    "rtmdet": Case({"cls": 1.0, "loc": 2.0}),
+    "ssd300": Case({"cls": 1.0, "loc": 1.0}, first_label=1, background=True),
+    "tood": Case({"cls": 1.0, "loc": 2.0}),
+    "uot_deformable_detr": Case(of_set(2.0), of_set(5.0)),
+    "uot_detr": Case(of_set(2.0), of_set(2.0), background=True),
+    "uot_ssd": Case({"cls": 1.0, "loc": 1.0}, first_label=1, background=True),
+    "yolo": Case({"cls": 1.0, "loc": 1.0, "obj": 1.0, "noobj": 1.0}),
+    "yolov8": Case({"cls": 0.5, "box": 7.5, "dfl": 1.5}, bins=16),
+    "yolox": Case({"cls": 1.0, "box": 5.0, "l1": 0.0, "obj": 1.0}),
 }
-COSTS = {name: of_set(2.0) for name in SUMS} | {"detr": of_set(1.0), "uot_deformable_detr": of_set(5.0)}
+PUBLISHED = {name: case.weights for name, case in CASES.items()}
+COSTS = {name: case.costs for name, case in CASES.items() if case.costs}
+SUMS = tuple(COSTS)  # of sets: their loss of boxes is that of L1 and GIoU
+BINS = {name: case.bins for name, case in CASES.items() if case.bins}
 
 
 def problem_for(name: str, classes: int = CLASSES, preds: int = 26, targets: int = 3, extra: int = 0) -> Problem:
     """Return a problem with every key that the recipe reads, and `extra` logits too many."""
-    first = int(name in ("ssd300", "uot_ssd"))
-    logits = classes + (name in BACKGROUND) + extra
-    problem = random_problem(2, preds, targets, logits, low=first, high=first + classes, full=True)
+    case = CASES[name]
+    logits, low = classes + case.background + extra, case.first_label
+    problem = random_problem(2, preds, targets, logits, low=low, high=low + classes, full=True)
     problem.input["pred_objectness"] = torch.randn(2, preds, dtype=torch.float64).requires_grad_()
-    if name in BINS:
-        problem.input["pred_dist"] = torch.randn(2, preds, 4, BINS[name], dtype=torch.float64).requires_grad_()
+    if case.bins:
+        problem.input["pred_dist"] = torch.randn(2, preds, 4, case.bins, dtype=torch.float64).requires_grad_()
     return problem
 
 
