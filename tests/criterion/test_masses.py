@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.support.problems import random_boxes, random_problem
+from tests.support.problems import random_problem
 from uotod.loss import (
     Branch,
     Branches,
@@ -28,7 +28,6 @@ from uotod.loss import (
     PerImageNormalizer,
     PositiveNormalizer,
     ScoreNormalizer,
-    SigmoidFocalLoss,
     TargetNormalizer,
     TotalMassNormalizer,
 )
@@ -183,24 +182,57 @@ def test_without_them_micro_batches_of_unequal_counts_have_another_gradient() ->
     assert (mean - loss).abs() > 1e-3
 
 
-def test_micro_batches_of_branches_have_the_gradient_of_their_main_loss() -> None:
-    focal = SigmoidFocalLoss(reduction=N)
-    loss = DetectionLoss(focal, L1, Hungarian(loc_match_module=L1), N, normalizer=TargetNormalizer())
-    criterion = Branches(loss, enc_outputs=Branch(loss, 0.0, class_agnostic=True))
-    input, target = problem()
-    scene = random_problem(B, P, T, 1, low=0).input
-    input["enc_outputs"] = scene
-    fields = leaves({key: x for key, x in input.items() if key in ("pred_logits", "pred_boxes", "aux_outputs")})
-    expected = torch.autograd.grad(criterion(input, target), fields, allow_unused=True)
-    masses = whole_masses(criterion, input, target, 2)
-    assert torch.equal(masses.rows, loss.masses({k: x for k, x in input.items() if k != "enc_outputs"}, target).rows)
-    total = sum(criterion(some(input, part), some(target, part), masses=masses) for part in micro(2))
-    for a, e in zip(torch.autograd.grad(total, fields, allow_unused=True), expected, strict=True):
-        if e is not None:
-            torch.testing.assert_close(a, e, rtol=1e-12, atol=1e-12)
-    terms = criterion.terms(input, target, masses=masses)
-    alone = loss.terms(scene, target | {"labels": torch.zeros(B, T, dtype=torch.long)})
-    torch.testing.assert_close(terms["loss_enc"], 0 * alone["loss"])
+def family() -> Branches:
+    """Return a criterion of a main loss, of proposals that count masses, and of denoising queries."""
+    return Branches(
+        detector(TargetNormalizer()),
+        enc_outputs=Branch(detector(MassNormalizer()), 0.5),
+        dn_outputs=Branch(detector(PairedTargetNormalizer()), plan="given"),
+    )
+
+
+def family_problem(dtype: torch.dtype = torch.float64) -> tuple[dict, dict]:
+    """Return predictions of all outputs; each image has three groups of denoising queries, and a target."""
+    input, target = problem(dtype)
+    target["mask"][:, 0] = True
+    proposals, _ = problem(dtype)
+    plan = torch.arange(T).where(target["mask"], -1).repeat(1, 3)
+    denoising = random_problem(B, 3 * T, T, C, dtype=dtype).input
+    denoising["pred_objectness"] = torch.randn(B, 3 * T, dtype=dtype).requires_grad_()
+    return input | {"enc_outputs": proposals, "dn_outputs": denoising | {"plan": plan}}, target
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_micro_batches_of_branches_have_the_gradient_of_the_batch(size) -> None:
+    criterion, (input, target) = family(), family_problem()
+    fields = leaves(input)
+    assert len(fields) == 6 + 6 + 3
+    loss = criterion(input, target)
+    expected = torch.autograd.grad(loss, fields)
+    masses = whole_masses(criterion, input, target, size)
+    assert list(masses.branches) == ["enc_outputs", "dn_outputs"]
+    parts = [criterion(some(input, part), some(target, part), masses=masses) for part in micro(size)]
+    torch.testing.assert_close(sum(parts), loss, rtol=1e-12, atol=1e-12)
+    for a, e in zip(torch.autograd.grad(sum(parts), fields), expected, strict=True):
+        assert e.abs().sum() > 0
+        torch.testing.assert_close(a, e, rtol=1e-12, atol=1e-12)
+
+
+def test_a_branch_of_some_micro_batches_counts_there_only() -> None:
+    criterion, (input, target) = family(), family_problem()
+    first, rest = slice(0, 2), slice(2, B)
+    here, gone = some(input, first), some(input, rest)
+    gone.pop("enc_outputs")
+    masses = criterion.masses(here, some(target, first)) + criterion.masses(gone, some(target, rest))
+    assert torch.equal(
+        masses.of_branch("enc_outputs").rows, criterion.masses(here, some(target, first)).of_branch("enc_outputs").rows
+    )
+    found = criterion.terms(here, some(target, first), masses=masses)
+    assert torch.equal(found["loss_cls_enc"], criterion.terms(here, some(target, first))["loss_cls_enc"])
+    with pytest.raises(ValueError, match=r"masses must hold the branch 'enc_outputs', got those of \['dn_outputs'\]"):
+        criterion(here, some(target, first), masses=criterion.masses(gone, some(target, rest)))
+    with pytest.raises(ValueError, match="masses must hold 'cls' for this normalizer, got the number of targets only"):
+        criterion(here, some(target, first), masses=Masses.of_targets(5))
 
 
 # --- the number of targets alone
@@ -341,15 +373,3 @@ def test_groups_of_queries_come_before_the_least() -> None:
     for count, expected in ((0, 4.0), (1, 4.0), (2, 6.0)):
         masses = Masses.of_targets(count)
         assert normalizer("cls", masses, masses, masses).item() == expected
-
-
-def test_a_branch_of_its_own_masses_is_not_given_those_of_the_main_loss() -> None:
-    focal = SigmoidFocalLoss(reduction=N)
-    loss = DetectionLoss(focal, L1, Hungarian(loc_match_module=L1), N, normalizer=PositiveNormalizer())
-    criterion = Branches(loss, more_outputs=Branch(loss))
-    input, target = problem()
-    more = {"pred_logits": torch.randn(B, P, C).double(), "pred_boxes": random_boxes(B, P)}
-    masses = loss.masses(input, target) + loss.masses(input, target)
-    terms = criterion.terms(input | {"more_outputs": more}, target, masses=masses)
-    torch.testing.assert_close(terms["loss_more"], loss(more, target))
-    torch.testing.assert_close(terms["loss_loc"], loss.terms(input, target)["loss_loc"] / 2)

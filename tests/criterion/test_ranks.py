@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Callable
+from copy import deepcopy
 from typing import Any
 
 import pytest
@@ -103,6 +104,12 @@ def family(shared: bool = True) -> Branches:
     )
 
 
+def grouped(group: Any) -> Branches:
+    criterion = family()
+    criterion.process_group = group
+    return criterion
+
+
 def family_case(name: str, rank: int) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Return input and target of a case whose branches and sizes differ between the ranks."""
     if name == "an empty batch":
@@ -186,8 +193,12 @@ def work(rank: int, folder: str) -> None:
     input, target = family_case("unequal groups", rank)
     criterion = family()
     found["masses"] = criterion.masses(input, target).rows, counter.taken()
-    given = Masses.of_targets(7.0)
-    found["given"] = numbers(criterion.terms(input, target, masses=given)), counter.taken()
+    given = criterion.masses(input, target)
+    found["given"] = numbers(criterion.terms(input, target, masses=given + given)), counter.taken()
+    counting = Branches(criterion.main, dn_outputs=criterion.branches["dn_outputs"])
+    input.pop("enc_outputs")
+    found["of targets"] = numbers(counting.terms(input, target, masses=Masses.of_targets(7.0))), counter.taken()
+    input, target = family_case("unequal groups", rank)
     with torch.no_grad():
         found["no_grad"] = numbers(criterion.terms(input, target)), counter.taken()
     found["eval"] = numbers(criterion.eval().terms(input, target)), counter.taken()
@@ -199,6 +210,15 @@ def work(rank: int, folder: str) -> None:
     mixed = Branches(detector(TargetNormalizer()), dn_outputs=Branch(detector(TargetNormalizer(distributed=True))))
     input = {key: x for key, x in input.items() if key != "enc_outputs"}
     found["only a branch"] = numbers(mixed.terms(input, target)), counter.taken()
+
+    groups = [distributed.new_group([rank]) for rank in range(RANKS)]
+    input, target = family_case("unequal groups", rank)
+    for name, criterion in {"its own group": family(), "a copy": deepcopy(grouped(groups[rank]))}.items():
+        criterion.process_group = groups[rank]
+        assert criterion.main.process_group is groups[rank]
+        found[name] = numbers(criterion.terms(input, target)), counter.taken()
+    with pytest.raises(ValueError, match="process_group must have this process as a member"):
+        grouped(groups[1 - rank]).terms(input, target)
 
     torch.save(found, f"{folder}/{rank}.pt")
     distributed.destroy_process_group()
@@ -324,14 +344,36 @@ def test_one_rank_may_validate_alone(ranks) -> None:
 
 def test_masses_that_are_given_are_not_reduced(ranks) -> None:
     for rank, found in enumerate(ranks):
+        case = family_case("unequal groups", rank)
         terms, calls = found["given"]
+        assert calls == []
+        alone = numbers(family(shared=False).terms(*case))
+        assert {"loss_enc", "loss_dn"} <= set(terms)
+        for key, value in terms.items():
+            assert value == pytest.approx(alone[key] / 2 if key.startswith("loss") else alone[key])
+        rows, calls = found["masses"]
+        assert calls == []
+        torch.testing.assert_close(rows, family(shared=False).masses(*case).rows)
+
+
+def test_the_number_of_targets_is_that_of_all_branches(ranks) -> None:
+    for rank, found in enumerate(ranks):
+        terms, calls = found["of targets"]
         assert calls == []
         expected = undivided("unequal groups", rank)
         for key in ("loss_cls", "loss_loc", "loss_loc_0"):
             assert terms[key] == pytest.approx(expected[key] / 7)
-        rows, calls = found["masses"]
-        assert calls == []
-        torch.testing.assert_close(rows, family(shared=False).masses(*family_case("unequal groups", rank)).rows)
+        for key in ("loss_cls_dn", "loss_loc_dn"):
+            assert terms[key] == pytest.approx(expected[key] / (7 * GROUPS[rank]))
+
+
+def test_the_mean_is_over_the_process_group(ranks) -> None:
+    for rank, found in enumerate(ranks):
+        alone = numbers(family(shared=False).terms(*family_case("unequal groups", rank)))
+        for name in ("its own group", "a copy"):
+            terms, calls = found[name]
+            assert calls == ["all_reduce"]
+            assert terms == pytest.approx(alone)
 
 
 def test_a_branch_alone_may_have_divisors_over_ranks(ranks) -> None:

@@ -1,6 +1,7 @@
 """Further outputs of a detector, each with a loss of its own: nested predictions in, one sum of losses out."""
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,9 @@ from uotod.criterion.masses import Masses, share_masses
 from uotod.scene.predictions import STANDARD, PredictionDict
 from uotod.scene.scene import AnchorInput
 from uotod.scene.targets import TargetInput
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 _OWN_KEYS = ("pred_logits", *STANDARD, "aux_outputs", "anchors", "plan")
 
@@ -135,6 +139,15 @@ class Branches(nn.Module):
         self.main = main
         self.branches = nn.ModuleDict(branches)
 
+    @property
+    def process_group(self) -> "ProcessGroup | None":
+        """Ranks over which all divisors are averaged, those of the main loss; see `DetectionLoss`."""
+        return self.main.process_group
+
+    @process_group.setter
+    def process_group(self, group: "ProcessGroup | None") -> None:
+        self.main.process_group = group
+
     def forward(
         self,
         input: PredictionDict,
@@ -150,7 +163,7 @@ class Branches(nn.Module):
             target: as for `DetectionLoss`; the branches have the same targets.
             anchors: for the main loss, and for branches without `anchors` of their own.
             plan: for the main loss.
-            masses: for the main loss.
+            masses: as for `DetectionLoss`; those of `masses` hold the branches; the number of targets is theirs.
 
         Raises:
             TypeError: an argument or an entry has the wrong type or dtype.
@@ -180,13 +193,12 @@ class Branches(nn.Module):
             ValueError: a branch and a part of a loss share the name of a term.
         """
         branches = self._branches()
-        main = self.main.match(input, target, anchors, plan, known=tuple(branches))
-        found = {
-            key: None if input.get(key) is None else branch.match(f"input[{key!r}]", input[key], target, anchors)
-            for key, branch in branches.items()
-        }
+        main, found = self._match(input, target, anchors, plan)
         criteria = [self.main, *(branch.loss for branch in branches.values())]
-        first, *shares = share_masses(criteria, [main, *found.values()], masses)
+        given = None
+        if masses is not None:
+            given = [masses, *(masses if x is None else masses.of_branch(key) for key, x in found.items())]
+        first, *shares = share_masses(criteria, [main, *found.values()], given)
         terms = self.main.lose(main, *first)
         total = terms["loss"]
         for (key, matched), sums in zip(found.items(), shares, strict=True):
@@ -207,14 +219,27 @@ class Branches(nn.Module):
         anchors: AnchorInput | None = None,
         plan: PlanInput | None = None,
     ) -> Masses:
-        """Return what the normaliser of the main loss divides by; see `DetectionLoss.masses`."""
+        """Return what the normalisers of the main loss and of the branches divide by; see `DetectionLoss.masses`."""
         with torch.no_grad():
-            return self.main.match(input, target, anchors, plan, known=tuple(self._branches())).masses.total()
+            main, found = self._match(input, target, anchors, plan)
+            branches = {key: x.masses.total() for key, x in found.items() if x is not None}
+            return main.masses.total()._replace(branches=branches)
 
     def set_step(self, step: int) -> None:
         """Set the step of training at which schedules are read, in all branches; see `Matcher.set_step`."""
         for loss in (self.main, *(branch.loss for branch in self._branches().values())):
             loss.set_step(step)
+
+    def _match(
+        self, input: PredictionDict, target: TargetInput, anchors: AnchorInput | None, plan: PlanInput | None
+    ) -> tuple[Matched, dict[str, Matched | None]]:
+        """Return what the losses of the main output and of each branch are made of, None for one without output."""
+        branches = self._branches()
+        main = self.main.match(input, target, anchors, plan, known=tuple(branches))
+        return main, {
+            key: None if input.get(key) is None else branch.match(f"input[{key!r}]", input[key], target, anchors)
+            for key, branch in branches.items()
+        }
 
     def _branches(self) -> dict[str, Branch]:
         return {key: branch for key, branch in self.branches.items() if isinstance(branch, Branch)}

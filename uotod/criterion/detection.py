@@ -1,7 +1,8 @@
 """The detection loss: predictions and targets in, the plan's mass times the sub-losses out."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from copy import deepcopy
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,9 @@ from uotod.scene.predictions import STANDARD, PredictionDict
 from uotod.scene.scene import BOX_FORMATS, AnchorInput, Scene, parse_scene
 from uotod.scene.targets import CROWD, MISSING, TargetInput
 from uotod.solvers.mining import mine_hard_negatives
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 PlanInput = Tensor | Plan
 
@@ -74,6 +78,8 @@ class DetectionLoss(_Loss):
         target_format: the same of `target["boxes"]` where it differs, "xyxy" included; None for `box_format`.
         layer_weights: factors, at least 0, of the decoder layers: those of `aux_outputs` first, that of the final one
             last; all 1 by default. They are in the terms.
+        process_group: ranks of `torch.distributed` over which a normaliser with `distributed=True` averages; None for
+            all. It may be assigned later, and a pickle cannot hold it.
         validate: also check values (label range, inverted boxes, finiteness) on a GPU, which synchronises.
 
     Raises:
@@ -119,6 +125,7 @@ class DetectionLoss(_Loss):
         box_format: str | None = None,
         target_format: str | None = None,
         layer_weights: Sequence[float] | None = None,
+        process_group: "ProcessGroup | None" = None,
         validate: bool = False,
     ) -> None:
         super().__init__(size_average, reduce, reduction)
@@ -143,6 +150,7 @@ class DetectionLoss(_Loss):
         self.num_classes = None if num_classes is None else check_integer("num_classes", num_classes, low=1)
         self.box_format, self.target_format = box_format, target_format
         self.layer_weights = check_layer_weights(layer_weights)
+        self.process_group = process_group
         self.validate = check_flag("validate", validate)
         self._check_fit()
 
@@ -162,6 +170,13 @@ class DetectionLoss(_Loss):
                 super().__setattr__(name, before)
                 self.__dict__["wrapped"] = wrapped
                 raise
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "DetectionLoss":
+        """Return a copy in the same process group, of which there are no copies."""
+        memo[id(self.process_group)] = self.process_group
+        copy = memo[id(self)] = type(self).__new__(type(self))
+        copy.__dict__.update(deepcopy(self.__dict__, memo))
+        return copy
 
     @property
     def all_terms(self) -> tuple[Term, ...]:
@@ -215,7 +230,7 @@ class DetectionLoss(_Loss):
             to targets and to the background in the final layer.
         """
         matched = self.match(input, target, anchors, plan)
-        (shares,) = share_masses([self], [matched], masses)
+        (shares,) = share_masses([self], [matched], None if masses is None else [masses])
         return self.lose(matched, *shares)
 
     def masses(

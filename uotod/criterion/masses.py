@@ -10,6 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
     from uotod.criterion.detection import DetectionLoss, Matched
 
 COUNTS = ("images", "targets", "positive", "floored", "background")
@@ -24,10 +26,12 @@ class Masses(NamedTuple):
             for each of its parts that times class weights, the background included where it counts. Or (1, L, 1), the
             number of targets alone.
         terms: number of parts of each term by its name; None if the number of targets is all.
+        branches: the masses of further outputs, by their keys.
     """
 
     rows: Tensor
     terms: Mapping[str, int] | None
+    branches: Mapping[str, Masses] = {}
 
     @classmethod
     def of_targets(cls, count: float | Tensor) -> Masses:
@@ -42,7 +46,25 @@ class Masses(NamedTuple):
         """Return the sums over the images of both batches."""
         if self.terms != other.terms:
             raise ValueError(f"masses must be of the same terms, got those of {self.terms} and of {other.terms}")
-        return Masses(self.total().rows + other.total().rows, self.terms)
+        branches = dict(self.branches)
+        for key, masses in other.branches.items():
+            branches[key] = branches[key] + masses if key in branches else masses
+        return Masses(self.total().rows + other.total().rows, self.terms, branches)
+
+    def of_branch(self, key: str) -> Masses:
+        """Return the masses of a further output; the number of targets is the same in all of them.
+
+        Raises:
+            ValueError: they are not known.
+        """
+        if self.terms is None:
+            return self
+        if key not in self.branches:
+            raise ValueError(
+                f"masses must hold the branch {key!r}, got those of {list(self.branches)}: pass those of "
+                "criterion.masses(...), summed over all micro-batches"
+            )
+        return self.branches[key]
 
     def of(self, name: str) -> Tensor:
         """Return a count (L, B).
@@ -86,9 +108,9 @@ def count_rows(terms: Mapping[str, int]) -> int:
 
 
 def mean_over_ranks(
-    sums: Sequence[Masses | None], rows: Sequence[int], layers: int, like: Tensor
+    sums: Sequence[Masses | None], rows: Sequence[int], layers: int, like: Tensor, group: ProcessGroup | None
 ) -> list[Masses | None]:
-    """Return the mean over the ranks of `torch.distributed` of the sums of several criteria, in one reduction.
+    """Return the mean over the ranks of a process group of the sums of several criteria, in one reduction.
 
     Its length is the same on every rank, whatever the data holds: the sums of a criterion that a rank has no output
     for count as 0, and as many decoder layers are reduced for each as the main output has.
@@ -98,6 +120,7 @@ def mean_over_ranks(
         rows: number of rows of each.
         layers: number of decoder layers of the main output.
         like: a tensor of the dtype and device of masses.
+        group: the process group, None for all ranks.
 
     Raises:
         ValueError: a criterion has more decoder layers than the main output.
@@ -111,7 +134,7 @@ def mean_over_ranks(
                 f"got {found.shape[1]}"
             )
         parts.append(F.pad(found, (layers - found.shape[1], 0)).flatten())  # final layers lie on final ones
-    shared = torch.split(rank_mean(torch.cat(parts)), [len(x) for x in parts])
+    shared = torch.split(rank_mean(torch.cat(parts), group), [len(x) for x in parts])
     return [
         None if own is None else Masses(found.view(-1, layers, 1)[:, layers - own.rows.shape[1] :], own.terms)
         for own, found in zip(sums, shared, strict=True)
@@ -127,31 +150,38 @@ Shares = tuple[Masses, Masses]  # sums of this process, and averaged over the ra
 
 
 def share_masses(
-    criteria: Sequence[DetectionLoss], matched: Sequence[Matched | None], given: Masses | None = None
+    criteria: Sequence[DetectionLoss], matched: Sequence[Matched | None], given: Sequence[Masses] | None = None
 ) -> list[Shares]:
-    """Return the sums that the criteria divide by, for the first one those `given`, and their means over the ranks.
+    """Return the sums that the criteria divide by, or those `given`, and their means over the ranks.
 
-    There is one reduction for all criteria together while the first one trains, and none in evaluation. A criterion
-    without output has sums of nothing.
+    There is one reduction for all criteria together, in the process group of the first one, while that trains, and none
+    in evaluation or of sums that are given. A criterion without output has sums of nothing.
     """
+    if given is not None:
+        return [(x, x) for x in given]
     sums = [None if x is None else x.masses.total() for x in matched]
     first, main = criteria[0], matched[0]
     assert main is not None
-    nothing = Masses(main.masses.rows.new_zeros(1, 1, 1), None)
-    if given is not None:
-        return [(given, given), *((x or nothing, x or nothing) for x in sums[1:])]
     shared = sums
     shares = any(x.normalizer.distributed and x.reduction == "mean" for x in criteria)
     if shares and is_shared() and first.training and torch.is_grad_enabled():
         rows = [count_rows(x.count_parts()) for x in criteria]
-        shared = mean_over_ranks(sums, rows, main.scene.layers, main.masses.rows)
+        shared = mean_over_ranks(sums, rows, main.scene.layers, main.masses.rows, first.process_group)
+    nothing = Masses(main.masses.rows.new_zeros(1, 1, 1), None)
     return [(own or nothing, mean or nothing) for own, mean in zip(sums, shared, strict=True)]
 
 
-def rank_mean(value: Tensor) -> Tensor:
-    """Return the mean of a tensor over the ranks; outside of `torch.distributed` the tensor."""
+def rank_mean(value: Tensor, group: ProcessGroup | None = None) -> Tensor:
+    """Return the mean of a tensor over the ranks of a group, None for all; outside of `torch.distributed` the tensor.
+
+    Raises:
+        ValueError: this process is not in the group.
+    """
     if not is_shared():
         return value
+    ranks = torch.distributed.get_world_size(group)
+    if ranks < 1:
+        raise ValueError("process_group must have this process as a member, got one without it")
     value = value.clone()
-    torch.distributed.all_reduce(value)
-    return value / torch.distributed.get_world_size()
+    torch.distributed.all_reduce(value, group=group)
+    return value / ranks

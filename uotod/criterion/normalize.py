@@ -1,6 +1,7 @@
 """What a mean divides by: the masses of a batch in, the divisor of each term out."""
 
 from abc import abstractmethod
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -8,13 +9,17 @@ from torch import Tensor, nn
 from uotod.check import check_flag, check_integer, check_number
 from uotod.criterion.masses import Masses, rank_mean
 
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
 
 class Normalizer(nn.Module):
     """Choose what a mean divides by; a subclass implements `divisor`.
 
     Args:
-        distributed: average the masses over the ranks of `torch.distributed`, if it is initialised, as DETR does.
-            Together with the gradient averaging of DDP this gives the mean over all ranks.
+        distributed: average the masses over the ranks of `torch.distributed`, if it is initialised, as DETR does; over
+            those of the criterion's `process_group`. Together with the gradient averaging of DDP this gives the mean
+            over all ranks.
         least: the least divisor, at least 0; it applies once, last.
     """
 
@@ -251,10 +256,10 @@ class MovingAverageNormalizer(Normalizer):
         return self._blend(total.of("positive"))
 
     @torch.no_grad()
-    def update(self, num_pos: Tensor) -> None:
-        """Take the positive mass () of a batch into the average."""
+    def update(self, num_pos: Tensor, process_group: "ProcessGroup | None" = None) -> None:
+        """Take the positive mass () of a batch into the average, with `distributed` its mean over a process group."""
         if self.distributed:
-            num_pos = rank_mean(num_pos)
+            num_pos = rank_mean(num_pos, process_group)
         self.average.copy_(self._blend(num_pos.to(self.average)))
 
     def extra_repr(self) -> str:
