@@ -30,3 +30,9 @@ def defined(page: str, name: str) -> Any:
     """Return what the one snippet of a page that defines a class defines under its name."""
     (found,) = [x for x in snippets(page) if f"\nclass {name}(" in x]
     return run(found)[name]
+
+
+def defined_function(page: str, name: str) -> Any:
+    """Return the function that the one snippet of a page that defines it defines."""
+    (found,) = [x for x in snippets(page) if f"\ndef {name}(" in f"\n{x}"]
+    return run(found)[name]
