@@ -5,7 +5,6 @@ from abc import abstractmethod
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from uotod.geometry.boxes import box_area
 from uotod.match.base import Matcher
@@ -28,8 +27,8 @@ class RegionMatcher(Matcher, abstract=True):
         """Return the target-major cost (B, T + 1, P), or (B, T, P) without background, of a parsed batch."""
         cost = super().cost(scene)
         with torch.no_grad(), torch.autocast(cost.device.type, enabled=False):
-            allowed = F.pad(self._candidates(scene), (0, 0, 0, int(self.background)), value=True)
-            return cost.masked_fill_(~allowed, math.inf)  # of our own: the base has just made it
+            cost[:, : scene.mask.shape[1]].masked_fill_(~self._candidates(scene), math.inf)
+            return cost  # of our own: the base has just made it
 
     def own_pair_cost(self, scene: Scene) -> Tensor:
         return box_area(scene.target_boxes).unsqueeze(-1).expand(-1, -1, scene.pred_boxes.shape[1])
