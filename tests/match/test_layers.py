@@ -174,6 +174,18 @@ def test_every_matcher_takes_a_step(name) -> None:
         matcher.set_step(1.0)
 
 
+@pytest.mark.parametrize(
+    "wrap", [SharedLayers, UnionVote, lambda m: WeightedSum([m]), lambda m: SharedLayers(UnionVote(m))]
+)
+def test_a_wrapper_sees_when_an_option_of_its_member_changes(wrap) -> None:
+    member = Hungarian(**COSTS)
+    matcher = wrap(member)
+    member.background, member.nonfinite, member.box_format = False, "propagate", "cxcywh"
+    assert (matcher.background, matcher.nonfinite, matcher.box_format) == (False, "propagate", "cxcywh")
+    member.validate = True
+    assert matcher.validate or isinstance(matcher, WeightedSum)  # whose own argument it is
+
+
 @pytest.mark.parametrize("wrap", [SharedLayers, UnionVote, lambda m: WeightedSum([m])])
 def test_a_wrapper_has_no_option_that_only_its_matchers_read(wrap) -> None:
     matcher = wrap(Hungarian(**COSTS, nonfinite="propagate", background=False, class_weight=[1.0, 2.0]))

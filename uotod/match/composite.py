@@ -2,21 +2,26 @@
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from typing import Any
 
-from uotod.check import check_flag
 from uotod.match.base import Matcher
 from uotod.match.schedule import Scheduled
+
+
+def of_member(name: str) -> Any:
+    """Return the property that is an option of the first member, which all of them have alike."""
+    return property(lambda composite: getattr(composite.members[0], name))
 
 
 class CompositeMatcher(Matcher, abstract=True):
     """A matcher made of others, the `members`. The options of a cost are theirs, and it has no such attributes."""
 
-    def __init__(self, like: Matcher, validate: bool) -> None:
+    background = of_member("background")
+    nonfinite = of_member("nonfinite")
+    box_format = of_member("box_format")
+
+    def __init__(self) -> None:
         Scheduled.__init__(self)  # the base class would set the options of a cost
-        self.background = like.background
-        self.nonfinite = like.nonfinite
-        self.box_format = like.box_format
-        self.validate = check_flag("validate", validate)
 
     @property
     @abstractmethod

@@ -3,17 +3,19 @@
 from torch import Tensor
 
 from uotod.match.base import Matcher
-from uotod.match.composite import CompositeMatcher
+from uotod.match.composite import CompositeMatcher, of_member
 from uotod.scene.scene import Scene
 
 
 class LayerMatcher(CompositeMatcher, abstract=True):
     """Change how a matcher treats decoder layers; of a single layer the plan is that of the matcher."""
 
+    validate = of_member("validate")
+
     def __init__(self, matcher: Matcher) -> None:
         if not isinstance(matcher, Matcher):
             raise TypeError(f"matcher must be a Matcher, got {matcher!r} of type {type(matcher).__name__}")
-        super().__init__(matcher, matcher.validate)
+        super().__init__()
         self.matcher = matcher
 
     @property

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
-from uotod.check import check_number
+from uotod.check import check_flag, check_number
 from uotod.match.base import Matcher
 from uotod.match.composite import CompositeMatcher
 from uotod.plan import Plan
@@ -66,7 +66,8 @@ class WeightedSum(CompositeMatcher):
             weights = [1.0 / len(members)] * len(members)
         if len(weights) != len(members):
             raise ValueError(f"weights must hold {len(members)} numbers, one a matcher, got {len(weights)}")
-        super().__init__(members[0], validate)
+        super().__init__()
+        self.validate = check_flag("validate", validate)
         self.matchers = nn.ModuleList(members)
         self.weights = tuple(check_number(f"weights[{i}]", w, low=0.0) for i, w in enumerate(weights))
         if not any(self.weights):
