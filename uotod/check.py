@@ -1,5 +1,9 @@
-"""Check arguments of constructors and tensors; every error names the argument, its value and what was expected."""
+"""Check arguments of constructors and tensors; every error names the argument, its value and what was expected.
 
+`Described` shows the arguments that passed.
+"""
+
+import inspect
 import math
 import numbers
 from collections.abc import Mapping, Sequence
@@ -7,6 +11,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+
+class Described(nn.Module):
+    """A module whose `repr` shows the arguments of its constructor that it keeps as plain attributes of their names."""
+
+    def extra_repr(self) -> str:
+        """Return the arguments for `repr`."""
+        kept = vars(self)  # sub-modules and buffers are not among them
+        return ", ".join(f"{name}={kept[name]!r}" for name in inspect.signature(type(self)).parameters if name in kept)
 
 
 def check_number(

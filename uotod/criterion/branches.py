@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from uotod.check import check_choice, check_flag, check_integer, check_number, check_positions
+from uotod.check import Described, check_choice, check_flag, check_integer, check_number, check_positions
 from uotod.criterion.detection import DetectionLoss, Matched, PlanInput
 from uotod.criterion.masses import Masses, share_masses
 from uotod.scene.predictions import STANDARD, PredictionDict
@@ -15,7 +15,7 @@ from uotod.scene.targets import TargetInput
 _OWN_KEYS = ("pred_logits", *STANDARD, "aux_outputs", "anchors", "plan")
 
 
-class Branch(nn.Module):
+class Branch(Described):
     """Say how one further output of a detector is trained: by which loss, and how much it counts. For `Branches`.
 
     Args:
@@ -74,10 +74,6 @@ class Branch(nn.Module):
         """Return the weighted terms of the branch; see `DetectionLoss.lose`."""
         terms = self.loss.lose(matched, own, shared)
         return {key: self.weight * value if key.startswith("loss") else value for key, value in terms.items()}
-
-    def extra_repr(self) -> str:
-        """Return the arguments for `repr`."""
-        return f"weight={self.weight}, class_agnostic={self.class_agnostic}, plan={self.plan!r}"
 
 
 class Branches(nn.Module):

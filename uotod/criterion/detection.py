@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.loss import _Loss
 
-from uotod.check import check_choice, check_flag, check_integer, check_number
+from uotod.check import Described, check_choice, check_flag, check_integer, check_number
 from uotod.criterion.fit import check_matcher, check_mining, check_terms
 from uotod.criterion.masses import Masses, share_masses
 from uotod.criterion.normalize import MassNormalizer, Normalizer
@@ -40,7 +40,7 @@ class Matched(NamedTuple):
     masses: Masses
 
 
-class DetectionLoss(_Loss):
+class DetectionLoss(Described, _Loss):
     r"""Match predictions to targets and add up the sub-losses, each times the mass of its pair.
 
     .. math::
@@ -300,14 +300,6 @@ class DetectionLoss(_Loss):
     def set_step(self, step: int) -> None:
         """Set the step of training at which schedules are read; see `Matcher.set_step`."""
         self.matching_method.set_step(step)
-
-    def extra_repr(self) -> str:
-        """Return the arguments for `repr`."""
-        return (
-            f"bg_class_position={self.bg_class_position!r}, use_hard_negative_mining={self.use_hard_negative_mining}, "
-            f"neg_to_pos_ratio={self.neg_to_pos_ratio}, reduction={self.reduction!r}, "
-            f"layer_weights={self.layer_weights}"
-        )
 
     def _masses(self, scene: Scene, plan: Plan, seen: tuple[Plan, ...]) -> Masses:
         positive, background = plan.positive.sum(1), plan.background_mass().sum(1)

@@ -47,10 +47,6 @@ class AlphaIoULoss(BoxPairLoss):
         self.kind = kind
         self.alpha = check_number("alpha", alpha, low=0.0, low_open=True)
 
-    def extra_repr(self) -> str:
-        """Return the arguments for `repr`."""
-        return f"kind={self.kind!r}, alpha={self.alpha}, {super().extra_repr()}"
-
     def _of_pair(self, box: Coordinates, target: Coordinates) -> Tensor:
         iou, *penalties = overlap_terms(box, target, self.kind, self.eps)
         loss = 1 - _power(iou, self.alpha)

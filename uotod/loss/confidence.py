@@ -56,13 +56,6 @@ class ConfidenceLoss(SoftTargetLoss):
         self.positive_weight = check_number("positive_weight", positive_weight, low=0.0)
         self.negative_weight = check_number("negative_weight", negative_weight, low=0.0)
 
-    def extra_repr(self) -> str:
-        """Return the arguments for `repr`."""
-        return (
-            f"kind={self.kind!r}, positive_weight={self.positive_weight}, negative_weight={self.negative_weight}, "
-            f"reduction={self.reduction!r}"
-        )
-
     def _values(self, logits: Tensor, target: SoftTarget) -> Tensor:
         weight = self.negative_weight + (self.positive_weight - self.negative_weight) * target.positive
         return weight * error(logits, target.quality, self.kind)

@@ -44,10 +44,6 @@ class InnerIoULoss(BoxPairLoss):
         self.kind = kind
         self.ratio = check_number("ratio", ratio, low=0.0, low_open=True)
 
-    def extra_repr(self) -> str:
-        """Return the arguments for `repr`."""
-        return f"kind={self.kind!r}, ratio={self.ratio}, {super().extra_repr()}"
-
     def _of_pair(self, box: Coordinates, target: Coordinates) -> Tensor:
         loss = 1 - overlap(scaled(box, self.ratio), scaled(target, self.ratio), "iou", self.eps)
         for penalty in overlap_terms(box, target, self.kind, self.eps)[1:]:

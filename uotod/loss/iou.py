@@ -51,10 +51,6 @@ class IoULoss(_OverlapLoss):
         check_choice("mode", mode, ("linear", "log", "square"))
         self.mode = mode
 
-    def extra_repr(self) -> str:
-        """Return the arguments for `repr`."""
-        return f"mode={self.mode!r}, {super().extra_repr()}"
-
     def _of_overlap(self, overlap: Tensor) -> Tensor:
         if self.mode == "linear":
             return 1 - overlap

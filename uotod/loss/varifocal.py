@@ -53,10 +53,6 @@ class VarifocalLoss(SoftTargetLoss):
         check_choice("form", form, ("varifocal", "rtdetr"))
         self.form = form
 
-    def extra_repr(self) -> str:
-        """Return the arguments for `repr`."""
-        return f"alpha={self.alpha}, gamma={self.gamma}, form={self.form!r}, reduction={self.reduction!r}"
-
     def _values(self, logits: Tensor, target: SoftTarget) -> Tensor:
         quality = target.quality
         loss = F.binary_cross_entropy_with_logits(logits, quality, reduction="none")

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from uotod.check import Described
 from uotod.loss import (
     Branch,
     Branches,
@@ -227,7 +228,7 @@ def _united(
     return Branches(loss(normalizer, union, layer_weights), dn_outputs=Branch(dn, plan="given"))
 
 
-class _Weighted(nn.Module):
+class _Weighted(Described):
     """A loss of any number of values, times a weight."""
 
     def __init__(self, loss: nn.Module, weight: float) -> None:
@@ -238,7 +239,3 @@ class _Weighted(nn.Module):
         """Return the weighted loss."""
         loss: Tensor = self.loss(*values)
         return self.weight * loss
-
-    def extra_repr(self) -> str:
-        """Return the arguments for `repr`."""
-        return f"weight={self.weight}"

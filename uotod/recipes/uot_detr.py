@@ -6,9 +6,9 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from uotod.check import check_choice
+from uotod.check import Described, check_choice
 from uotod.cost.kinds import Affine, ClassTerms
 from uotod.geometry.boxes import full_precision
 from uotod.loss import Branches, DetectionLoss, MassNormalizer, Normalizer, PositiveNormalizer
@@ -179,7 +179,7 @@ def uot_deformable_detr(
     )
 
 
-class MissingProbCost(nn.Module):
+class MissingProbCost(Described):
     """Return `1 - p`, what the probability of the target's class lacks to 1.
 
     Args:
@@ -200,10 +200,6 @@ class MissingProbCost(nn.Module):
     def adapter(self) -> Affine:
         """Return how the cost takes part: affine in its label."""
         return Affine(self, self._terms)
-
-    def extra_repr(self) -> str:
-        """Return the arguments for `repr`."""
-        return f"activation={self.activation!r}"
 
     def _prob(self, logits: Tensor) -> Tensor:
         return logits.softmax(-1) if self.activation == "softmax" else logits.sigmoid()
