@@ -35,11 +35,10 @@ class Branch(Described):
         super().__init__()
         if not isinstance(loss, DetectionLoss):
             raise TypeError(f"loss must be a DetectionLoss, got {loss!r} of type {type(loss).__name__}")
-        check_choice("plan", plan, ("match", "given"))
         self.loss = loss
         self.weight = check_number("weight", weight, low=0.0)
         self.class_agnostic = check_flag("class_agnostic", class_agnostic)
-        self.plan = plan
+        self.plan = check_choice("plan", plan, ("match", "given"))
         if class_agnostic and loss.bg_class_position == "first":
             raise ValueError(
                 "class_agnostic=True gives all targets the label 0 and needs a loss with bg_class_position='last' or "

@@ -123,7 +123,6 @@ class DetectionLoss(Described, _Loss):
     ) -> None:
         super().__init__(size_average, reduce, reduction)
         check_choice("reduction", self.reduction, ("mean", "sum"))
-        check_choice("bg_class_position", bg_class_position, ("first", "last", "none"))
         check_choice("box_format", box_format, (None, *BOX_FORMATS))
         check_choice("target_format", target_format, (None, *BOX_FORMATS, "xyxy"))
         check_matcher(matching_method, box_format)
@@ -134,7 +133,7 @@ class DetectionLoss(Described, _Loss):
         self.loc_loss_module = loc_loss_module
         self.extra_terms = nn.ModuleList(extra_terms)
         self.matching_method = matching_method
-        self.bg_class_position = bg_class_position
+        self.bg_class_position = check_choice("bg_class_position", bg_class_position, ("first", "last", "none"))
         self.use_hard_negative_mining = check_flag("use_hard_negative_mining", use_hard_negative_mining)
         ratio = neg_to_pos_ratio
         self.neg_to_pos_ratio = None if ratio is None else check_number("neg_to_pos_ratio", ratio, low=0.0)

@@ -43,8 +43,7 @@ class AlphaIoULoss(BoxPairLoss):
         self, *, kind: OverlapKind = "iou", alpha: float = 3.0, eps: float = 1e-7, reduction: str = "mean"
     ) -> None:
         super().__init__(eps=eps, reduction=reduction)
-        check_choice("kind", kind, OVERLAP_KINDS)
-        self.kind = kind
+        self.kind = check_choice("kind", kind, OVERLAP_KINDS)
         self.alpha = check_number("alpha", alpha, low=0.0, low_open=True)
 
     def _of_pair(self, box: Coordinates, target: Coordinates) -> Tensor:

@@ -51,8 +51,7 @@ class ConfidenceLoss(SoftTargetLoss):
         reduction: str = "mean",
     ) -> None:
         super().__init__(reduction)
-        check_choice("kind", kind, ("mse", "bce"))
-        self.kind = kind
+        self.kind = check_choice("kind", kind, ("mse", "bce"))
         self.positive_weight = check_number("positive_weight", positive_weight, low=0.0)
         self.negative_weight = check_number("negative_weight", negative_weight, low=0.0)
 

@@ -50,8 +50,7 @@ class VarifocalLoss(SoftTargetLoss):
     ) -> None:
         super().__init__(reduction)
         self.alpha, self.gamma = check_number("alpha", alpha, low=0.0), check_number("gamma", gamma, low=0.0)
-        check_choice("form", form, ("varifocal", "rtdetr"))
-        self.form = form
+        self.form = check_choice("form", form, ("varifocal", "rtdetr"))
 
     def _values(self, logits: Tensor, target: SoftTarget) -> Tensor:
         quality = target.quality

@@ -190,8 +190,7 @@ class MissingProbCost(Described):
 
     def __init__(self, activation: str) -> None:
         super().__init__()
-        check_choice("activation", activation, ("softmax", "sigmoid"))
-        self.activation = activation
+        self.activation = check_choice("activation", activation, ("softmax", "sigmoid"))
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """Return the cost of (N, C) logits and (N,) labels."""
