@@ -5,7 +5,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from uotod.check import Described, check_integer, check_number
-from uotod.geometry.boxes import aligned_overlap, box_xyxy_to_cxcywh, full_precision
+from uotod.geometry.boxes import aligned_overlap, full_precision
+from uotod.geometry.coders import center_and_size
 from uotod.geometry.sides import bins_of, check_sides, interpolated_loss
 from uotod.loss.reduce import check_reduction, reduce_loss
 
@@ -96,9 +97,7 @@ class FineGrainedLoss(Described):
         """
         check_sides(target_boxes, pred_dist)
         pred_dist, target = full_precision(pred_dist), full_precision(target_boxes)
-        reference = box_xyxy_to_cxcywh(full_precision(anchors))
-        center, size = reference[..., :2], reference[..., 2:]
-        size = torch.where(size > 0, size, 1.0)
+        center, size = center_and_size(anchors)
         offset = torch.cat(((center - target[..., :2]) / size, (target[..., 2:] - center) / size), dim=-1) - 0.5
         bins = bins_of(pred_dist, self.bins)
         loss = interpolated_loss(pred_dist, offset.to(pred_dist.dtype), bins).sum(-1)
