@@ -8,14 +8,11 @@ from torch import Tensor, nn
 from uotod.check import Described, check_choice, check_device, check_number, check_shares
 from uotod.geometry.boxes import aligned_overlap, full_precision
 from uotod.geometry.cell_coder import SIZES, CellCoder, compress_size
+from uotod.loss.box_pair import BoxPairLoss
 from uotod.loss.confidence import error
 from uotod.loss.iou import CIoULoss, GIoULoss, IoULoss
 
-OVERLAPS: dict[str, type[IoULoss] | type[GIoULoss] | type[CIoULoss]] = {
-    "iou": IoULoss,
-    "giou": GIoULoss,
-    "ciou": CIoULoss,
-}
+OVERLAPS: dict[str, type[BoxPairLoss]] = {"iou": IoULoss, "giou": GIoULoss, "ciou": CIoULoss}
 
 
 class Form(NamedTuple):
