@@ -5,8 +5,10 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
-from uotod.check import check_integer, check_number
+from uotod.check import Described, check_integer, check_number
 from uotod.match import Hungarian, UnbalancedSinkhorn
 
 
@@ -53,3 +55,22 @@ def test_an_interval_holds_for_every_kind_of_number(kind: type[float]) -> None:
 def test_matchers_take_scalars_of_numpy() -> None:
     assert repr(UnbalancedSinkhorn(reg_pred=np.float32(0.5))) == repr(UnbalancedSinkhorn(reg_pred=0.5))
     assert repr(Hungarian(copies=np.int64(2))) == repr(Hungarian(copies=2))
+
+
+class Kept(Described):
+    def __init__(self, module: nn.Module, kind: str, *, scale: float = 2.0, forgotten: int = 0) -> None:
+        super().__init__()
+        self.kind, self.other, self.scale, self.module = kind, 1, scale, module
+        self.register_buffer("forgotten", torch.zeros(forgotten))
+
+
+class KeptMore(Kept):
+    def __init__(self, *, gamma: float, kind: str = "a") -> None:
+        super().__init__(nn.Identity(), kind)
+        self.gamma = gamma
+
+
+def test_the_arguments_that_a_module_keeps_are_shown_in_the_order_of_its_constructor() -> None:
+    assert Kept(nn.Identity(), "a").extra_repr() == "kind='a', scale=2.0"
+    assert KeptMore(gamma=0.5).extra_repr() == "gamma=0.5, kind='a'"
+    assert Described().extra_repr() == ""

@@ -1,12 +1,27 @@
-"""Check arguments of constructors and tensors; every error names the argument, its value and what was expected."""
+"""Check arguments of constructors and tensors; every error names the argument, its value and what was expected.
 
+`Described` shows the arguments that passed.
+"""
+
+import inspect
 import math
 import numbers
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+
+Choice = TypeVar("Choice", bound=str | None)
+
+
+class Described(nn.Module):
+    """A module whose `repr` shows the arguments of its constructor that it keeps as plain attributes of their names."""
+
+    def extra_repr(self) -> str:
+        """Return the arguments for `repr`."""
+        kept = vars(self)  # sub-modules and buffers are not among them
+        return ", ".join(f"{name}={kept[name]!r}" for name in inspect.signature(type(self)).parameters if name in kept)
 
 
 def check_number(
@@ -58,10 +73,11 @@ def check_flag(name: str, value: bool) -> bool:
     return value
 
 
-def check_choice(name: str, value: str | None, choices: Sequence[str | None]) -> None:
-    """Raise a ValueError unless `value` is one of `choices`."""
+def check_choice(name: str, value: Choice, choices: Sequence[Choice]) -> Choice:
+    """Return `value` if it is one of `choices`, else raise a ValueError."""
     if value not in choices:
         raise ValueError(f"{name} must be one of {list(choices)}, got {value!r}")
+    return value
 
 
 def check_sub_loss(name: str, module: nn.Module | None, *, optional: bool = False) -> None:
@@ -136,13 +152,18 @@ def check_unit(name: str, tensor: Tensor, validate: bool) -> None:
         raise ValueError(f"{name} must lie in [0, 1], got a value outside")
 
 
+def check_range(name: str, values: Tensor, high: int, *, low: int = 0, note: str = "") -> None:
+    """Raise a ValueError, with a note after the interval, unless integers lie in [low, high)."""
+    for value in (int(x) for x in torch.aminmax(values)) if values.numel() else ():
+        if not low <= value < high:
+            raise ValueError(f"{name} must lie in [{low}, {high}){note}, got {value}")
+
+
 def check_positions(name: str, positions: Tensor, count: int) -> None:
     """Raise a ValueError unless (N,) integers are different positions among `count`, where they may be looked at."""
     if not positions.numel() or not reads_values(positions, validate=False):
         return
-    for value in (int(x) for x in torch.aminmax(positions)):
-        if not 0 <= value < count:
-            raise ValueError(f"{name} must lie in [0, {count}), got {value}")
+    check_range(name, positions, count)
     times = torch.bincount(positions)
     if int(times.max()) > 1:
         raise ValueError(f"{name} must hold each position once, got {int(times.argmax())} {int(times.max())} times")
@@ -166,11 +187,3 @@ def check_shares(name: str, values: Tensor, expected: str, or_be: float = 0.0) -
         wrong = ~((values >= 0) & (values <= 1) | (values == or_be))
         if bool(wrong.any()):
             raise ValueError(f"{name} must {expected}, got {float(values.detach()[wrong][0])}")
-
-
-def check_labels(name: str, labels: Tensor, num_classes: int) -> None:
-    """Raise a ValueError unless labels on the CPU lie in [0, num_classes)."""
-    if labels.device.type == "cpu" and labels.numel():
-        low, high = (int(x) for x in torch.aminmax(labels))
-        if low < 0 or high >= num_classes:
-            raise ValueError(f"{name} must lie in [0, {num_classes}), got {low if low < 0 else high}")

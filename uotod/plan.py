@@ -7,7 +7,7 @@ from typing import NamedTuple, NoReturn
 import torch
 from torch import Tensor
 
-from uotod.check import check_device, check_finite, reads_values
+from uotod.check import check_device, check_finite, check_range, reads_values
 
 
 class Pairs(NamedTuple):
@@ -248,9 +248,7 @@ def _check_slots(plan: Plan, target: Tensor, mask: Tensor, validate: bool) -> No
     """Check the values of a plan: targets in range, masses finite, not negative, none on padded or ignored targets."""
     if not reads_values(target, validate) or not target.numel():
         return
-    low, top = (int(x) for x in torch.aminmax(target))
-    if low < 0 or top >= mask.shape[1]:
-        raise ValueError(f"plan.target must hold targets in [0, {mask.shape[1]}), got {low if low < 0 else top}")
+    check_range("plan.target", target, mask.shape[1])
     _check_amounts(plan.mass, validate)
     _check_amounts(plan.background_mass(), validate)
     allowed = mask.gather(1, target.flatten(1)).view_as(target)
@@ -293,10 +291,7 @@ def _check_indices(index: Tensor, mask: Tensor, background: bool, validate: bool
     if not reads_values(index, validate) or not index.numel():
         return
     num_targets = mask.shape[1]
-    high = num_targets if background else num_targets - 1
-    low, top = (int(x) for x in torch.aminmax(index))
-    if low < -1 or top > high:
-        raise ValueError(f"plan must hold indices in [-1, {high}], got {low if low < -1 else top}")
+    check_range("plan", index, num_targets + background, low=-1, note=" as indices")
     allowed = torch.cat((mask, mask.new_ones(len(mask), 2)), dim=1)  # the background, and -1 taken from the end
     on_padding = ~allowed.gather(1, index.remainder(num_targets + 2))
     for image, pred in on_padding.nonzero()[:1].tolist():

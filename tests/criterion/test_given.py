@@ -133,8 +133,8 @@ INDICES = torch.tensor([[0, 2]])
         (spoil(MASSES, (0, 1, 2), -0.5), "plan must not be negative, got -0.5", ValueError),
         (spoil(MASSES, (0, 1, 2), torch.nan), "plan must be finite, got 1 non-finite values in image 0", ValueError),
         (spoil(MASSES, (0, 1, 1), 0.25), "got 0.25 in image 0, prediction 1, target 1", ValueError),
-        (spoil(INDICES, (0, 1), 3), "plan must hold indices in [-1, 2], got 3", ValueError),
-        (spoil(INDICES, (0, 1), -2), "plan must hold indices in [-1, 2], got -2", ValueError),
+        (spoil(INDICES, (0, 1), 3), "plan must lie in [-1, 3) as indices, got 3", ValueError),
+        (spoil(INDICES, (0, 1), -2), "plan must lie in [-1, 3) as indices, got -2", ValueError),
         (spoil(INDICES, (0, 1), 1), "got target 1 in image 0, prediction 1", ValueError),
     ],
 )
@@ -156,5 +156,5 @@ def test_an_ignored_target_cannot_be_matched_by_a_given_plan() -> None:
 def test_without_background_the_index_of_the_background_raises() -> None:
     problem = random_problem(1, 2, 2, full=True, low=0)
     criterion = simple(Hungarian(background=False), "none")
-    with pytest.raises(ValueError, match=re.escape("plan must hold indices in [-1, 1], got 2")):
+    with pytest.raises(ValueError, match=re.escape("plan must lie in [-1, 2) as indices, got 2")):
         criterion(problem.input, problem.target, plan=torch.tensor([[0, 2]]))

@@ -107,8 +107,8 @@ def test_moving_keeps_stride_and_level() -> None:
             "anchors.stride must be a number or a tensor, got None",
             TypeError,
         ),
-        (lambda: Points(torch.zeros(3, 2), 0.0), "anchors.stride must be finite and positive, got 0.0", ValueError),
-        (lambda: Points(torch.zeros(3, 2), math.inf), "stride must be finite and positive, got inf", ValueError),
+        (lambda: Points(torch.zeros(3, 2), 0.0), "anchors.stride must lie in (0.0, inf), got 0.0", ValueError),
+        (lambda: Points(torch.zeros(3, 2), math.inf), "stride must lie in (0.0, inf), got inf", ValueError),
         (
             lambda: Anchors(torch.zeros(2, 4), torch.tensor([1.0, math.inf])),
             "stride must be finite and positive, got a value of inf",
@@ -144,7 +144,7 @@ def test_moving_keeps_stride_and_level() -> None:
         (lambda: Anchors(torch.zeros(3, 4), 1.0, torch.ones(2).long()), "level must have shape (3,), got", ValueError),
         (
             lambda: Anchors(torch.zeros(3, 4), 1.0, -torch.ones(3).long()),
-            "level must not be negative, got -1",
+            "anchors.level must lie in [0, 1), the number of levels, got -1",
             ValueError,
         ),
         (lambda: Points.from_levels([(1, 1)], [8, 16]), "one number for each of the 1 shapes, got 2", ValueError),

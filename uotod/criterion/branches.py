@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from uotod.check import check_choice, check_flag, check_integer, check_number, check_positions
+from uotod.check import Described, check_choice, check_flag, check_integer, check_number, check_positions
 from uotod.criterion.detection import DetectionLoss, Matched, PlanInput
 from uotod.criterion.masses import Masses, share_masses
 from uotod.scene.predictions import STANDARD, PredictionDict
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _OWN_KEYS = ("pred_logits", *STANDARD, "aux_outputs", "anchors", "plan")
 
 
-class Branch(nn.Module):
+class Branch(Described):
     """Say how one further output of a detector is trained: by which loss, and how much it counts. For `Branches`.
 
     Args:
@@ -39,11 +39,10 @@ class Branch(nn.Module):
         super().__init__()
         if not isinstance(loss, DetectionLoss):
             raise TypeError(f"loss must be a DetectionLoss, got {loss!r} of type {type(loss).__name__}")
-        check_choice("plan", plan, ("match", "given"))
         self.loss = loss
         self.weight = check_number("weight", weight, low=0.0)
         self.class_agnostic = check_flag("class_agnostic", class_agnostic)
-        self.plan = plan
+        self.plan = check_choice("plan", plan, ("match", "given"))
         if class_agnostic and loss.bg_class_position == "first":
             raise ValueError(
                 "class_agnostic=True gives all targets the label 0 and needs a loss with bg_class_position='last' or "
@@ -78,10 +77,6 @@ class Branch(nn.Module):
         """Return the weighted terms of the branch; see `DetectionLoss.lose`."""
         terms = self.loss.lose(matched, own, shared)
         return {key: self.weight * value if key.startswith("loss") else value for key, value in terms.items()}
-
-    def extra_repr(self) -> str:
-        """Return the arguments for `repr`."""
-        return f"weight={self.weight}, class_agnostic={self.class_agnostic}, plan={self.plan!r}"
 
 
 class Branches(nn.Module):

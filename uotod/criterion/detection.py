@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.loss import _Loss
 
-from uotod.check import check_choice, check_flag, check_integer, check_number
+from uotod.check import Described, check_choice, check_flag, check_integer, check_number
 from uotod.criterion.fit import check_matcher, check_mining, check_terms
 from uotod.criterion.masses import Masses, share_masses
 from uotod.criterion.normalize import MassNormalizer, Normalizer
@@ -44,7 +44,7 @@ class Matched(NamedTuple):
     masses: Masses
 
 
-class DetectionLoss(_Loss):
+class DetectionLoss(Described, _Loss):
     r"""Match predictions to targets and add up the sub-losses, each times the mass of its pair.
 
     .. math::
@@ -130,7 +130,6 @@ class DetectionLoss(_Loss):
     ) -> None:
         super().__init__(size_average, reduce, reduction)
         check_choice("reduction", self.reduction, ("mean", "sum"))
-        check_choice("bg_class_position", bg_class_position, ("first", "last", "none"))
         check_choice("box_format", box_format, (None, *BOX_FORMATS))
         check_choice("target_format", target_format, (None, *BOX_FORMATS, "xyxy"))
         check_matcher(matching_method, box_format)
@@ -141,7 +140,7 @@ class DetectionLoss(_Loss):
         self.loc_loss_module = loc_loss_module
         self.extra_terms = nn.ModuleList(extra_terms)
         self.matching_method = matching_method
-        self.bg_class_position = bg_class_position
+        self.bg_class_position = check_choice("bg_class_position", bg_class_position, ("first", "last", "none"))
         self.use_hard_negative_mining = check_flag("use_hard_negative_mining", use_hard_negative_mining)
         ratio = neg_to_pos_ratio
         self.neg_to_pos_ratio = None if ratio is None else check_number("neg_to_pos_ratio", ratio, low=0.0)
@@ -315,14 +314,6 @@ class DetectionLoss(_Loss):
     def set_step(self, step: int) -> None:
         """Set the step of training at which schedules are read; see `Matcher.set_step`."""
         self.matching_method.set_step(step)
-
-    def extra_repr(self) -> str:
-        """Return the arguments for `repr`."""
-        return (
-            f"bg_class_position={self.bg_class_position!r}, use_hard_negative_mining={self.use_hard_negative_mining}, "
-            f"neg_to_pos_ratio={self.neg_to_pos_ratio}, reduction={self.reduction!r}, "
-            f"layer_weights={self.layer_weights}"
-        )
 
     def _masses(self, scene: Scene, plan: Plan, seen: tuple[Plan, ...]) -> Masses:
         positive, background = plan.positive.sum(1), plan.background_mass().sum(1)

@@ -4,16 +4,16 @@ from abc import abstractmethod
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from uotod.check import check_flag, check_integer, check_number
+from uotod.check import Described, check_flag, check_integer, check_number
 from uotod.criterion.masses import Masses, rank_mean
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 
-class Normalizer(nn.Module):
+class Normalizer(Described):
     """Choose what a mean divides by; a subclass implements `divisor`.
 
     Args:
@@ -51,11 +51,6 @@ class Normalizer(nn.Module):
         """
         raise NotImplementedError
 
-    def extra_repr(self) -> str:
-        """Return the arguments for `repr`."""
-        least = "" if self.least == 1 else f", least={self.least}"
-        return f"distributed={self.distributed}{least}"
-
 
 class ByTerm(Normalizer):
     """Divide each term by a normaliser of its own.
@@ -67,8 +62,8 @@ class ByTerm(Normalizer):
     Examples:
         >>> ByTerm(TargetNormalizer(distributed=True), cls=MassNormalizer())  # DETR
         ByTerm(
-          (default): TargetNormalizer(distributed=True)
-          (cls): MassNormalizer(distributed=False)
+          (default): TargetNormalizer(groups=1, distributed=True, least=1.0)
+          (cls): MassNormalizer(distributed=False, least=1.0)
         )
     """
 
@@ -91,10 +86,6 @@ class ByTerm(Normalizer):
     def divisor(self, term: str, local: Masses, total: Masses) -> Tensor:
         """Return nothing: the members have the divisors."""
         raise NotImplementedError
-
-    def extra_repr(self) -> str:
-        """Return no arguments: the members say it all."""
-        return ""
 
 
 class MassNormalizer(Normalizer):
@@ -148,10 +139,6 @@ class TargetNormalizer(Normalizer):
     def divisor(self, term: str, local: Masses, total: Masses) -> Tensor:
         """Return the number of targets for every term and layer."""
         return total.of("targets") * (self.groups if self.training else 1)
-
-    def extra_repr(self) -> str:
-        """Return the arguments for `repr`."""
-        return f"groups={self.groups}, {super().extra_repr()}" if self.groups > 1 else super().extra_repr()
 
 
 class PositiveNormalizer(Normalizer):
@@ -261,10 +248,6 @@ class MovingAverageNormalizer(Normalizer):
         if self.distributed:
             num_pos = rank_mean(num_pos, process_group)
         self.average.copy_(self._blend(num_pos.to(self.average)))
-
-    def extra_repr(self) -> str:
-        """Return the arguments for `repr`."""
-        return f"momentum={self.momentum}, {super().extra_repr()}"
 
     def _blend(self, num_pos: Tensor) -> Tensor:
         return self.momentum * self.average.to(num_pos) + (1 - self.momentum) * num_pos.clamp(min=1)

@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from uotod.check import check_flag, check_sub_loss
+from uotod.check import Described, check_flag, check_sub_loss
 from uotod.cost.adapters import Adapting, Part
 from uotod.cost.classes import background_losses, class_losses, class_masses
 from uotod.cost.labels import ClassLabels, fold
@@ -18,7 +18,7 @@ from uotod.scene.scene import Scene
 from uotod.solvers.vote import unite_layers
 
 
-class Term(Adapting, ABC):
+class Term(Described, Adapting, ABC):
     """One term of a criterion, which `DetectionLoss.terms` reports as "loss_" and its name.
 
     A subclass implements `losses`; the rest has a default: a term that sees the plan as it is, and counts the mass on
@@ -135,10 +135,6 @@ class Classification(Term):
         """Return the loss (S, P) of calling each prediction background."""
         return background_losses(self.parts, self._logits(scene), scene.bg_class, scene.layers)
 
-    def extra_repr(self) -> str:
-        """Return the arguments for `repr`."""
-        return f"quality={self.quality!r}, background={self.background}"
-
     def _logits(self, scene: Scene) -> Tensor:
         return scene.logits
 
@@ -223,10 +219,6 @@ class Localization(Term):
         losses = matched_losses(self.parts, scene, seen, divisor, f"{self.name}_loss_module")
         return losses.view(len(losses), scene.layers, len(losses[0]) // scene.layers)
 
-    def extra_repr(self) -> str:
-        """Return the arguments for `repr`."""
-        return f"quality={self.quality!r}, union={self.union}"
-
 
 class Distillation(Term):
     """Teach earlier decoder layers the distributions `pred_dist` of the final one, as D-FINE does.
@@ -270,7 +262,3 @@ class Distillation(Term):
         found = [self.module(x, teacher, logits, q) for x, q in zip(students, quality.chunk(layers), strict=False)]
         losses = torch.stack([*found, zero])[None]
         return scene.where_given(self.needs, losses).unsqueeze(-1)
-
-    def extra_repr(self) -> str:
-        """Return the arguments for `repr`."""
-        return f"union={self.union}"

@@ -75,14 +75,13 @@ class CocoDetection(Dataset[Sample]):
         cache: bool = False,
         crowd: Literal["drop", "mark"] = "drop",
     ) -> None:
-        check_choice("crowd", crowd, ("drop", "mark"))
         self.folder = Path(folder)
         self.split = split
         self.size = None if size is None else check_size("size", size)
         self.flip = check_flag("flip", flip)
         self.seed = check_integer("seed", seed, low=0)
         self.cache = check_flag("cache", cache)
-        self.crowd = crowd
+        self.crowd = check_choice("crowd", crowd, ("drop", "mark"))
         content = _read_json(self.folder, split)
         try:
             self.category_ids, self.class_names = _parse_categories(content)

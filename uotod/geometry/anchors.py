@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -10,7 +9,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from uotod.check import check_device, check_finite, check_integer, check_ordered, reads_values
+from uotod.check import (
+    check_device,
+    check_finite,
+    check_integer,
+    check_number,
+    check_ordered,
+    check_range,
+    reads_values,
+)
 from uotod.geometry.boxes import box_centers, full_precision
 
 
@@ -219,44 +226,30 @@ def _fill_levels(value: Anchors | Points) -> None:
         if stride.shape not in ((), (count,)):
             raise ValueError(f"anchors.stride must have shape () or ({count},), got {tuple(stride.shape)}")
         check_device("anchors.stride", stride, device)
-    elif stride is not None and (isinstance(stride, bool) or not isinstance(stride, (int, float))):
-        raise TypeError(f"anchors.stride must be a number or a tensor, got {type(stride).__name__}")
-    if stride is not None:
-        _check_stride(stride)
-    given = check_integer("anchors.num_levels", value.num_levels, low=0)
-    if level is None and isinstance(stride, Tensor) and stride.dim():
-        strides, level = torch.unique(stride, return_inverse=True)
-        if given and given < len(strides):
-            expected = f"at least {len(strides)}, the number of different strides"
-            raise ValueError(f"anchors.num_levels must be {expected}, got {given}")
-        object.__setattr__(value, "level", level)
-        object.__setattr__(value, "num_levels", given or max(len(strides), 1))
-    elif level is None:
-        object.__setattr__(value, "num_levels", given or 1)
-    else:
-        if not isinstance(level, Tensor) or level.is_floating_point() or level.dtype == torch.bool:
-            found = level.dtype if isinstance(level, Tensor) else type(level).__name__
-            raise TypeError(f"anchors.level must be a tensor of an integer dtype, got {found}")
-        if level.shape != (count,):
-            raise ValueError(f"anchors.level must have shape ({count},), got {tuple(level.shape)}")
-        check_device("anchors.level", level, device)
-        low, high = (int(x) for x in torch.aminmax(level)) if count else (0, 0)
-        if low < 0 and not given:
-            raise ValueError(f"anchors.level must not be negative, got {low}")
-        if low < 0 or (given and high >= given):
-            outside = low if low < 0 else high
-            raise ValueError(f"anchors.level must lie in [0, {given}), the number of levels, got {outside}")
-        object.__setattr__(value, "num_levels", given or high + 1)
-
-
-def _check_stride(stride: Tensor | float) -> None:
-    """Raise a ValueError unless a stride is finite and positive; of a tensor this reads the values."""
-    if isinstance(stride, Tensor):
         bad = stride[~((stride > 0) & stride.isfinite())]
         if len(bad):
             raise ValueError(f"anchors.stride must be finite and positive, got a value of {bad[0].item()}")
-    elif not 0 < stride < math.inf:
-        raise ValueError(f"anchors.stride must be finite and positive, got {stride}")
+    elif stride is not None:
+        check_number("anchors.stride", stride, low=0.0, low_open=True)
+    given, found = check_integer("anchors.num_levels", value.num_levels, low=0), 1
+    if level is not None:
+        if not isinstance(level, Tensor) or level.is_floating_point() or level.dtype == torch.bool:
+            kind = level.dtype if isinstance(level, Tensor) else type(level).__name__
+            raise TypeError(f"anchors.level must be a tensor of an integer dtype, got {kind}")
+        if level.shape != (count,):
+            raise ValueError(f"anchors.level must have shape ({count},), got {tuple(level.shape)}")
+        check_device("anchors.level", level, device)
+        found = given or (int(level.max()) + 1 if count else 1)
+        check_range("anchors.level", level, max(found, 1), note=", the number of levels")
+    elif isinstance(stride, Tensor) and stride.dim():
+        strides, level = torch.unique(stride, return_inverse=True)
+        found = max(len(strides), 1)
+        if given and given < found:
+            raise ValueError(
+                f"anchors.num_levels must be at least {found}, the number of different strides, got {given}"
+            )
+    object.__setattr__(value, "level", level)
+    object.__setattr__(value, "num_levels", given or found)
 
 
 def _levels(name: str, counts: Sequence[int], strides: Sequence[float], like: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from uotod.check import check_choice, check_number
 from uotod.geometry.boxes import box_cxcywh_to_xyxy, box_xyxy_to_cxcywh, full_precision
-from uotod.geometry.coders import BoxCoder
+from uotod.geometry.coders import BoxCoder, bounded_log, center_and_size, points_of
 
 SIZES = ("sqrt", "log", "linear")
 
@@ -92,22 +92,19 @@ class CellCoder(BoxCoder):
         """Return the (..., 2) upper left corner of the cell, in cells, and the (..., 1) stride."""
         if stride is None:
             raise ValueError("stride must be given to a CellCoder, got None")
-        anchors, unit = full_precision(anchors), stride.unsqueeze(-1)
-        points = anchors if anchors.shape[-1] == 2 else (anchors[..., :2] + anchors[..., 2:]) / 2
-        return (points / unit).floor(), unit
+        unit = stride.unsqueeze(-1)
+        return (points_of(anchors) / unit).floor(), unit
 
     def _anchor_size(self, anchors: Tensor) -> Tensor:
         if anchors.shape[-1] != 4:
             raise ValueError(f'anchors must have shape (..., 4) with size="log", got {tuple(anchors.shape)}')
-        size = full_precision(anchors[..., 2:] - anchors[..., :2])
-        return torch.where(size > 0, size, 1.0)
+        return center_and_size(anchors)[1]
 
 
 def compress_size(size: Tensor, kind: str, eps: float) -> Tensor:
     """Return the root ("sqrt") or the logarithm ("log") of sizes, below `eps` its tangent there; or the size itself."""
-    if kind == "linear":
-        return size
-    safe = size.clamp(min=eps)
+    if kind == "log":
+        return bounded_log(size, eps)
     if kind == "sqrt":
-        return torch.where(size > eps, safe.sqrt(), (eps + size) / (2 * math.sqrt(eps)))
-    return torch.where(size > eps, safe.log(), math.log(eps) + size / eps - 1)
+        return torch.where(size > eps, size.clamp(min=eps).sqrt(), (eps + size) / (2 * math.sqrt(eps)))
+    return size

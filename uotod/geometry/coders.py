@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from uotod.check import check_flag, check_number
-from uotod.geometry.boxes import box_cxcywh_to_xyxy, box_xyxy_to_cxcywh, full_precision
+from uotod.geometry.boxes import box_centers, box_cxcywh_to_xyxy, box_xyxy_to_cxcywh, full_precision
 
 
 class BoxCoder(ABC):
@@ -74,26 +74,19 @@ class DeltaCoder(BoxCoder):
 
     def encode(self, boxes: Tensor, anchors: Tensor, stride: Tensor | None = None) -> Tensor:
         """Return the (..., 4) deltas of (..., 4) boxes, xyxy, from the anchors in the same rows."""
-        values, (center, size) = box_xyxy_to_cxcywh(full_precision(boxes)), self._anchor(anchors)
-        shift, scale = (values[..., :2] - center) / size, values[..., 2:] / size
-        log = scale.clamp(min=self.eps).log()
-        log = torch.where(scale > self.eps, log, math.log(self.eps) + scale / self.eps - 1)
+        values, (center, size) = box_xyxy_to_cxcywh(full_precision(boxes)), center_and_size(anchors)
+        shift, log = (values[..., :2] - center) / size, bounded_log(values[..., 2:] / size, self.eps)
         # number by number: a tensor of the weights would be a transfer that synchronises with a GPU
         deltas = torch.cat((shift, log), dim=-1).unbind(-1)
         return torch.stack([x * w for x, w in zip(deltas, self.weights, strict=True)], dim=-1)
 
     def decode(self, values: Tensor, anchors: Tensor, stride: Tensor | None = None) -> Tensor:
         """Return the (..., 4) boxes, xyxy, with (..., 4) deltas from the anchors in the same rows."""
-        center, size = self._anchor(anchors)
+        center, size = center_and_size(anchors)
         deltas = full_precision(values).unbind(-1)
         values = torch.stack([x / w for x, w in zip(deltas, self.weights, strict=True)], dim=-1)
         scale = values[..., 2:].clamp(max=math.log(self.max_scale)).exp()
         return box_cxcywh_to_xyxy(torch.cat((center + values[..., :2] * size, scale * size), dim=-1))
-
-    def _anchor(self, anchors: Tensor) -> tuple[Tensor, Tensor]:
-        values = box_xyxy_to_cxcywh(full_precision(anchors))
-        size = values[..., 2:]
-        return values[..., :2], torch.where(size > 0, size, 1.0)
 
 
 @dataclass(frozen=True)
@@ -137,13 +130,13 @@ class DistanceCoder(BoxCoder):
             anchors: (..., 4) anchors, xyxy, or (..., 2) points in the same rows.
             stride: (...) strides, needed with `by_stride=True`.
         """
-        boxes, point = full_precision(boxes), _points(anchors)
+        boxes, point = full_precision(boxes), points_of(anchors)
         values = torch.cat((point - boxes[..., :2], boxes[..., 2:] - point), dim=-1)
         return values / self._unit(stride) if self.by_stride else values
 
     def decode(self, values: Tensor, anchors: Tensor, stride: Tensor | None = None) -> Tensor:
         """Return the (..., 4) boxes, xyxy, with (..., 4) distances. Arguments as in `encode`."""
-        values, point = full_precision(values), _points(anchors)
+        values, point = full_precision(values), points_of(anchors)
         values = values * self._unit(stride) if self.by_stride else values
         return torch.cat((point - values[..., :2], point + values[..., 2:]), dim=-1)
 
@@ -153,7 +146,19 @@ class DistanceCoder(BoxCoder):
         return stride.unsqueeze(-1)
 
 
-def _points(anchors: Tensor) -> Tensor:
+def points_of(anchors: Tensor) -> Tensor:
     """Return (..., 2) points, or the centres of (..., 4) anchors."""
     anchors = full_precision(anchors)
-    return anchors if anchors.shape[-1] == 2 else (anchors[..., :2] + anchors[..., 2:]) / 2
+    return anchors if anchors.shape[-1] == 2 else box_centers(anchors)
+
+
+def center_and_size(anchors: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the centres (..., 2) and sizes (..., 2) of (..., 4) anchors, 1 for a size that is not above 0."""
+    values = box_xyxy_to_cxcywh(full_precision(anchors))
+    size = values[..., 2:]
+    return values[..., :2], torch.where(size > 0, size, 1.0)
+
+
+def bounded_log(size: Tensor, eps: float) -> Tensor:
+    """Return the logarithm of sizes, below `eps` its tangent there."""
+    return torch.where(size > eps, size.clamp(min=eps).log(), math.log(eps) + size / eps - 1)

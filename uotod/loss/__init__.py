@@ -2,11 +2,7 @@
 
 from torch import nn
 
-from uotod.criterion.branches import (
-    Branch as Branch,
-    Branches as Branches,
-    denoising_plan as denoising_plan,
-)
+from uotod.criterion.branches import Branch as Branch, Branches as Branches, denoising_plan as denoising_plan
 from uotod.criterion.detection import DetectionLoss as DetectionLoss
 from uotod.criterion.errors import detection_errors as detection_errors
 from uotod.criterion.masses import Masses as Masses
@@ -35,36 +31,19 @@ from uotod.loss.balanced_l1 import BalancedL1Loss as BalancedL1Loss
 from uotod.loss.box_space import BoxSpace as BoxSpace
 from uotod.loss.confidence import ConfidenceLoss as ConfidenceLoss
 from uotod.loss.distribution import DistributionFocalLoss as DistributionFocalLoss
-from uotod.loss.eiou import (
-    EIoULoss as EIoULoss,
-    ExtendedIoULoss as ExtendedIoULoss,
-)
-from uotod.loss.fine_grained import (
-    DistillationLoss as DistillationLoss,
-    FineGrainedLoss as FineGrainedLoss,
-)
-from uotod.loss.focal import (
-    SigmoidFocalCost as SigmoidFocalCost,
-    SigmoidFocalLoss as SigmoidFocalLoss,
-)
+from uotod.loss.eiou import EIoULoss as EIoULoss, ExtendedIoULoss as ExtendedIoULoss
+from uotod.loss.fine_grained import DistillationLoss as DistillationLoss, FineGrainedLoss as FineGrainedLoss
+from uotod.loss.focal import SigmoidFocalCost as SigmoidFocalCost, SigmoidFocalLoss as SigmoidFocalLoss
 from uotod.loss.ghm import GHMCLoss as GHMCLoss
 from uotod.loss.inner_iou import InnerIoULoss as InnerIoULoss
-from uotod.loss.iou import (
-    CIoULoss as CIoULoss,
-    DIoULoss as DIoULoss,
-    GIoULoss as GIoULoss,
-    IoULoss as IoULoss,
-)
+from uotod.loss.iou import CIoULoss as CIoULoss, DIoULoss as DIoULoss, GIoULoss as GIoULoss, IoULoss as IoULoss
 from uotod.loss.iou_aware import IoUAwareBCELoss as IoUAwareBCELoss
 from uotod.loss.matchability import MatchabilityAwareLoss as MatchabilityAwareLoss
 from uotod.loss.mpdiou import MPDIoULoss as MPDIoULoss
 from uotod.loss.multiple import MultipleObjectiveLoss as MultipleObjectiveLoss
 from uotod.loss.negative_prob import NegativeProbLoss as NegativeProbLoss
 from uotod.loss.objectness import ObjectnessLoss as ObjectnessLoss
-from uotod.loss.poly import (
-    PolyLoss as PolyLoss,
-    SigmoidPolyLoss as SigmoidPolyLoss,
-)
+from uotod.loss.poly import PolyLoss as PolyLoss, SigmoidPolyLoss as SigmoidPolyLoss
 from uotod.loss.quality_focal import QualityFocalLoss as QualityFocalLoss
 from uotod.loss.siou import SIoULoss as SIoULoss
 from uotod.loss.softmax_focal import SoftmaxFocalLoss as SoftmaxFocalLoss

@@ -3,16 +3,16 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from uotod.check import check_number
+from uotod.check import Described, check_number
 from uotod.cost.kinds import Affine, ClassTerms, Sigmoid
 from uotod.geometry.boxes import full_precision
 from uotod.loss.one_hot import one_hot_rows, smooth_gain, smooth_rows
 from uotod.loss.reduce import check_reduction, reduce_loss
 
 
-class LabelLoss(nn.Module, ABC):
+class LabelLoss(Described, ABC):
     """A loss that is zero without a label; a subclass states what each class adds, if it is the label."""
 
     def __init__(self, reduction: str) -> None:
@@ -40,7 +40,7 @@ class LabelLoss(nn.Module, ABC):
         return pick(self._gain(logits))
 
 
-class SigmoidLoss(nn.Module, ABC):
+class SigmoidLoss(Described, ABC):
     """A loss of each logit on its own; a subclass states that of a one and of a zero."""
 
     def __init__(self, label_smoothing: float, reduction: str) -> None:

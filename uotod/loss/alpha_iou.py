@@ -43,13 +43,8 @@ class AlphaIoULoss(BoxPairLoss):
         self, *, kind: OverlapKind = "iou", alpha: float = 3.0, eps: float = 1e-7, reduction: str = "mean"
     ) -> None:
         super().__init__(eps=eps, reduction=reduction)
-        check_choice("kind", kind, OVERLAP_KINDS)
-        self.kind = kind
+        self.kind = check_choice("kind", kind, OVERLAP_KINDS)
         self.alpha = check_number("alpha", alpha, low=0.0, low_open=True)
-
-    def extra_repr(self) -> str:
-        """Return the arguments for `repr`."""
-        return f"kind={self.kind!r}, alpha={self.alpha}, {super().extra_repr()}"
 
     def _of_pair(self, box: Coordinates, target: Coordinates) -> Tensor:
         iou, *penalties = overlap_terms(box, target, self.kind, self.eps)

@@ -3,15 +3,15 @@
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from uotod.check import check_number
+from uotod.check import Described, check_number
 from uotod.cost.kinds import Pair
 from uotod.geometry.boxes import full_precision, pairwise_coordinates
 from uotod.loss.reduce import check_reduction, reduce_loss
 
 
-class BalancedL1Loss(nn.Module):
+class BalancedL1Loss(Described):
     r"""Weigh small differences more than the smooth L1 loss does, and large ones by a bounded slope.
 
     .. math:: L(d) = \begin{cases}
@@ -69,10 +69,6 @@ class BalancedL1Loss(nn.Module):
         for value, target in zip(values[1:], targets[1:], strict=True):
             cost = cost + self._of_difference(value - target)
         return cost
-
-    def extra_repr(self) -> str:
-        """Return the arguments for `repr`."""
-        return f"alpha={self.alpha}, gamma={self.gamma}, beta={self.beta}, reduction={self.reduction!r}"
 
     def _of_difference(self, difference: Tensor) -> Tensor:
         alpha, gamma, beta = self.alpha, self.gamma, self.beta

@@ -2,16 +2,16 @@
 
 from abc import ABC, abstractmethod
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from uotod.check import check_number
+from uotod.check import Described, check_number
 from uotod.cost.kinds import Pair
 from uotod.geometry.boxes import aligned_coordinates, full_precision, pairwise_coordinates
 from uotod.geometry.overlap import Coordinates
 from uotod.loss.reduce import check_reduction, reduce_loss
 
 
-class BoxPairLoss(nn.Module, ABC):
+class BoxPairLoss(Described, ABC):
     """A loss of two boxes, xyxy; a subclass states it on coordinates that broadcast."""
 
     def __init__(self, *, eps: float = 1e-7, reduction: str = "mean") -> None:
@@ -37,10 +37,6 @@ class BoxPairLoss(nn.Module, ABC):
         """Return the unreduced loss (B, T, P) of all pairs of (B, P, 4) boxes and (B, T, 4) targets."""
         target, box = pairwise_coordinates(target_boxes, boxes)
         return self._of_pair(box, target)
-
-    def extra_repr(self) -> str:
-        """Return the arguments for `repr`."""
-        return f"eps={self.eps}, reduction={self.reduction!r}"
 
     @abstractmethod
     def _of_pair(self, box: Coordinates, target: Coordinates) -> Tensor:

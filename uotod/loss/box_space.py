@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from uotod.check import check_choice, check_number
+from uotod.check import Described, check_choice, check_number
 from uotod.cost.adapters import Adapting, adapt
 from uotod.cost.kinds import Pair
 from uotod.geometry.boxes import box_xyxy_to_cxcywh, full_precision
@@ -13,7 +13,7 @@ from uotod.geometry.coders import BoxCoder
 from uotod.loss.box_pair import BoxPairLoss, check_rows
 
 
-class BoxSpace(Adapting):
+class BoxSpace(Described, Adapting):
     r"""Evaluate a coordinate-wise loss on boxes in another parameterisation.
 
     .. math:: L(\varphi(\hat b), \varphi(b))
@@ -120,10 +120,6 @@ class BoxSpace(Adapting):
         shape = (len(boxes), target_boxes.shape[1], boxes.shape[1])
         costs = [part.weight * part.adapter.pair_cost(fields, shape) for part in self.adapted["loss"]]
         return costs[0] if len(costs) == 1 else torch.stack(costs).sum(0)
-
-    def extra_repr(self) -> str:
-        """Return the arguments for `repr`."""
-        return f"space={self.space!r}, image_size={self.image_size}"
 
     def _convert(self, boxes: Tensor) -> Tensor:
         boxes = full_precision(boxes)

@@ -51,17 +51,9 @@ class ConfidenceLoss(SoftTargetLoss):
         reduction: str = "mean",
     ) -> None:
         super().__init__(reduction)
-        check_choice("kind", kind, ("mse", "bce"))
-        self.kind = kind
+        self.kind = check_choice("kind", kind, ("mse", "bce"))
         self.positive_weight = check_number("positive_weight", positive_weight, low=0.0)
         self.negative_weight = check_number("negative_weight", negative_weight, low=0.0)
-
-    def extra_repr(self) -> str:
-        """Return the arguments for `repr`."""
-        return (
-            f"kind={self.kind!r}, positive_weight={self.positive_weight}, negative_weight={self.negative_weight}, "
-            f"reduction={self.reduction!r}"
-        )
 
     def _values(self, logits: Tensor, target: SoftTarget) -> Tensor:
         weight = self.negative_weight + (self.positive_weight - self.negative_weight) * target.positive

@@ -39,10 +39,6 @@ class EIoULoss(BoxPairLoss):
         super().__init__(eps=eps, reduction=reduction)
         self.gamma = check_number("gamma", gamma, low=0.0)
 
-    def extra_repr(self) -> str:
-        """Return the arguments for `repr`."""
-        return f"gamma={self.gamma}, {super().extra_repr()}"
-
     def _of_pair(self, box: Coordinates, target: Coordinates) -> Tensor:
         iou, distance, width, height = overlap_terms(box, target, "eiou", self.eps)
         loss = 1 - iou + distance + width + height
@@ -80,10 +76,6 @@ class ExtendedIoULoss(BoxPairLoss):
     def __init__(self, *, smooth_point: float = 0.1, eps: float = 1e-7, reduction: str = "mean") -> None:
         super().__init__(eps=eps, reduction=reduction)
         self.smooth_point = check_number("smooth_point", smooth_point, low=0.0, low_open=True)
-
-    def extra_repr(self) -> str:
-        """Return the arguments for `repr`."""
-        return f"smooth_point={self.smooth_point}, {super().extra_repr()}"
 
     def _of_pair(self, box: Coordinates, target: Coordinates) -> Tensor:
         (aw, ah), (bw, bh) = sizes(box), sizes(target)

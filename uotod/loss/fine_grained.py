@@ -1,11 +1,12 @@
 """The losses of fine-grained distributions: logits of the offsets of a box's sides in, their losses out."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from uotod.check import check_integer, check_number
-from uotod.geometry.boxes import aligned_overlap, box_xyxy_to_cxcywh, full_precision
+from uotod.check import Described, check_integer, check_number
+from uotod.geometry.boxes import aligned_overlap, full_precision
+from uotod.geometry.coders import center_and_size
 from uotod.geometry.sides import bins_of, check_sides, interpolated_loss
 from uotod.loss.reduce import check_reduction, reduce_loss
 
@@ -46,7 +47,7 @@ def fine_grained_bins(max_bin: int = 32, *, bound: float = 0.5, scale: float = 4
     return torch.cat((-right[1:].flip(0), right))
 
 
-class FineGrainedLoss(nn.Module):
+class FineGrainedLoss(Described):
     r"""Raise the probability of the two bins around the true offset of each side from its reference box (FGL).
 
     .. math:: L = -u \sum_\text{sides} \left( \frac{y_{n + 1} - y}{y_{n + 1} - y_n} \ln S_n
@@ -84,6 +85,7 @@ class FineGrainedLoss(nn.Module):
 
     def __init__(self, *, max_bin: int = 32, bound: float = 0.5, scale: float = 4.0, reduction: str = "mean") -> None:
         super().__init__()
+        self.max_bin, self.bound, self.scale = max_bin, bound, scale
         self.reduction = check_reduction(reduction)
         self.register_buffer("bins", fine_grained_bins(max_bin, bound=bound, scale=scale), persistent=False)
 
@@ -95,9 +97,7 @@ class FineGrainedLoss(nn.Module):
         """
         check_sides(target_boxes, pred_dist)
         pred_dist, target = full_precision(pred_dist), full_precision(target_boxes)
-        reference = box_xyxy_to_cxcywh(full_precision(anchors))
-        center, size = reference[..., :2], reference[..., 2:]
-        size = torch.where(size > 0, size, 1.0)
+        center, size = center_and_size(anchors)
         offset = torch.cat(((center - target[..., :2]) / size, (target[..., 2:] - center) / size), dim=-1) - 0.5
         bins = bins_of(pred_dist, self.bins)
         loss = interpolated_loss(pred_dist, offset.to(pred_dist.dtype), bins).sum(-1)
@@ -105,12 +105,8 @@ class FineGrainedLoss(nn.Module):
             quality = aligned_overlap(full_precision(pred_boxes), target, "iou", eps=0.0)
         return reduce_loss(quality * loss, self.reduction)
 
-    def extra_repr(self) -> str:
-        """Return the arguments for `repr`."""
-        return f"max_bin={len(self.bins) - 1}, reduction={self.reduction!r}"
 
-
-class DistillationLoss(nn.Module):
+class DistillationLoss(Described):
     r"""Teach the distributions of an earlier decoder layer those of the final one (DDF of D-FINE).
 
     .. math:: L = \frac{\sqrt{n_+}\, \bar K_+ + \sqrt{n_-}\, \bar K_-}{\sqrt{n_+} + \sqrt{n_-}}, \qquad
@@ -162,7 +158,3 @@ class DistillationLoss(nn.Module):
             total = total + torch.where(rows, loss, 0).sum() / count.clamp(min=1).sqrt()
             root_sum = root_sum + count.sqrt()
         return self.weight * total / root_sum.clamp(min=1)
-
-    def extra_repr(self) -> str:
-        """Return the arguments for `repr`."""
-        return f"temperature={self.temperature}, weight={self.weight}"

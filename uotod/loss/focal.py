@@ -43,13 +43,6 @@ class SigmoidFocalLoss(SigmoidLoss):
         super().__init__(label_smoothing, reduction)
         self.alpha, self.gamma = _check_alpha(alpha), check_number("gamma", gamma, low=0.0)
 
-    def extra_repr(self) -> str:
-        """Return the arguments for `repr`."""
-        return (
-            f"alpha={self.alpha}, gamma={self.gamma}, label_smoothing={self.label_smoothing}, "
-            f"reduction={self.reduction!r}"
-        )
-
     def _of_label(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         return focal_terms(logits, self.alpha, self.gamma)
 
@@ -82,10 +75,6 @@ class SigmoidFocalCost(LabelLoss):
     def __init__(self, *, alpha: float = 0.25, gamma: float = 2.0, reduction: str = "mean") -> None:
         super().__init__(reduction)
         self.alpha, self.gamma = _check_alpha(alpha), check_number("gamma", gamma, low=0.0)
-
-    def extra_repr(self) -> str:
-        """Return the arguments for `repr`."""
-        return f"alpha={self.alpha}, gamma={self.gamma}, reduction={self.reduction!r}"
 
     def _gain(self, logits: Tensor) -> Tensor:
         positive, negative = focal_terms(logits, self.alpha, self.gamma)

@@ -44,10 +44,6 @@ class GHMCLoss(SoftTargetLoss):
         super().__init__(reduction)
         self.bins = check_integer("bins", bins, low=1)
 
-    def extra_repr(self) -> str:
-        """Return the arguments for `repr`."""
-        return f"bins={self.bins}, reduction={self.reduction!r}"
-
     def _values(self, logits: Tensor, target: SoftTarget) -> Tensor:
         loss = F.binary_cross_entropy_with_logits(logits, target.quality, reduction="none")
         with torch.no_grad():

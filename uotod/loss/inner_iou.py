@@ -40,13 +40,8 @@ class InnerIoULoss(BoxPairLoss):
         self, *, kind: OverlapKind = "iou", ratio: float = 0.75, eps: float = 1e-7, reduction: str = "mean"
     ) -> None:
         super().__init__(eps=eps, reduction=reduction)
-        check_choice("kind", kind, OVERLAP_KINDS)
-        self.kind = kind
+        self.kind = check_choice("kind", kind, OVERLAP_KINDS)
         self.ratio = check_number("ratio", ratio, low=0.0, low_open=True)
-
-    def extra_repr(self) -> str:
-        """Return the arguments for `repr`."""
-        return f"kind={self.kind!r}, ratio={self.ratio}, {super().extra_repr()}"
 
     def _of_pair(self, box: Coordinates, target: Coordinates) -> Tensor:
         loss = 1 - overlap(scaled(box, self.ratio), scaled(target, self.ratio), "iou", self.eps)

@@ -48,12 +48,7 @@ class IoULoss(_OverlapLoss):
 
     def __init__(self, *, mode: str = "linear", eps: float = 1e-7, reduction: str = "mean") -> None:
         super().__init__(eps=eps, reduction=reduction)
-        check_choice("mode", mode, ("linear", "log", "square"))
-        self.mode = mode
-
-    def extra_repr(self) -> str:
-        """Return the arguments for `repr`."""
-        return f"mode={self.mode!r}, {super().extra_repr()}"
+        self.mode = check_choice("mode", mode, ("linear", "log", "square"))
 
     def _of_overlap(self, overlap: Tensor) -> Tensor:
         if self.mode == "linear":

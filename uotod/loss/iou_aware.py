@@ -39,10 +39,6 @@ class IoUAwareBCELoss(SoftTargetLoss):
         self.alpha = check_number("alpha", alpha, low=0.0, high=1.0)
         self.gamma = check_number("gamma", gamma, low=0.0)
 
-    def extra_repr(self) -> str:
-        """Return the arguments for `repr`."""
-        return f"alpha={self.alpha}, gamma={self.gamma}, reduction={self.reduction!r}"
-
     def _values(self, logits: Tensor, target: SoftTarget) -> Tensor:
         log_p, log_q = F.logsigmoid(logits), F.logsigmoid(-logits)  # q = 1 - p
         goal = (self.alpha * log_p.detach()).exp() * target.quality.clamp(min=0) ** (1 - self.alpha)

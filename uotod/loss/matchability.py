@@ -39,10 +39,6 @@ class MatchabilityAwareLoss(SoftTargetLoss):
         super().__init__(reduction)
         self.gamma, self.alpha = check_number("gamma", gamma, low=0.0), check_number("alpha", alpha, low=0.0)
 
-    def extra_repr(self) -> str:
-        """Return the arguments for `repr`."""
-        return f"gamma={self.gamma}, alpha={self.alpha}, reduction={self.reduction!r}"
-
     def _values(self, logits: Tensor, target: SoftTarget) -> Tensor:
         positive, focus = target.positive, (self.gamma * F.logsigmoid(logits.detach())).exp()
         goal = target.quality.clamp(min=0) ** self.gamma

@@ -42,10 +42,6 @@ class MPDIoULoss(BoxPairLoss):
         width, height = (check_number(f"image_size[{i}]", x, low=0.0, low_open=True) for i, x in enumerate(image_size))
         self.image_size = (width, height)
 
-    def extra_repr(self) -> str:
-        """Return the arguments for `repr`."""
-        return f"image_size={self.image_size}, {super().extra_repr()}"
-
     def _of_pair(self, box: Coordinates, target: Coordinates) -> Tensor:
         loss = 1 - overlap(box, target, "iou", self.eps)
         width, height = self.image_size

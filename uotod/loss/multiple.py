@@ -3,7 +3,9 @@
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import reduce
 
+import torch
 from torch import Tensor, nn
 
 from uotod.check import check_number
@@ -66,13 +68,9 @@ class MultipleObjectiveLoss(nn.Module):
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """Return the weighted sum of the losses."""
-        total: Tensor | None = None
-        for weight, loss in zip(self.weights, self.losses, strict=True):
-            value = loss(input, target)
-            value = weight * (value.flatten(1).sum(1) if value.dim() > 1 else value)
-            total = value if total is None else total + value
-        assert total is not None
-        return total
+        values: list[Tensor] = [loss(input, target) for loss in self.losses]
+        rows = [value.flatten(1).sum(1) if value.dim() > 1 else value for value in values]
+        return reduce(torch.add, (weight * value for weight, value in zip(self.weights, rows, strict=True)))
 
     @property
     def weights(self) -> tuple[float, ...]:

@@ -30,10 +30,6 @@ class NegativeProbLoss(LabelLoss):
     def __init__(self, *, reduction: str = "mean") -> None:
         super().__init__(reduction)
 
-    def extra_repr(self) -> str:
-        """Return the arguments for `repr`."""
-        return f"reduction={self.reduction!r}"
-
     def _gain(self, logits: Tensor) -> Tensor:
         return -logits.softmax(-1)
 

@@ -40,12 +40,5 @@ class ObjectnessLoss(SigmoidLoss):
         self.positive_weight = check_number("positive_weight", positive_weight, low=0.0)
         self.negative_weight = check_number("negative_weight", negative_weight, low=0.0)
 
-    def extra_repr(self) -> str:
-        """Return the arguments for `repr`."""
-        return (
-            f"positive_weight={self.positive_weight}, negative_weight={self.negative_weight}, "
-            f"reduction={self.reduction!r}"
-        )
-
     def _of_label(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         return -self.positive_weight * F.logsigmoid(logits), -self.negative_weight * F.logsigmoid(-logits)

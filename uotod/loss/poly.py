@@ -44,10 +44,6 @@ class PolyLoss(SoftmaxLoss):
         super().__init__(class_weight, label_smoothing, reduction)
         self.epsilon = check_number("epsilon", epsilon, low=-1.0)
 
-    def extra_repr(self) -> str:
-        """Return the arguments for `repr`."""
-        return f"epsilon={self.epsilon}, {super().extra_repr()}"
-
     def _of_log_probability(self, log_p: Tensor) -> Tensor:
         return -log_p - self.epsilon * torch.expm1(log_p)
 
@@ -83,13 +79,6 @@ class SigmoidPolyLoss(SigmoidLoss):
         super().__init__(label_smoothing, reduction)
         self.epsilon = check_number("epsilon", epsilon, low=-1.0)
         self.gamma = check_number("gamma", gamma, low=0.0)
-
-    def extra_repr(self) -> str:
-        """Return the arguments for `repr`."""
-        return (
-            f"epsilon={self.epsilon}, gamma={self.gamma}, label_smoothing={self.label_smoothing}, "
-            f"reduction={self.reduction!r}"
-        )
 
     def _of_label(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         log_p, log_q = F.logsigmoid(logits), F.logsigmoid(-logits)  # q = 1 - p

@@ -37,10 +37,6 @@ class QualityFocalLoss(SoftTargetLoss):
         super().__init__(reduction)
         self.beta = check_number("beta", beta, low=0.0)
 
-    def extra_repr(self) -> str:
-        """Return the arguments for `repr`."""
-        return f"beta={self.beta}, reduction={self.reduction!r}"
-
     def _values(self, logits: Tensor, target: SoftTarget) -> Tensor:
         loss = F.binary_cross_entropy_with_logits(logits, target.quality, reduction="none")
         return power((target.quality - logits.sigmoid()).abs(), self.beta) * loss

@@ -9,8 +9,7 @@ REDUCTIONS = ("none", "mean", "sum")
 
 def check_reduction(reduction: str) -> str:
     """Return `reduction` if it is one of "none", "mean" and "sum", else raise a ValueError."""
-    check_choice("reduction", reduction, REDUCTIONS)
-    return reduction
+    return check_choice("reduction", reduction, REDUCTIONS)
 
 
 def reduce_loss(loss: Tensor, reduction: str) -> Tensor:

@@ -42,10 +42,6 @@ class SIoULoss(BoxPairLoss):
         super().__init__(eps=eps, reduction=reduction)
         self.theta = check_number("theta", theta, low=1.0)
 
-    def extra_repr(self) -> str:
-        """Return the arguments for `repr`."""
-        return f"theta={self.theta}, {super().extra_repr()}"
-
     def _of_pair(self, box: Coordinates, target: Coordinates) -> Tensor:
         iou, distance, shape = overlap_terms(box, target, "siou", self.eps, theta=self.theta)
         return 1 - iou + distance + shape

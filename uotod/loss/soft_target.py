@@ -4,8 +4,9 @@ from abc import ABC, abstractmethod
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from uotod.check import Described
 from uotod.cost.kinds import Soft
 from uotod.cost.labels import SoftTarget
 from uotod.geometry.boxes import full_precision
@@ -13,7 +14,7 @@ from uotod.loss.one_hot import one_hot_rows
 from uotod.loss.reduce import check_reduction, reduce_loss
 
 
-class SoftTargetLoss(nn.Module, ABC):
+class SoftTargetLoss(Described, ABC):
     """A loss of sigmoid scores against a quality in [0, 1]; a subclass implements `_values`.
 
     `is_rowwise` tells that the loss of a row reads no other row.

@@ -32,10 +32,6 @@ class SoftmaxLoss(LabelLoss):
             gain = gain * self.class_weight.to(gain.dtype)
         return smooth_gain(gain, self.label_smoothing)
 
-    def extra_repr(self) -> str:
-        """Return the arguments for `repr`."""
-        return f"label_smoothing={self.label_smoothing}, reduction={self.reduction!r}"
-
     @abstractmethod
     def _of_log_probability(self, log_p: Tensor) -> Tensor:
         """Return the loss of each class, if it is the target, from its log-probability."""

@@ -45,9 +45,5 @@ class SoftmaxFocalLoss(SoftmaxLoss):
         super().__init__(class_weight, label_smoothing, reduction)
         self.gamma = check_number("gamma", gamma, low=0.0)
 
-    def extra_repr(self) -> str:
-        """Return the arguments for `repr`."""
-        return f"gamma={self.gamma}, {super().extra_repr()}"
-
     def _of_log_probability(self, log_p: Tensor) -> Tensor:
         return -power(-torch.expm1(log_p), self.gamma) * log_p

@@ -50,12 +50,7 @@ class VarifocalLoss(SoftTargetLoss):
     ) -> None:
         super().__init__(reduction)
         self.alpha, self.gamma = check_number("alpha", alpha, low=0.0), check_number("gamma", gamma, low=0.0)
-        check_choice("form", form, ("varifocal", "rtdetr"))
-        self.form = form
-
-    def extra_repr(self) -> str:
-        """Return the arguments for `repr`."""
-        return f"alpha={self.alpha}, gamma={self.gamma}, form={self.form!r}, reduction={self.reduction!r}"
+        self.form = check_choice("form", form, ("varifocal", "rtdetr"))
 
     def _values(self, logits: Tensor, target: SoftTarget) -> Tensor:
         quality = target.quality

@@ -97,13 +97,6 @@ class WiseIoULoss(BoxPairLoss):
         self.mean.copy_(torch.where(total > 0, moved, self.mean))
         return self.mean.clone()
 
-    def extra_repr(self) -> str:
-        """Return the arguments for `repr`."""
-        return (
-            f"version={self.version}, gamma={self.gamma}, alpha={self.alpha}, delta={self.delta}, "
-            f"momentum={self.momentum}, {super().extra_repr()}"
-        )
-
     def _of_pair(self, box: Coordinates, target: Coordinates) -> Tensor:
         loss = 1 - overlap(box, target, "iou", self.eps)
         dx, dy = center_offsets(box, target)

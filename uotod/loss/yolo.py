@@ -5,17 +5,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from uotod.check import check_choice, check_device, check_number, check_shares
+from uotod.check import Described, check_choice, check_device, check_number, check_shares
 from uotod.geometry.boxes import aligned_overlap, full_precision
 from uotod.geometry.cell_coder import SIZES, CellCoder, compress_size
+from uotod.loss.box_pair import BoxPairLoss
 from uotod.loss.confidence import error
 from uotod.loss.iou import CIoULoss, GIoULoss, IoULoss
 
-OVERLAPS: dict[str, type[IoULoss] | type[GIoULoss] | type[CIoULoss]] = {
-    "iou": IoULoss,
-    "giou": GIoULoss,
-    "ciou": CIoULoss,
-}
+OVERLAPS: dict[str, type[BoxPairLoss]] = {"iou": IoULoss, "giou": GIoULoss, "ciou": CIoULoss}
 
 
 class Form(NamedTuple):
@@ -44,7 +41,7 @@ FORMS = {
 }
 
 
-class YOLOLoss(nn.Module):
+class YOLOLoss(Described):
     r"""Add up the errors of boxes, confidences and classes on a grid of cells.
 
     .. math::
@@ -201,10 +198,8 @@ class YOLOLoss(nn.Module):
 
     def extra_repr(self) -> str:
         """Return the arguments for `repr`."""
-        weights = ("lambda_coord", "lambda_obj", "lambda_noobj", "lambda_class")
-        others = ("box", "size", "confidence", "classes", "obj_quality", "reduction")
-        names = (*weights, *others) if self.form is None else ("form", *weights)
-        return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
+        arguments = super().extra_repr()
+        return arguments if self.form is None else f"form={self.form!r}, {arguments}"
 
     def _terms(self, values: Tensor, target: Tensor) -> dict[str, Tensor]:
         confidence = target[..., 4:5]  # (B, S, S, 1)

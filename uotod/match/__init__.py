@@ -4,11 +4,7 @@ from uotod.match.atss import ATSS as ATSS
 from uotod.match.balanced_sinkhorn import BalancedSinkhorn as BalancedSinkhorn
 from uotod.match.base import Matcher as Matcher
 from uotod.match.center_region import CenterRegion as CenterRegion
-from uotod.match.closest import (
-    ClosestPrediction as ClosestPrediction,
-    ClosestTarget as ClosestTarget,
-    Min as Min,
-)
+from uotod.match.closest import ClosestPrediction as ClosestPrediction, ClosestTarget as ClosestTarget, Min as Min
 from uotod.match.dynamic_soft_label import DynamicSoftLabel as DynamicSoftLabel
 from uotod.match.emd import EMD as EMD
 from uotod.match.fcos import FCOS as FCOS
@@ -17,10 +13,7 @@ from uotod.match.hungarian import Hungarian as Hungarian
 from uotod.match.iou_threshold import IoUThreshold as IoUThreshold
 from uotod.match.ota import OTA as OTA
 from uotod.match.partial_ot import PartialOT as PartialOT
-from uotod.match.pot import (
-    BalancedPOT as BalancedPOT,
-    UnbalancedPOT as UnbalancedPOT,
-)
+from uotod.match.pot import BalancedPOT as BalancedPOT, UnbalancedPOT as UnbalancedPOT
 from uotod.match.shared_layers import SharedLayers as SharedLayers
 from uotod.match.simota import SimOTA as SimOTA
 from uotod.match.sinkhorn import SinkhornResult as SinkhornResult

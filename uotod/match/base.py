@@ -88,21 +88,19 @@ class Matcher(Scheduled, Adapting):
         box_format: str | None = None,
     ) -> None:
         super().__init__()
-        check_choice("box_format", box_format, (None, *BOX_FORMATS))
         check_sub_loss("cls_match_module", cls_match_module, optional=True)
         check_sub_loss("loc_match_module", loc_match_module, optional=True)
-        check_choice("nonfinite", nonfinite, ("error", "propagate"))
         self.cls_match_module = cls_match_module
         self.loc_match_module = loc_match_module
         self.background = check_flag("background", background)
         self.background_cost = self.scheduled("background_cost", background_cost)
         self.is_anchor_based = check_flag("is_anchor_based", is_anchor_based)
-        self.nonfinite = nonfinite
+        self.nonfinite = check_choice("nonfinite", nonfinite, ("error", "propagate"))
         self.ignore_threshold = check_number("ignore_threshold", ignore_threshold, low=0.0, high=1.0)
         self.class_weight: Tensor | None
         self.register_buffer("class_weight", parse_class_weight(class_weight), persistent=False)
         self.validate = check_flag("validate", validate)
-        self.box_format = box_format
+        self.box_format = check_choice("box_format", box_format, (None, *BOX_FORMATS))
 
     def __init_subclass__(cls, *, abstract: bool = False) -> None:
         """Check that a rule is stated, unless the class is `abstract` and leaves that to its subclasses.

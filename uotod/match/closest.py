@@ -155,8 +155,7 @@ class Min(Matcher):
         box_format: str | None = None,
     ) -> None:
         super().__init__(**shared(Matcher, locals()))
-        check_choice("source", source, ("target", "prediction"))
-        self.source = source
+        self.source = check_choice("source", source, ("target", "prediction"))
 
     def match(self, cost: Tensor, mask: Tensor) -> Plan:
         if self.source == "prediction":

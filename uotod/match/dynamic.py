@@ -58,12 +58,11 @@ class DynamicMatcher(PointCostMatcher, abstract=True):
         box_format: str | None,
     ) -> None:
         super().__init__(**shared(Matcher, locals()))
-        check_choice("contested", contested, ("all", "takers"))
         self.topk = check_integer("topk", topk, low=1)
         self.cls_weight = check_number("cls_weight", cls_weight, low=0.0)
         self.loc_weight = check_number("loc_weight", loc_weight, low=0.0)
         self.eps = check_number("eps", eps, low=0.0, low_open=True)
-        self.contested = contested
+        self.contested = check_choice("contested", contested, ("all", "takers"))
 
     @abstractmethod
     def _candidates(self, scene: Scene) -> Tensor:

@@ -96,8 +96,7 @@ class GridCell(RegionMatcher):
         box_format: str | None = None,
     ) -> None:
         super().__init__(**shared(Matcher, locals()))
-        check_choice("choose", choose, ("shape", "anchor", "prediction"))
-        self.choose = choose
+        self.choose = check_choice("choose", choose, ("shape", "anchor", "prediction"))
         self.positive = None if positive is None else check_number("positive", positive, low=0.0, high=1.0)
         self.negative = None if negative is None else check_number("negative", negative, low=0.0, high=1.0)
 

@@ -77,12 +77,11 @@ class IoUThreshold(OverlapMatcher):
         box_format: str | None = None,
     ) -> None:
         super().__init__(**shared(Matcher, locals()))
-        check_choice("force_match", force_match, ("best", "low_quality", "all_best", None))
         self.positive = check_number("positive", positive)
         if self.positive > 1 and not self._has_modules():
             raise ValueError(f"positive must be at most 1 without match modules, for it is an IoU, got {positive!r}")
         self.negative = self.positive if negative is None else _check_negative(negative, self.positive)
-        self.force_match = force_match
+        self.force_match = check_choice("force_match", force_match, ("best", "low_quality", "all_best", None))
         self.min_positive = check_number("min_positive", min_positive, low=0.0, high=1.0)
 
     def plan(self, scene: Scene) -> Plan:

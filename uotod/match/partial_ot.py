@@ -87,9 +87,8 @@ class PartialOT(EntropicMatcher):
         box_format: str | None = None,
     ) -> None:
         super().__init__(**shared(EntropicMatcher, locals()))
-        check_choice("solver", solver, ("torch", "exact"))
         self.mass = check_number("mass", mass, low=0.0, high=1.0, low_open=True)
-        self.solver = solver
+        self.solver = check_choice("solver", solver, ("torch", "exact"))
         if solver == "exact" and self.reg is not None:
             raise ValueError(f"reg must be None with solver='exact', which has no entropy, got {reg!r}")
 

@@ -92,9 +92,8 @@ class SimOTA(DynamicMatcher):
         box_format: str | None = None,
     ) -> None:
         super().__init__(**shared(DynamicMatcher, locals()))
-        check_choice("region", region, ("center", "box_and_center"))
         self.radius = check_number("radius", radius, low=0.0, low_open=True)
-        self.region = region
+        self.region = check_choice("region", region, ("center", "box_and_center"))
         self.penalty = check_number("penalty", penalty, low=0.0, finite=False)
 
     def _candidates(self, scene: Scene) -> Tensor:

@@ -67,13 +67,12 @@ class EntropicMatcher(Matcher, abstract=True):
         box_format: str | None,
     ) -> None:
         super().__init__(**shared(Matcher, locals()))
-        check_choice("on_unconverged", on_unconverged, ("warn", "raise", "ignore"))
         self.reg_dimless = self.scheduled("reg_dimless", reg_dimless, low=0.0, low_open=True)
         self.reg = None if reg is None else self.scheduled("reg", reg, low=0.0, low_open=True)
         self.normalize_cost_matrix = check_flag("normalize_cost_matrix", normalize_cost_matrix)
         self.num_iter = check_integer("num_iter", num_iter, low=1)
         self.tol = check_number("tol", tol, low=0.0, low_open=True)
-        self.on_unconverged = on_unconverged
+        self.on_unconverged = check_choice("on_unconverged", on_unconverged, ("warn", "raise", "ignore"))
 
     @torch.no_grad()
     def solve(self, cost_matrix: Tensor, target_mask: Tensor) -> SinkhornResult:
@@ -156,10 +155,9 @@ class SinkhornMatcher(EntropicMatcher, abstract=True):
         box_format: str | None,
     ) -> None:
         super().__init__(**shared(EntropicMatcher, locals()))
-        check_choice("solver", solver, ("torch", "pot", "triton"))
         self.reg_pred = self.scheduled("reg_pred", reg_pred, low=0.0, finite=False)
         self.reg_target = self.scheduled("reg_target", reg_target, low=0.0, finite=False)
-        self.solver = solver
+        self.solver = check_choice("solver", solver, ("torch", "pot", "triton"))
         if pot_method is not None:
             if solver != "pot":
                 raise ValueError(f"pot_method={pot_method!r} needs solver='pot', got solver={solver!r}")

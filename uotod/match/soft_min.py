@@ -67,8 +67,7 @@ class SoftMin(Matcher):
         box_format: str | None = None,
     ) -> None:
         super().__init__(**shared(Matcher, locals()))
-        check_choice("source", source, ("target", "prediction"))
-        self.source = source
+        self.source = check_choice("source", source, ("target", "prediction"))
         self.reg = self.scheduled("reg", reg, low=0.0, low_open=True)
         self.uniform_background = check_flag("uniform_background", uniform_background)
 

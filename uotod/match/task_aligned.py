@@ -113,8 +113,6 @@ class TaskAligned(Matcher):
     ) -> None:
         super().__init__(**shared(Matcher, locals()))
         check_choice("overlap", overlap, ("ciou", "iou"))
-        check_choice("candidates", candidates, ("inside", "all"))
-        check_choice("scores", scores, ("normalized", None))
         if isinstance(min_size, str):
             check_choice("min_size", min_size, ("stride", None))
         elif min_size is not None:
@@ -123,9 +121,9 @@ class TaskAligned(Matcher):
         self.alpha = check_number("alpha", alpha, low=0.0)
         self.beta = check_number("beta", beta, low=0.0)
         self.overlap = cast(OverlapKind, overlap)
-        self.candidates = candidates
+        self.candidates = check_choice("candidates", candidates, ("inside", "all"))
         self.topk2 = None if topk2 is None else check_integer("topk2", topk2, low=1)
-        self.scores = scores
+        self.scores = check_choice("scores", scores, ("normalized", None))
         self.min_size = min_size
         self.eps = check_number("eps", eps, low=0.0)
 

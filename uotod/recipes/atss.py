@@ -85,7 +85,7 @@ def atss(
     return DetectionLoss(
         parts.term("cls"),
         Localization(parts.localization(), quality="centerness"),
-        choose_matcher(matcher, ATSS, nonfinite=nonfinite, box_format=box_format),
+        choose_matcher(matcher, ATSS, box_format, nonfinite=nonfinite),
         "none",
         extra_terms=[Objectness(parts.term("obj"), quality="centerness", background=False)],
         normalizer=ImagePositiveNormalizer(distributed=True) if normalizer is None else normalizer,

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from uotod.check import Described
 from uotod.loss import (
     Branch,
     Branches,
@@ -22,16 +23,7 @@ from uotod.loss import (
     VarifocalLoss,
 )
 from uotod.match import Matcher
-from uotod.recipes.dialect import (
-    Losses,
-    Parts,
-    Weights,
-    choose_matcher,
-    choose_parts,
-    focal_hungarian,
-    refuse,
-    set_parts,
-)
+from uotod.recipes.dialect import Losses, Parts, Weights, choose_matcher, choose_parts, focal_hungarian, set_parts
 
 
 def d_fine(
@@ -177,8 +169,7 @@ def deim(
     """
     mal = MatchabilityAwareLoss(gamma=1.5 if gamma is None else gamma, reduction="none")
     parts = choose_parts(num_classes, losses, weights, set_parts("mal", mal, cls=1.0) | _distributions())
-    if "cls" in parts.given:
-        refuse("losses['cls']", gamma=gamma)
+    parts.refuse("cls", gamma=gamma)
     return _united(
         num_classes, parts, matcher, cost_weights, nonfinite, normalizer, union, box_format, layer_weights, validate
     )
@@ -200,9 +191,7 @@ def _united(
     layer_weights: Sequence[float] | None,
     validate: bool,
 ) -> Branches:
-    matcher = choose_matcher(
-        matcher, focal_hungarian, cost_weights=cost_weights, nonfinite=nonfinite, box_format=box_format
-    )
+    matcher = choose_matcher(matcher, focal_hungarian, box_format, cost_weights=cost_weights, nonfinite=nonfinite)
     targets = TargetNormalizer(distributed=True)
     if normalizer is None:
         normalizer = ByTerm(targets, loc=PositiveNormalizer(distributed=True)) if union else targets
@@ -227,7 +216,7 @@ def _united(
     return Branches(loss(normalizer, union, layer_weights), dn_outputs=Branch(dn, plan="given"))
 
 
-class _Weighted(nn.Module):
+class _Weighted(Described):
     """A loss of any number of values, times a weight."""
 
     def __init__(self, loss: nn.Module, weight: float) -> None:
@@ -238,7 +227,3 @@ class _Weighted(nn.Module):
         """Return the weighted loss."""
         loss: Tensor = self.loss(*values)
         return self.weight * loss
-
-    def extra_repr(self) -> str:
-        """Return the arguments for `repr`."""
-        return f"weight={self.weight}"

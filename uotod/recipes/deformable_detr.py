@@ -71,9 +71,7 @@ def deformable_detr(
     """
     focal = SigmoidFocalLoss(alpha=0.25, gamma=2.0, reduction="none")
     parts = choose_parts(num_classes, losses, weights, set_parts("focal", focal, cls=2.0))
-    matcher = choose_matcher(
-        matcher, focal_hungarian, cost_weights=cost_weights, nonfinite=nonfinite, box_format=box_format
-    )
+    matcher = choose_matcher(matcher, focal_hungarian, box_format, cost_weights=cost_weights, nonfinite=nonfinite)
     normalizer = TargetNormalizer(distributed=True) if normalizer is None else normalizer
     build = partial(
         DetectionLoss,

@@ -1,7 +1,7 @@
 """DETR: number of classes in, its criterion out."""
 
 from collections.abc import Sequence
-from typing import Any
+from functools import partial
 
 import torch
 from torch import nn
@@ -9,7 +9,7 @@ from torch import nn
 from uotod.check import check_integer, check_number
 from uotod.loss import ByTerm, DetectionLoss, MassNormalizer, NegativeProbLoss, Normalizer, TargetNormalizer
 from uotod.match import Hungarian, Matcher
-from uotod.recipes.dialect import Losses, Weights, choose_matcher, choose_parts, refuse, set_costs, set_parts
+from uotod.recipes.dialect import Losses, Weights, choose_matcher, choose_parts, set_matcher, set_parts
 
 
 def detr(
@@ -77,18 +77,14 @@ def detr(
     cross_entropy = nn.CrossEntropyLoss(weight, reduction="none")
     cross_entropy.register_buffer("weight", weight, persistent=False)  # an argument, not a state to be saved
     parts = choose_parts(num_classes, losses, weights, set_parts("ce", cross_entropy, cls=1.0))
-    if "cls" in parts.given:
-        refuse("losses['cls']", background_weight=background_weight)
+    parts.refuse("cls", background_weight=background_weight)
     if normalizer is None:
         normalizer = ByTerm(TargetNormalizer(distributed=True), cls=MassNormalizer())
-
-    def rule(*, cost_weights: Weights | None = None, **options: Any) -> Hungarian:
-        return Hungarian(**set_costs(NegativeProbLoss(reduction="none"), cost_weights, cls=1.0), **options)
-
+    rule = partial(set_matcher, Hungarian, NegativeProbLoss(reduction="none"), 1.0)
     return DetectionLoss(
         parts.term("cls"),
         parts.localization(),
-        choose_matcher(matcher, rule, cost_weights=cost_weights, nonfinite=nonfinite, box_format=box_format),
+        choose_matcher(matcher, rule, box_format, cost_weights=cost_weights, nonfinite=nonfinite),
         "last",
         normalizer=normalizer,
         num_classes=num_classes,

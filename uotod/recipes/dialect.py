@@ -38,6 +38,11 @@ class Parts(NamedTuple):
         losses = {name: loss for name, loss in self.losses.items() if name not in OTHER_TERMS}
         return self.term("loc") if "loc" in losses else weighted_sum(losses, self.weights)
 
+    def refuse(self, name: str, **options: Any) -> None:
+        """Raise a ValueError if an option is given, not None, of a published loss that a given one replaces."""
+        if name in self.given:
+            refuse(f"losses[{name!r}]", **options)
+
 
 def choose_parts(
     num_classes: int, losses: Losses | None, weights: Weights | None, published: Mapping[str, tuple[Any, float]]
@@ -72,7 +77,7 @@ def choose_parts(
 
 
 def choose_matcher(
-    matcher: Matcher | None, published: Callable[..., Matcher], *, box_format: str | None, **options: Any
+    matcher: Matcher | None, published: Callable[..., Matcher], box_format: str | None, **options: Any
 ) -> Matcher:
     """Return the given matcher, or the published one, made with those of its options that are given, not None.
 
@@ -156,26 +161,26 @@ def box_losses() -> dict[str, nn.Module]:
     return {"l1": BoxSpace(nn.L1Loss(reduction="none"), "cxcywh"), "giou": GIoULoss(eps=0.0, reduction="none")}
 
 
-def set_parts(name: str, loss: nn.Module, cls: float, l1: float = 5.0, giou: float = 2.0) -> dict[str, Any]:
+def set_parts(name: str, loss: nn.Module, cls: float) -> dict[str, Any]:
     """Return the published losses and weights of a detector of sets, whose loss of classes is reported by a name."""
     boxes = box_losses()
-    return {
-        "cls": (MultipleObjectiveLoss({name: loss}), cls),
-        "l1": (boxes["l1"], l1),
-        "giou": (boxes["giou"], giou),
-    }
+    return {"cls": (MultipleObjectiveLoss({name: loss}), cls), "l1": (boxes["l1"], 5.0), "giou": (boxes["giou"], 2.0)}
 
 
-def set_costs(cls_cost: nn.Module, cost_weights: Weights | None, cls: float) -> dict[str, Any]:
-    """Return the matching modules of a detector of sets; L1 weighs 5 and GIoU 2 unless others are given."""
+def set_matcher(
+    rule: Callable[..., Matcher],
+    cls_cost: nn.Module,
+    cls: float,
+    *,
+    cost_weights: Weights | None = None,
+    **options: Any,
+) -> Matcher:
+    """Return a matcher on a cost of classes, L1 and GIoU, which weigh `cls`, 5 and 2 unless others are given."""
     weights = merge_weights("cost_weights", cost_weights, {"cls": cls, "l1": 5.0, "giou": 2.0})
-    return {
-        "cls_match_module": MultipleObjectiveLoss({"cls": cls_cost}, [weights["cls"]]),
-        "loc_match_module": weighted_sum(box_losses(), weights),
-    }
+    classes = MultipleObjectiveLoss({"cls": cls_cost}, [weights["cls"]])
+    return rule(cls_match_module=classes, loc_match_module=weighted_sum(box_losses(), weights), **options)
 
 
-def focal_hungarian(*, cost_weights: Weights | None = None, **options: Any) -> Hungarian:
+def focal_hungarian(**options: Any) -> Matcher:
     """Return the Hungarian matcher on the focal cost, L1 and GIoU, of Deformable DETR and its successors."""
-    cost = SigmoidFocalCost(alpha=0.25, gamma=2.0, reduction="none")
-    return Hungarian(**set_costs(cost, cost_weights, cls=2.0), **options)
+    return set_matcher(Hungarian, SigmoidFocalCost(alpha=0.25, gamma=2.0, reduction="none"), 2.0, **options)

@@ -95,7 +95,7 @@ def fcos(
     return DetectionLoss(
         parts.term("cls"),
         Localization(parts.localization(), quality="centerness" if is_weighted else None),
-        choose_matcher(matcher, FCOS, nonfinite=nonfinite, box_format=box_format),
+        choose_matcher(matcher, FCOS, box_format, nonfinite=nonfinite),
         "none",
         extra_terms=[Objectness(parts.term("obj"), quality="centerness", background=False)],
         normalizer=PositiveNormalizer() if normalizer is None else normalizer,

@@ -88,7 +88,7 @@ def gfl(
     return DetectionLoss(
         Classification(parts.term("cls"), quality="iou"),
         Localization(parts.localization(), quality="score"),
-        choose_matcher(matcher, ATSS, nonfinite=nonfinite, box_format=box_format),
+        choose_matcher(matcher, ATSS, box_format, nonfinite=nonfinite),
         "none",
         normalizer=ImagePositiveNormalizer(distributed=True) if normalizer is None else normalizer,
         num_classes=num_classes,

@@ -80,8 +80,8 @@ def group_detr(
     check_flag("sum_groups", sum_groups)
     iou_aware = IoUAwareBCELoss(alpha=0.25, gamma=2.0, reduction="none")
     parts = choose_parts(num_classes, losses, weights, set_parts("ia_bce", iou_aware, cls=1.0))
-    options = {"cost_weights": cost_weights, "groups": groups, "nonfinite": nonfinite}
-    matcher = choose_matcher(matcher, partial(focal_hungarian, groups=GROUPS), **options, box_format=box_format)
+    rule, options = partial(focal_hungarian, groups=GROUPS), {"cost_weights": cost_weights, "groups": groups}
+    matcher = choose_matcher(matcher, rule, box_format, **options, nonfinite=nonfinite)
     if normalizer is None:
         normalizer = TargetNormalizer(groups=1 if sum_groups else _groups(matcher), distributed=True)
     build = partial(

@@ -75,7 +75,7 @@ def ota(
     return DetectionLoss(
         parts.term("cls"),
         parts.localization(),
-        choose_matcher(matcher, OTA, nonfinite=nonfinite, box_format=box_format),
+        choose_matcher(matcher, OTA, box_format, nonfinite=nonfinite),
         "none",
         extra_terms=[Objectness(parts.term("obj"), quality="iou", background=False)],
         normalizer=PositiveNormalizer(distributed=True) if normalizer is None else normalizer,

@@ -1,6 +1,6 @@
 """RetinaNet, as torchvision and as detectron2 train it: number of classes in, its criterion out."""
 
-from typing import Any
+from functools import partial
 
 from torch import nn
 
@@ -15,7 +15,7 @@ from uotod.loss import (
     SigmoidFocalLoss,
 )
 from uotod.match import IoUThreshold, Matcher
-from uotod.recipes.dialect import Losses, Weights, choose_matcher, choose_parts, refuse
+from uotod.recipes.dialect import Losses, Weights, choose_matcher, choose_parts
 
 
 def retinanet(
@@ -103,22 +103,16 @@ def retinanet(
         "loc": (BoxSpace(deltas, DeltaCoder((1.0, 1.0, 1.0, 1.0))), 1.0),
     }
     parts = choose_parts(num_classes, losses, weights, published)
-    if "cls" in parts.given:
-        refuse("losses['cls']", alpha=alpha, gamma=gamma)
-    if "loc" in parts.given:
-        refuse("losses['loc']", beta=beta)
+    parts.refuse("cls", alpha=alpha, gamma=gamma)
+    parts.refuse("loc", beta=beta)
     if normalizer is None:
         normalizer = PerImageNormalizer() if is_l1 else MovingAverageNormalizer()
 
-    def rule(positive: float = 0.5, negative: float = 0.4, **options: Any) -> IoUThreshold:
-        return IoUThreshold(
-            positive=positive, negative=negative, force_match="low_quality", is_anchor_based=True, **options
-        )
-
+    rule = partial(IoUThreshold, positive=0.5, negative=0.4, force_match="low_quality", is_anchor_based=True)
     return DetectionLoss(
         parts.term("cls"),
         parts.localization(),
-        choose_matcher(matcher, rule, positive=positive, negative=negative, nonfinite=nonfinite, box_format=box_format),
+        choose_matcher(matcher, rule, box_format, positive=positive, negative=negative, nonfinite=nonfinite),
         "none",
         normalizer=normalizer,
         num_classes=num_classes,

@@ -80,9 +80,7 @@ def rt_detr(
     """
     varifocal = VarifocalLoss(alpha=0.75, gamma=2.0, form="rtdetr", reduction="none")
     parts = choose_parts(num_classes, losses, weights, set_parts("vfl", varifocal, cls=1.0))
-    matcher = choose_matcher(
-        matcher, focal_hungarian, cost_weights=cost_weights, nonfinite=nonfinite, box_format=box_format
-    )
+    matcher = choose_matcher(matcher, focal_hungarian, box_format, cost_weights=cost_weights, nonfinite=nonfinite)
     build = partial(
         DetectionLoss,
         Classification(parts.term("cls"), quality="iou"),

@@ -77,7 +77,7 @@ def rtmdet(
     return DetectionLoss(
         Classification(parts.term("cls"), quality="iou"),
         Localization(parts.localization(), quality="iou"),
-        choose_matcher(matcher, DynamicSoftLabel, nonfinite=nonfinite, box_format=box_format),
+        choose_matcher(matcher, DynamicSoftLabel, box_format, nonfinite=nonfinite),
         "none",
         normalizer=ScoreNormalizer(distributed=True) if normalizer is None else normalizer,
         num_classes=num_classes,

@@ -1,5 +1,6 @@
 """Detectors with a softmax on anchors, SSD and its unbalanced transport: number of classes in, the criterion out."""
 
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -9,7 +10,7 @@ from uotod.geometry.coders import DeltaCoder
 from uotod.loss import BoxSpace, DetectionLoss, IoULoss, Normalizer, PositiveNormalizer
 from uotod.match import IoUThreshold, Matcher, UnbalancedSinkhorn
 from uotod.match.schedule import Schedule
-from uotod.recipes.dialect import Losses, Weights, choose_matcher, choose_parts, refuse
+from uotod.recipes.dialect import Losses, Weights, choose_matcher, choose_parts
 
 SSD_WEIGHTS = (10.0, 10.0, 5.0, 5.0)  # the inverse of the variances 0.1 and 0.2
 
@@ -87,7 +88,7 @@ def ssd300(
 
     return _softmax_on_anchors(
         num_classes,
-        choose_matcher(matcher, rule, iou_threshold=iou_threshold, nonfinite=nonfinite, box_format=box_format),
+        choose_matcher(matcher, rule, box_format, iou_threshold=iou_threshold, nonfinite=nonfinite),
         losses,
         weights,
         normalizer,
@@ -177,18 +178,13 @@ def uot_ssd(
                  [0.4600, 0.5400],
                  [0.0000, 1.0000]]])
     """
-
-    def rule(**options: Any) -> UnbalancedSinkhorn:
-        published = {"reg_pred": 100.0, "reg_target": 0.01, "reg_dimless": 0.12, "background_cost": 0.5}
-        overlap = IoULoss(eps=0.0, reduction="none")
-        return UnbalancedSinkhorn(loc_match_module=overlap, is_anchor_based=True, **{**published, **options})
-
+    published: dict[str, Any] = {"reg_pred": 100.0, "reg_target": 0.01, "reg_dimless": 0.12, "background_cost": 0.5}
+    overlap = IoULoss(eps=0.0, reduction="none")
+    rule = partial(UnbalancedSinkhorn, loc_match_module=overlap, is_anchor_based=True, **published)
     transport = {"reg_pred": reg_pred, "reg_target": reg_target, "reg_dimless": reg_dimless}
     return _softmax_on_anchors(
         num_classes,
-        choose_matcher(
-            matcher, rule, **transport, background_cost=background_cost, nonfinite=nonfinite, box_format=box_format
-        ),
+        choose_matcher(matcher, rule, box_format, **transport, background_cost=background_cost, nonfinite=nonfinite),
         losses,
         weights,
         normalizer,
@@ -218,8 +214,7 @@ def _softmax_on_anchors(
         "loc": (BoxSpace(deltas, DeltaCoder(SSD_WEIGHTS)), 1.0),
     }
     parts = choose_parts(num_classes, losses, weights, published)
-    if "loc" in parts.given:
-        refuse("losses['loc']", beta=beta)
+    parts.refuse("loc", beta=beta)
     return DetectionLoss(
         parts.term("cls"),
         parts.localization(),

@@ -77,7 +77,7 @@ def tood(
     return DetectionLoss(
         parts.term("cls"),
         parts.localization(),
-        choose_matcher(matcher, rule, nonfinite=nonfinite, box_format=box_format),
+        choose_matcher(matcher, rule, box_format, nonfinite=nonfinite),
         "none",
         normalizer=ScoreNormalizer(distributed=True) if normalizer is None else normalizer,
         num_classes=num_classes,

@@ -3,12 +3,11 @@
 import math
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from uotod.check import check_choice
+from uotod.check import Described, check_choice
 from uotod.cost.kinds import Affine, ClassTerms
 from uotod.geometry.boxes import full_precision
 from uotod.loss import Branches, DetectionLoss, MassNormalizer, Normalizer, PositiveNormalizer
@@ -16,7 +15,10 @@ from uotod.match import Matcher, UnbalancedSinkhorn
 from uotod.match.schedule import Schedule
 from uotod.recipes.deformable_detr import deformable_detr
 from uotod.recipes.detr import detr
-from uotod.recipes.dialect import Losses, Weights, by_name, choose_matcher, set_costs
+from uotod.recipes.dialect import Losses, Weights, by_name, choose_matcher, set_matcher
+
+# the published transport, in which both marginals are fixed
+BALANCED = partial(UnbalancedSinkhorn, reg_pred=math.inf, reg_target=math.inf, reg_dimless=0.12)
 
 
 def uot_detr(
@@ -88,8 +90,9 @@ def uot_detr(
         tensor([[[0.9960, 0.0040],
                  [0.0040, 0.9960]]])
     """
-    transport = {"reg_pred": reg_pred, "reg_target": reg_target, "reg_dimless": reg_dimless}
-    matcher = _choose_transport("softmax", matcher, cost_weights, transport, nonfinite, box_format)
+    rule = partial(set_matcher, BALANCED, MissingProbCost("softmax"), 2.0)
+    options = {"reg_pred": reg_pred, "reg_target": reg_target, "reg_dimless": reg_dimless}
+    matcher = choose_matcher(matcher, rule, box_format, cost_weights=cost_weights, **options, nonfinite=nonfinite)
     return detr(
         num_classes,
         matcher=matcher,
@@ -165,13 +168,14 @@ def uot_deformable_detr(
         >>> uot_deformable_detr(num_classes=2)({"pred_logits": torch.zeros(1, 2, 2), "pred_boxes": box}, target)
         tensor(0.8866)
     """
-    transport = {"reg_pred": reg_pred, "reg_target": reg_target, "reg_dimless": reg_dimless}
-    matcher = _choose_transport("sigmoid", matcher, cost_weights, transport, nonfinite, box_format)
+    rule = partial(set_matcher, BALANCED, MissingProbCost("sigmoid"), 5.0)
+    options = {"reg_pred": reg_pred, "reg_target": reg_target, "reg_dimless": reg_dimless}
+    matcher = choose_matcher(matcher, rule, box_format, cost_weights=cost_weights, **options, nonfinite=nonfinite)
     return deformable_detr(
         num_classes,
         matcher=matcher,
         losses=losses,
-        weights={"cls": 2.0, **by_name("weights", weights)},
+        weights=weights,
         normalizer=PositiveNormalizer(distributed=True) if normalizer is None else normalizer,
         box_format=box_format,
         layer_weights=layer_weights,
@@ -179,7 +183,7 @@ def uot_deformable_detr(
     )
 
 
-class MissingProbCost(nn.Module):
+class MissingProbCost(Described):
     """Return `1 - p`, what the probability of the target's class lacks to 1.
 
     Args:
@@ -190,8 +194,7 @@ class MissingProbCost(nn.Module):
 
     def __init__(self, activation: str) -> None:
         super().__init__()
-        check_choice("activation", activation, ("softmax", "sigmoid"))
-        self.activation = activation
+        self.activation = check_choice("activation", activation, ("softmax", "sigmoid"))
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """Return the cost of (N, C) logits and (N,) labels."""
@@ -201,31 +204,9 @@ class MissingProbCost(nn.Module):
         """Return how the cost takes part: affine in its label."""
         return Affine(self, self._terms)
 
-    def extra_repr(self) -> str:
-        """Return the arguments for `repr`."""
-        return f"activation={self.activation!r}"
-
     def _prob(self, logits: Tensor) -> Tensor:
         return logits.softmax(-1) if self.activation == "softmax" else logits.sigmoid()
 
     def _terms(self, logits: Tensor) -> ClassTerms:
         prob = self._prob(logits)
         return ClassTerms(-prob, torch.ones_like(prob[..., 0]))
-
-
-def _choose_transport(
-    activation: str,
-    matcher: Matcher | None,
-    cost_weights: Weights | None,
-    transport: dict[str, float | Schedule | None],
-    nonfinite: str | None,
-    box_format: str | None,
-) -> Matcher:
-    options = {"cost_weights": cost_weights, **transport, "nonfinite": nonfinite}
-    return choose_matcher(matcher, partial(_transport, activation), **options, box_format=box_format)
-
-
-def _transport(activation: str, *, cost_weights: Weights | None = None, **options: Any) -> UnbalancedSinkhorn:
-    published = {"reg_pred": math.inf, "reg_target": math.inf, "reg_dimless": 0.12}
-    costs = set_costs(MissingProbCost(activation), cost_weights, cls=2.0 if activation == "softmax" else 5.0)
-    return UnbalancedSinkhorn(**costs, **{**published, **options})

@@ -116,7 +116,7 @@ def yolo(
     return DetectionLoss(
         Classification(_named(parts.term("cls")), background=False),
         _named(parts.localization()),
-        choose_matcher(matcher, rule, nonfinite=nonfinite, box_format=box_format),
+        choose_matcher(matcher, rule, box_format, nonfinite=nonfinite),
         "none",
         reduction=reduction,
         extra_terms=[Objectness(confidence, quality="iou" if first else None)],

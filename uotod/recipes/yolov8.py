@@ -85,7 +85,7 @@ def yolov8(
     return DetectionLoss(
         parts.term("cls"),
         parts.localization(),
-        choose_matcher(matcher, TaskAligned, nonfinite=nonfinite, box_format=box_format),
+        choose_matcher(matcher, TaskAligned, box_format, nonfinite=nonfinite),
         "none",
         normalizer=ScoreNormalizer() if normalizer is None else normalizer,
         num_classes=num_classes,

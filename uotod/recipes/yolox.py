@@ -82,7 +82,7 @@ def yolox(
     return DetectionLoss(
         Classification(parts.term("cls"), quality="iou", background=False),
         parts.localization(),
-        choose_matcher(matcher, SimOTA, nonfinite=nonfinite, box_format=box_format),
+        choose_matcher(matcher, SimOTA, box_format, nonfinite=nonfinite),
         "none",
         extra_terms=[Objectness(parts.term("obj"))],
         normalizer=PositiveNormalizer() if normalizer is None else normalizer,

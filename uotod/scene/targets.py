@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from uotod.check import check_device, check_finite, check_ordered, entry, reads_values
+from uotod.check import check_device, check_finite, check_ordered, check_range, entry, reads_values
 from uotod.geometry.boxes import full_precision
 
 TargetInput = Mapping[str, Tensor] | Sequence[Mapping[str, Tensor]]
@@ -184,11 +184,8 @@ def _parse_labels(
             raise TypeError(f"target['labels'] of shape (B, T) must have an integer dtype, got {labels.dtype}")
         labels = labels.long()
     index = labels.long().masked_fill(~mask, 0)
-    if reads_values(labels, validate) and index.numel():
-        low, high = (int(x) for x in torch.aminmax(index))
-        if low < 0 or high >= num_classes:
-            value = low if low < 0 else high
-            raise ValueError(f"target['labels'] must lie in [0, {num_classes}) where the mask is True, got {value}")
+    if reads_values(labels, validate):
+        check_range("target['labels']", index, num_classes, note=" where the mask is True")
     return index, None
 
 
