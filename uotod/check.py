@@ -154,9 +154,15 @@ def check_unit(name: str, tensor: Tensor, validate: bool) -> None:
 
 def check_range(name: str, values: Tensor, high: int, *, low: int = 0, note: str = "") -> None:
     """Raise a ValueError, with a note after the interval, unless integers lie in [low, high)."""
-    for value in (int(x) for x in torch.aminmax(values)) if values.numel() else ():
-        if not low <= value < high:
-            raise ValueError(f"{name} must lie in [{low}, {high}){note}, got {value}")
+    for value in torch.aminmax(values) if values.numel() else ():
+        if not low <= int(value) < high:
+            raise ValueError(f"{name} must lie in [{low}, {high}){note}, got {int(value)}")
+
+
+def check_labels(name: str, labels: Tensor, num_classes: int) -> None:
+    """Raise a ValueError unless labels lie in [0, num_classes), where they may be looked at."""
+    if reads_values(labels, validate=False):
+        check_range(name, labels, num_classes)
 
 
 def check_positions(name: str, positions: Tensor, count: int) -> None:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from uotod.check import check_range, reads_values
+from uotod.check import check_labels
 
 
 def one_hot_rows(target: Tensor, logits: Tensor) -> Tensor:
@@ -23,8 +23,7 @@ def one_hot_rows(target: Tensor, logits: Tensor) -> Tensor:
         )
     if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
         raise TypeError(f"target of shape {tuple(target.shape)} must have an integer dtype, got {target.dtype}")
-    if reads_values(target, validate=False):
-        check_range("target", target, num_classes)
+    check_labels("target", target, num_classes)
     return (target.unsqueeze(-1) == torch.arange(num_classes, device=target.device)).to(logits.dtype)
 
 
