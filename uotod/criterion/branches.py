@@ -246,7 +246,7 @@ def denoising_plan(
     """Return the plan of denoising queries: which target each of them was made from.
 
     Models of the families of DINO and RT-DETR make `groups` copies of the targets of an image, each followed by its
-    negatives, and return the positions of the positive queries among all of them.
+    negatives; the latter return the positions of the positive queries among all of them.
 
     Args:
         positions: for each image the positions of its positive queries, (groups * T_b,), group after group and in each

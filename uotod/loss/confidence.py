@@ -16,7 +16,7 @@ class ConfidenceLoss(SoftTargetLoss):
         \ell(x, t) = (x - t)^2 \ \text{or}\ -t \ln \sigma(x) - (1 - t) \ln(1 - \sigma(x))
 
     `y` tells whether there is an object and `t` what confidence it shall have: 1, or the IoU of its box with
-    `DetectionLoss(obj_loss_module=ConfidenceLoss(...), obj_quality="iou")`. For a target of 0 or 1 the cross-entropy is
+    the term `Objectness(ConfidenceLoss(...), quality="iou")`. For a target of 0 or 1 the cross-entropy is
     `ObjectnessLoss`, in which the share `1 - t` of an object weighs as the background does.
 
     Args:

@@ -13,8 +13,8 @@ class ObjectnessLoss(SigmoidLoss):
     .. math::
         L(x, t) = -\lambda_1 t \ln p - \lambda_0 (1 - t) \ln(1 - p), \qquad p = \sigma(x)
 
-    Meant for `DetectionLoss(obj_loss_module=...)`, which also takes `SigmoidFocalLoss` and every other loss of one
-    class. With weights of 1 it is `torch.nn.BCEWithLogitsLoss`.
+    Meant for the term `Objectness`, which also takes `SigmoidFocalLoss` and every other loss of one class. With weights
+    of 1 it is `torch.nn.BCEWithLogitsLoss`.
 
     Args:
         positive_weight: `λ₁`, at least 0.
