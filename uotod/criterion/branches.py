@@ -114,7 +114,7 @@ class Branches(nn.Module):
         >>> denoising = output | {"plan": torch.tensor([[0]])}
         >>> terms = criterion.terms(output | {"dn_outputs": denoising}, target)
         >>> [key for key in terms if key.endswith("_dn")]
-        ['loss_dn', 'loss_cls_dn', 'loss_loc_dn', 'num_pos_dn', 'num_neg_dn']
+        ['loss_dn', 'loss_cls_dn', 'loss_loc_dn', 'num_pos_dn', 'num_neg_dn', 'num_starved_dn']
         >>> bool(terms["loss_dn"] == terms["loss_cls"] / 2), bool(terms["loss"] == 1.5 * terms["loss_cls"])
         (True, True)
     """

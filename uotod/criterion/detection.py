@@ -11,6 +11,7 @@ from uotod.check import check_choice, check_flag, check_integer, check_number
 from uotod.criterion.fit import check_matcher, check_mining, check_terms
 from uotod.criterion.masses import Masses, share_masses
 from uotod.criterion.normalize import MassNormalizer, Normalizer
+from uotod.criterion.starved import count_starved
 from uotod.criterion.terms import Classification, Localization, Term
 from uotod.criterion.totals import check_layer_weights, name_terms, weigh_layers
 from uotod.match.base import Matcher
@@ -211,8 +212,9 @@ class DetectionLoss(_Loss):
         Returns:
             "loss"; "loss_cls", "loss_loc" and those of extra terms, and one for each part of a composite, such as
             "loss_loc_giou", which add up to those; for the decoder layer `i` of `aux_outputs` the same with `_i`
-            behind. "loss" is their sum over all layers. Detached: "num_pos" and "num_neg", the mass that the plan gives
-            to targets and to the background in the final layer.
+            behind. "loss" is their sum over all layers. Detached, of the final layer: "num_pos" and "num_neg", the mass
+            that the plan gives to targets and to the background; and "num_starved", the number of targets, neither
+            padded nor ignored, with less than half a unit of mass, of which a `StarvedTargetsWarning` tells on the CPU.
         """
         matched = self.match(input, target, anchors, plan)
         (shares,) = share_masses([self], [matched], masses)
@@ -291,7 +293,8 @@ class DetectionLoss(_Loss):
         terms = {"loss": total}
         for term, values in losses.items():
             terms |= name_terms(term, values)
-        return terms | {"num_pos": local.of("positive")[-1].sum(), "num_neg": local.of("background")[-1].sum()}
+        counts = {"num_pos": local.of("positive")[-1].sum(), "num_neg": local.of("background")[-1].sum()}
+        return terms | counts | {"num_starved": count_starved(matched.plan, scene)}
 
     def count_parts(self) -> dict[str, int]:
         """Return the number of parts of each term, of which the masses have a row each."""
