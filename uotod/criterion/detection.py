@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.modules.loss import _Loss
 
 from uotod.check import check_choice, check_flag, check_integer, check_number
+from uotod.criterion.describe import describe_matched
 from uotod.criterion.fit import check_matcher, check_mining, check_terms
 from uotod.criterion.masses import Masses, share_masses
 from uotod.criterion.normalize import MassNormalizer, Normalizer
@@ -233,6 +234,16 @@ class DetectionLoss(_Loss):
         """
         with torch.no_grad():
             return self.match(input, target, anchors, plan).masses.total()
+
+    @torch.no_grad()
+    def describe(self, input: PredictionDict, target: TargetInput, anchors: AnchorInput | None = None) -> str:
+        """Return what the criterion makes of a batch, in words: a dry run. Arguments as in `forward`.
+
+        Formats, dtypes and ranges; the keys that are read and those that are not; the mass that targets get, and how
+        many get little; the shares of the plan; and what each term is divided by. It has no gradient, leaves no trace,
+        and exchanges nothing with other ranks.
+        """
+        return describe_matched(self, self.match(input, target, anchors), input, target)
 
     def match(
         self,
