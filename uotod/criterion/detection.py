@@ -21,6 +21,7 @@ from uotod.scene.keys import check_input_keys, check_target_keys
 from uotod.scene.predictions import STANDARD, PredictionDict
 from uotod.scene.scene import BOX_FORMATS, AnchorInput, Scene, parse_scene
 from uotod.scene.targets import CROWD, MISSING, TargetInput
+from uotod.scene.units import check_units
 from uotod.solvers.mining import mine_hard_negatives
 
 PlanInput = Tensor | Plan
@@ -76,6 +77,7 @@ class DetectionLoss(_Loss):
         target_format: the same of `target["boxes"]` where it differs, "xyxy" included; None for `box_format`.
         layer_weights: factors, at least 0, of the decoder layers: those of `aux_outputs` first, that of the final one
             last; all 1 by default. They are in the terms.
+        unit_boxes: whether target boxes are fractions of the image: those that are plainly not, as pixels, raise.
         validate: also check values (label range, inverted boxes, finiteness) on a GPU, which synchronises.
 
     Raises:
@@ -121,6 +123,7 @@ class DetectionLoss(_Loss):
         box_format: str | None = None,
         target_format: str | None = None,
         layer_weights: Sequence[float] | None = None,
+        unit_boxes: bool = False,
         validate: bool = False,
     ) -> None:
         super().__init__(size_average, reduce, reduction)
@@ -145,6 +148,7 @@ class DetectionLoss(_Loss):
         self.num_classes = None if num_classes is None else check_integer("num_classes", num_classes, low=1)
         self.box_format, self.target_format = box_format, target_format
         self.layer_weights = check_layer_weights(layer_weights)
+        self.unit_boxes = check_flag("unit_boxes", unit_boxes)
         self.validate = check_flag("validate", validate)
         self._check_fit()
 
@@ -276,6 +280,7 @@ class DetectionLoss(_Loss):
             target_format=self.target_format,
             classes=None if self.num_classes is None else (self.num_classes, self.bg_class_position != "none"),
         ).with_background(self.bg_class_position, self.use_hard_negative_mining)
+        check_units(scene, self.unit_boxes)
         with torch.no_grad(), torch.autocast(scene.logits.device.type, enabled=False):
             if plan is None:
                 found = matcher.scene_plan(scene)
