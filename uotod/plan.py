@@ -97,6 +97,14 @@ class Plan:
         """The (S, P) mass that each prediction gives to targets."""
         return self.mass.squeeze(1) if self.mass.shape[1] == 1 else self.mass.sum(1)
 
+    def target_mass(self, images: slice = slice(None)) -> Tensor:
+        """Return the (S, T) mass that each target gets, in some of the images."""
+        mass = self.mass[images]
+        if self.target is None:
+            return mass.sum(2)
+        total = mass.new_zeros(len(mass), self.num_targets)
+        return total.scatter_add_(1, self.target[images].flatten(1), mass.flatten(1))
+
     def background_mass(self) -> Tensor:
         """Return the (S, P) mass that each prediction gives to the background, zeros without one."""
         return torch.zeros_like(self.positive) if self.background is None else self.background

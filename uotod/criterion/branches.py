@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from uotod.check import Described, check_choice, check_flag, check_integer, check_number, check_positions
+from uotod.criterion.describe import describe_matched
 from uotod.criterion.detection import DetectionLoss, Matched, PlanInput
 from uotod.criterion.masses import Masses, share_masses
 from uotod.scene.predictions import STANDARD, PredictionDict
@@ -113,7 +114,7 @@ class Branches(nn.Module):
         >>> denoising = output | {"plan": torch.tensor([[0]])}
         >>> terms = criterion.terms(output | {"dn_outputs": denoising}, target)
         >>> [key for key in terms if key.endswith("_dn")]
-        ['loss_dn', 'loss_cls_dn', 'loss_loc_dn', 'num_pos_dn', 'num_neg_dn']
+        ['loss_dn', 'loss_cls_dn', 'loss_loc_dn', 'num_pos_dn', 'num_neg_dn', 'num_starved_dn']
         >>> bool(terms["loss_dn"] == terms["loss_cls"] / 2), bool(terms["loss"] == 1.5 * terms["loss_cls"])
         (True, True)
     """
@@ -219,6 +220,24 @@ class Branches(nn.Module):
             main, found = self._match(input, target, anchors, plan)
             branches = {key: x.masses.total() for key, x in found.items() if x is not None}
             return main.masses.total()._replace(branches=branches)
+
+    @torch.no_grad()
+    def describe(self, input: PredictionDict, target: TargetInput, anchors: AnchorInput | None = None) -> str:
+        """Return what the main loss and each branch make of a batch, in words; see `DetectionLoss.describe`."""
+        branches = self._branches()
+        matched = self.main.match(input, target, anchors, known=tuple(branches))
+        texts = ["main", describe_matched(self.main, matched, input, target, known=tuple(branches))]
+        for key, branch in branches.items():
+            found = input.get(key)
+            if found is None:
+                texts.append(f"{key}: not in the input")
+                continue
+            matched = branch.match(f"input[{key!r}]", found, target, anchors)
+            texts += [
+                f"{key}, of weight {branch.weight:g}{', class-agnostic' if branch.class_agnostic else ''}",
+                describe_matched(branch.loss, matched, found, target, known=("plan", "anchors")),
+            ]
+        return "\n".join(texts)
 
     def set_step(self, step: int) -> None:
         """Set the step of training at which schedules are read, in all branches; see `Matcher.set_step`."""

@@ -9,9 +9,11 @@ from torch import Tensor, nn
 from torch.nn.modules.loss import _Loss
 
 from uotod.check import Described, check_choice, check_flag, check_integer, check_number
+from uotod.criterion.describe import describe_matched
 from uotod.criterion.fit import check_matcher, check_mining, check_terms
 from uotod.criterion.masses import Masses, share_masses
 from uotod.criterion.normalize import MassNormalizer, Normalizer
+from uotod.criterion.starved import count_starved
 from uotod.criterion.terms import Classification, Localization, Term
 from uotod.criterion.totals import check_layer_weights, name_terms, weigh_layers
 from uotod.match.base import Matcher
@@ -20,6 +22,7 @@ from uotod.scene.keys import check_input_keys, check_target_keys
 from uotod.scene.predictions import STANDARD, PredictionDict
 from uotod.scene.scene import BOX_FORMATS, AnchorInput, Scene, parse_scene
 from uotod.scene.targets import CROWD, MISSING, TargetInput
+from uotod.scene.units import check_units
 from uotod.solvers.mining import mine_hard_negatives
 
 if TYPE_CHECKING:
@@ -80,6 +83,7 @@ class DetectionLoss(Described, _Loss):
             last; all 1 by default. They are in the terms.
         process_group: ranks of `torch.distributed` over which a normaliser with `distributed=True` averages; None for
             all. It may be assigned later, and a pickle cannot hold it.
+        unit_boxes: whether target boxes are fractions of the image: those that are plainly not, as pixels, raise.
         validate: also check values (label range, inverted boxes, finiteness) on a GPU, which synchronises.
 
     Raises:
@@ -126,6 +130,7 @@ class DetectionLoss(Described, _Loss):
         target_format: str | None = None,
         layer_weights: Sequence[float] | None = None,
         process_group: "ProcessGroup | None" = None,
+        unit_boxes: bool = False,
         validate: bool = False,
     ) -> None:
         super().__init__(size_average, reduce, reduction)
@@ -150,6 +155,7 @@ class DetectionLoss(Described, _Loss):
         self.box_format, self.target_format = box_format, target_format
         self.layer_weights = check_layer_weights(layer_weights)
         self.process_group = process_group
+        self.unit_boxes = check_flag("unit_boxes", unit_boxes)
         self.validate = check_flag("validate", validate)
         self._check_fit()
 
@@ -225,8 +231,9 @@ class DetectionLoss(Described, _Loss):
         Returns:
             "loss"; "loss_cls", "loss_loc" and those of extra terms, and one for each part of a composite, such as
             "loss_loc_giou", which add up to those; for the decoder layer `i` of `aux_outputs` the same with `_i`
-            behind. "loss" is their sum over all layers. Detached: "num_pos" and "num_neg", the mass that the plan gives
-            to targets and to the background in the final layer.
+            behind. "loss" is their sum over all layers. Detached, of the final layer: "num_pos" and "num_neg", the mass
+            that the plan gives to targets and to the background; and "num_starved", the number of targets, neither
+            padded nor ignored, with less than half a unit of mass, of which a `StarvedTargetsWarning` tells on the CPU.
         """
         matched = self.match(input, target, anchors, plan)
         (shares,) = share_masses([self], [matched], None if masses is None else [masses])
@@ -245,6 +252,16 @@ class DetectionLoss(Described, _Loss):
         """
         with torch.no_grad():
             return self.match(input, target, anchors, plan).masses.total()
+
+    @torch.no_grad()
+    def describe(self, input: PredictionDict, target: TargetInput, anchors: AnchorInput | None = None) -> str:
+        """Return what the criterion makes of a batch, in words: a dry run. Arguments as in `forward`.
+
+        Formats, dtypes and ranges; the keys that are read and those that are not; the mass that targets get, and how
+        many get little; the shares of the plan; and what each term is divided by. It has no gradient, leaves no trace,
+        and exchanges nothing with other ranks.
+        """
+        return describe_matched(self, self.match(input, target, anchors), input, target)
 
     def match(
         self,
@@ -277,6 +294,7 @@ class DetectionLoss(Described, _Loss):
             target_format=self.target_format,
             classes=None if self.num_classes is None else (self.num_classes, self.bg_class_position != "none"),
         ).with_background(self.bg_class_position, self.use_hard_negative_mining)
+        check_units(scene, self.unit_boxes)
         with torch.no_grad(), torch.autocast(scene.logits.device.type, enabled=False):
             if plan is None:
                 found = matcher.scene_plan(scene)
@@ -305,7 +323,8 @@ class DetectionLoss(Described, _Loss):
         terms = {"loss": total}
         for term, values in losses.items():
             terms |= name_terms(term, values)
-        return terms | {"num_pos": local.of("positive")[-1].sum(), "num_neg": local.of("background")[-1].sum()}
+        counts = {"num_pos": local.of("positive")[-1].sum(), "num_neg": local.of("background")[-1].sum()}
+        return terms | counts | {"num_starved": count_starved(matched.plan, scene)}
 
     def count_parts(self) -> dict[str, int]:
         """Return the number of parts of each term, of which the masses have a row each."""

@@ -19,6 +19,7 @@ from uotod.criterion.normalize import (
     TargetNormalizer as TargetNormalizer,
     TotalMassNormalizer as TotalMassNormalizer,
 )
+from uotod.criterion.starved import StarvedTargetsWarning as StarvedTargetsWarning
 from uotod.criterion.terms import (
     Classification as Classification,
     Distillation as Distillation,

@@ -69,6 +69,8 @@ class SimOTA(DynamicMatcher):
         tensor([1., 0., 0., 0.])
     """
 
+    reads_if_given = ("pred_objectness",)
+
     def __init__(
         self,
         *,

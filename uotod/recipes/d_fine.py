@@ -209,6 +209,7 @@ def _united(
             num_classes=num_classes,
             box_format=box_format,
             layer_weights=layer_weights,
+            unit_boxes=True,
             validate=validate,
         )
 

@@ -81,6 +81,7 @@ def deformable_detr(
         "none",
         normalizer=normalizer,
         box_format=box_format,
+        unit_boxes=True,
         validate=validate,
     )
     main = build(num_classes=num_classes, layer_weights=layer_weights)

@@ -90,5 +90,6 @@ def detr(
         num_classes=num_classes,
         box_format=box_format,
         layer_weights=layer_weights,
+        unit_boxes=True,
         validate=validate,
     )

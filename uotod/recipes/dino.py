@@ -100,6 +100,7 @@ def dino(
         "none",
         num_classes=num_classes,
         box_format=box_format,
+        unit_boxes=True,
         validate=validate,
     )
     main = build(normalizer=normalizer, layer_weights=layer_weights)

@@ -93,6 +93,7 @@ def group_detr(
         normalizer=normalizer,
         num_classes=num_classes,
         box_format=box_format,
+        unit_boxes=True,
         validate=validate,
     )
     return Branches(build(layer_weights=layer_weights), enc_outputs=Branch(build()))

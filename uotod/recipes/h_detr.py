@@ -102,6 +102,7 @@ def h_detr(
         num_classes=num_classes,
         box_format=box_format,
         layer_weights=layer_weights,
+        unit_boxes=True,
         validate=validate,
     )
     return Branches(main, enc_outputs=encoder, one2many_outputs=Branch(many, one2many_weight))

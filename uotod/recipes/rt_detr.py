@@ -89,6 +89,7 @@ def rt_detr(
         "none",
         num_classes=num_classes,
         box_format=box_format,
+        unit_boxes=True,
         validate=validate,
     )
     normalizer = TargetNormalizer(distributed=True) if normalizer is None else normalizer

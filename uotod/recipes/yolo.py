@@ -123,6 +123,7 @@ def yolo(
         normalizer=normalizer,
         num_classes=num_classes,
         box_format=box_format,
+        unit_boxes=first,
         validate=validate,
     )
 
