@@ -26,4 +26,4 @@ from uotod.geometry.nms import (
     nms as nms,
 )
 from uotod.geometry.sides import distribution_to_box as distribution_to_box
-from uotod.scene.targets import pad_targets as pad_targets
+from uotod.scene.padding import pad_targets as pad_targets

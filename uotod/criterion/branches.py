@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from uotod.check import check_choice, check_flag, check_integer, check_number, check_positions
 from uotod.criterion.detection import DetectionLoss, Matched, PlanInput
 from uotod.criterion.masses import Masses, share_masses
+from uotod.scene.padding import COST_LABELS
 from uotod.scene.predictions import STANDARD, PredictionDict
 from uotod.scene.scene import AnchorInput
 from uotod.scene.targets import TargetInput
@@ -46,8 +47,17 @@ class Branch(nn.Module):
                 "'none', got 'first'"
             )
 
-    def match(self, name: str, output: PredictionDict, target: TargetInput, anchors: AnchorInput | None) -> Matched:
+    def match(
+        self,
+        name: str,
+        output: PredictionDict,
+        target: TargetInput,
+        anchors: AnchorInput | None,
+        of_images: PredictionDict | None = None,
+    ) -> Matched:
         """Return what the losses of the branch's `output` are made of, which errors call `name`.
+
+        `of_images` are fields `image_...` that the output has unless it brings its own.
 
         Raises:
             TypeError: an argument or an entry has the wrong type or dtype.
@@ -55,8 +65,11 @@ class Branch(nn.Module):
         """
         if not isinstance(output, Mapping):
             raise TypeError(f"{name} must be a dict of tensors, got {type(output).__name__}")
+        inherited = dict(of_images or {})
         if self.class_agnostic:
             target = _without_classes(target)
+            inherited.pop("image_class_mask", None)
+        output = inherited | dict(output)
         plan = output.get("plan")
         if plan is None and self.plan == "given":
             raise ValueError(
@@ -88,7 +101,8 @@ class Branches(nn.Module):
     A branch `enc_outputs=Branch(...)` reads the dict `input["enc_outputs"]`: predictions as those of the input, with
     `aux_outputs` of their own. Two more entries are optional there: `plan`, which replaces matching as in
     `DetectionLoss.forward` (denoising queries know their targets), and `anchors`, which replace those of the call. A
-    branch that the input does not have, or as None, contributes nothing, as in evaluation.
+    branch that the input does not have, or as None, contributes nothing, as in evaluation. What the input says of
+    images, `image_...`, is true in branches that do not say otherwise.
 
     Args:
         main: loss of the input itself.
@@ -181,8 +195,11 @@ class Branches(nn.Module):
         """
         branches = self._branches()
         main = self.main.match(input, target, anchors, plan, known=tuple(branches))
+        of_images = {key: x for key, x in input.items() if isinstance(key, str) and key.startswith("image_")}
         found = {
-            key: None if input.get(key) is None else branch.match(f"input[{key!r}]", input[key], target, anchors)
+            key: None
+            if input.get(key) is None
+            else branch.match(f"input[{key!r}]", input[key], target, anchors, of_images)
             for key, branch in branches.items()
         }
         criteria = [self.main, *(branch.loss for branch in branches.values())]
@@ -277,4 +294,5 @@ def _relabelled(target: Mapping[str, Tensor], dims: int) -> Mapping[str, Tensor]
     labels = target.get("labels")
     if not isinstance(labels, Tensor):
         return target  # the checks of targets tell what is wrong
-    return {**target, "labels": torch.zeros(labels.shape[:dims], dtype=torch.long, device=labels.device)}
+    others = {key: value for key, value in target.items() if key != COST_LABELS}
+    return {**others, "labels": torch.zeros(labels.shape[:dims], dtype=torch.long, device=labels.device)}

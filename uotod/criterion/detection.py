@@ -1,5 +1,6 @@
 """The detection loss: predictions and targets in, the plan's mass times the sub-losses out."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -15,10 +16,12 @@ from uotod.criterion.terms import Classification, Localization, Term
 from uotod.criterion.totals import check_layer_weights, name_terms, weigh_layers
 from uotod.match.base import Matcher
 from uotod.plan import Plan, parse_plan
+from uotod.scene.formats import BOX_FORMATS
 from uotod.scene.keys import check_input_keys, check_target_keys
+from uotod.scene.padding import COST_LABELS, CROWD, MISSING
 from uotod.scene.predictions import STANDARD, PredictionDict
-from uotod.scene.scene import BOX_FORMATS, AnchorInput, Scene, parse_scene
-from uotod.scene.targets import CROWD, MISSING, TargetInput
+from uotod.scene.scene import AnchorInput, Scene, parse_scene
+from uotod.scene.targets import TargetInput
 from uotod.solvers.mining import mine_hard_negatives
 
 PlanInput = Tensor | Plan
@@ -270,7 +273,8 @@ class DetectionLoss(_Loss):
                 images = len(scene.mask) // scene.layers
                 like, mask = scene.logits[:images], scene.mask[:images]
                 found = parse_plan(plan, mask, like, matcher.background, validate).repeat(scene.layers)
-            found = self._mined(found, scene)
+                scene.check_plan(found.positive)
+            found = self._mined(found.only(scene.valid_preds), scene)
             seen = tuple(term.sees(found, scene) for term in terms)
             return self._weighted(Matched(scene, found, seen, self._masses(scene, found, seen)))
 
@@ -285,6 +289,11 @@ class DetectionLoss(_Loss):
                     divisor = self.normalizer(term.name, local, own, shared).to(scene.logits.device)
                     divisor = divisor if divisor.dim() == 3 else divisor[None]
                 losses[term] = term.losses(plan, scene, divisor).sum(-1)  # (parts, L)
+        if self.matching_method.nonfinite == "propagate":
+            # by a product, for the gradient must not be finite either, or a scaler would take the step
+            sums = [x.sum() for x in losses.values()]
+            finite = scene.finite.all() & torch.stack([*sums, scene.logits.new_zeros(())]).isfinite().all()
+            losses = {term: x * torch.where(finite, 1.0, math.nan).to(x.dtype) for term, x in losses.items()}
         if self.layer_weights is not None:
             losses = {term: weigh_layers(x, self.layer_weights) for term, x in losses.items()}
         total = torch.stack([x.sum() for x in losses.values()]).sum() if losses else scene.logits.new_zeros(())
@@ -365,4 +374,4 @@ _TERMS: Mapping[str, type[Classification] | type[Localization]] = {
 }
 _PARTS = (*_TERMS, "extra_terms", "matching_method")
 _INPUT_KEYS = ("pred_logits", "aux_outputs", "anchors", "plan", *STANDARD)
-_TARGET_KEYS = ("labels", "boxes", CROWD, *MISSING)
+_TARGET_KEYS = ("labels", "boxes", COST_LABELS, CROWD, *MISSING)

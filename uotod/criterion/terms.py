@@ -213,7 +213,7 @@ class Localization(Term):
 
     def sees(self, plan: Plan, scene: Scene) -> Plan:
         """Return the plan, or the union of the layers, whose masses are scaled by the quality of their pairs."""
-        seen = unite_layers(plan, scene.layers) if self.union else plan
+        seen = unite_layers(plan, scene.layers).only(scene.valid_preds) if self.union else plan
         quality = pair_quality("quality", self.quality, scene, seen)
         return seen if quality is None else seen.scaled(quality)
 
@@ -256,7 +256,7 @@ class Distillation(Term):
 
     def sees(self, plan: Plan, scene: Scene) -> Plan:
         """Return the plan, or the union of the layers."""
-        return unite_layers(plan, scene.layers) if self.union else plan
+        return unite_layers(plan, scene.layers).only(scene.valid_preds) if self.union else plan
 
     def losses(self, seen: Plan, scene: Scene, divisor: Tensor) -> Tensor:
         """Return the loss (1, L, 1) of each layer; that of the final one is 0."""
@@ -267,7 +267,11 @@ class Distillation(Term):
         quality = mean.masked_fill(mass <= 0, float("nan"))
         *students, teacher = dist.chunk(layers)
         logits, zero = scene.logits.chunk(layers)[-1], dist[..., :0].sum()
-        found = [self.module(x, teacher, logits, q) for x, q in zip(students, quality.chunk(layers), strict=False)]
+        valid = [{}] * layers if scene.valid_preds is None else [{"valid": x} for x in scene.valid_preds.chunk(layers)]
+        found = [
+            self.module(x, teacher, logits, q, **padding)
+            for x, q, padding in zip(students, quality.chunk(layers), valid, strict=False)
+        ]
         losses = torch.stack([*found, zero])[None]
         return scene.where_given(self.needs, losses).unsqueeze(-1)
 
