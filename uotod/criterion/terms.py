@@ -235,7 +235,8 @@ class Distillation(Term):
 
     Args:
         module: loss of student, teacher, the teacher's logits and the quality of each prediction, NaN without a match,
-            such as `DistillationLoss`; it is a mean, which nothing divides.
+            such as `DistillationLoss`; it is a mean, which nothing divides. Where `pred_valid` is given, it gets that
+            (B, P) of the layer as well.
         union: see the union of the pairs of all decoder layers.
     """
 
@@ -267,9 +268,11 @@ class Distillation(Term):
         quality = mean.masked_fill(mass <= 0, float("nan"))
         *students, teacher = dist.chunk(layers)
         logits, zero = scene.logits.chunk(layers)[-1], dist[..., :0].sum()
-        valid = [{}] * layers if scene.valid_preds is None else [{"valid": x} for x in scene.valid_preds.chunk(layers)]
+        valid: list[tuple[Tensor, ...]] = [()] * layers
+        if scene.valid_preds is not None:
+            valid = [(x,) for x in scene.valid_preds.chunk(layers)]
         found = [
-            self.module(x, teacher, logits, q, **padding)
+            self.module(x, teacher, logits, q, *padding)
             for x, q, padding in zip(students, quality.chunk(layers), valid, strict=False)
         ]
         losses = torch.stack([*found, zero])[None]
