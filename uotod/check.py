@@ -117,24 +117,28 @@ def check_device(name: str, tensor: Tensor, device: torch.device) -> None:
         raise ValueError(f"{name} must be on {device} like the rest, got {tensor.device}")
 
 
-def check_finite(name: str, tensor: Tensor, validate: bool, hint: str = "") -> None:
-    """Raise a ValueError that names the first image with a non-finite value and how many it has."""
-    if not tensor.numel() or not reads_values(tensor, validate):
+def check_finite(name: str, tensor: Tensor, validate: bool, hint: str = "", largest: float = math.inf) -> None:
+    """Raise a ValueError that names the first image with a value that `is_finite` refuses, and how many it has."""
+    if not tensor.numel() or not reads_values(tensor, validate) or is_finite(tensor, largest):
         return
-    if is_finite(tensor):
-        return
-    bad = ~torch.isfinite(tensor.detach())
+    values = tensor.detach()
+    bad = ~values.isfinite()
+    what, expected = "non-finite", "finite"
+    if not bool(bad.any()):
+        bad = values.abs() > largest
+        what, expected = "larger", f"at most {largest:.1e} in size, for areas overflow beyond"
     if tensor.dim() == 2:
-        raise ValueError(f"{name} must be finite, got {int(bad.sum())} non-finite values{hint}")
+        raise ValueError(f"{name} must be {expected}, got {int(bad.sum())} {what} values{hint}")
     per_image = bad.flatten(1).sum(1)
     image = int(per_image.ne(0).nonzero()[0])
-    raise ValueError(f"{name} must be finite, got {int(per_image[image])} non-finite values in image {image}{hint}")
+    raise ValueError(f"{name} must be {expected}, got {int(per_image[image])} {what} values in image {image}{hint}")
 
 
-def is_finite(tensor: Tensor) -> bool:
-    """Tell whether a tensor holds finite numbers only; on a GPU that synchronises."""
-    # one pass: NaN comes through both
-    return not tensor.numel() or all(math.isfinite(x.item()) for x in torch.aminmax(tensor.detach()))
+def is_finite(tensor: Tensor, largest: float = math.inf) -> bool:
+    """Tell whether a tensor holds finite numbers of at most a size only; on a GPU that synchronises."""
+    # one pass: NaN comes through both, and compares as False
+    found = [x.item() for x in torch.aminmax(tensor.detach())] if tensor.numel() else []
+    return all(math.isfinite(x) and abs(x) <= largest for x in found)
 
 
 def check_ordered(name: str, boxes: Tensor) -> None:

@@ -113,6 +113,15 @@ class Plan:
         """Return the plan with another (S, P) background mass; a plan without background keeps none."""
         return self if self.background is None else replace(self, background=mass)
 
+    def only(self, valid: Tensor | None) -> "Plan":
+        """Return the plan with rows of zeros for predictions that are padding, where (S, P) is False; None for none."""
+        if valid is None:
+            return self
+        padding = ~valid
+        background = None if self.background is None else self.background.masked_fill(padding, 0)
+        target = None if self.target is None else self.target.masked_fill(padding.unsqueeze(1), 0)
+        return replace(self, mass=self.mass.masked_fill(padding.unsqueeze(1), 0), target=target, background=background)
+
     def ignoring(self, dropped: Tensor) -> "Plan":
         """Return the plan in which the (S, P) bool `dropped` predictions give nothing to the background.
 

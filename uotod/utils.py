@@ -16,4 +16,4 @@ from uotod.geometry.cell_coder import CellCoder as CellCoder
 from uotod.geometry.coders import BoxCoder as BoxCoder, DeltaCoder as DeltaCoder, DistanceCoder as DistanceCoder
 from uotod.geometry.nms import batched_nms as batched_nms, nms as nms
 from uotod.geometry.sides import distribution_to_box as distribution_to_box
-from uotod.scene.targets import pad_targets as pad_targets
+from uotod.scene.padding import pad_targets as pad_targets

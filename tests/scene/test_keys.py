@@ -164,6 +164,71 @@ def test_a_key_of_targets_that_is_nearly_one_that_is_read_raises_and_names_it(ke
         detector()(scene.input, images)
 
 
+@pytest.mark.parametrize(
+    ("key", "meant", "without"),
+    [
+        ("class_labels", "labels", "labels"),
+        ("category_id", "labels", "labels"),
+        ("gt_labels", "labels", "labels"),
+        ("bbox", "boxes", "boxes"),
+        ("gt_bboxes", "boxes", "boxes"),
+        ("padding_mask", "mask", "mask"),
+        ("crowd", "ignore", "ignore"),
+        ("gt_crowd", "ignore", "ignore"),
+        ("cost_label", "cost_labels", None),
+        ("loss_weights", "loss_weight", None),
+        ("box", "boxes", None),
+        ("ignored", "ignore", None),
+    ],
+)
+@pytest.mark.parametrize("layout", ["padded", "list"])
+def test_another_word_for_a_key_of_targets_raises_and_names_it_unless_both_are_there(
+    key, meant, without, layout
+) -> None:
+    scene = problem()
+    ignore = torch.zeros(B, T, dtype=torch.bool)
+    whole = scene.target | {"ignore": ignore, key: torch.ones(B, T)}
+    if without is not None:
+        assert detector()(scene.input, whole).isfinite()
+        del whole[without]
+    target = per_image(whole) if layout == "list" else whole
+    with pytest.raises(ValueError, match=f"has the key {key!r}, which nothing reads: is {meant!r} meant"):
+        detector()(scene.input, target)
+
+
+@pytest.mark.parametrize("key", ["weight", "weights", "sample_weight", "target_weights"])
+@pytest.mark.parametrize("layout", ["padded", "list"])
+def test_a_weight_of_two_meanings_raises_and_names_both(key, layout) -> None:
+    scene = problem()
+    target = scene.target | {key: torch.ones(B, T)}
+    target = per_image(target) if layout == "list" else target
+    for reader in (detector(), Hungarian(loc_match_module=L1)):
+        with pytest.raises(ValueError, match=rf"\['{key}'\] has two meanings: write 'cost_weight' .* 'loss_weight'"):
+            reader(scene.input, target)
+
+
+@pytest.mark.parametrize(
+    ("key", "meant"),
+    [
+        ("class_mask", "image_class_mask"),
+        ("image_class_masks", "image_class_mask"),
+        ("valid_mask", "pred_valid"),
+        ("pred_valids", "pred_valid"),
+    ],
+)
+def test_another_word_for_a_key_of_predictions_raises_and_names_it(key, meant) -> None:
+    scene = problem()
+    with pytest.raises(ValueError, match=f"input has the key {key!r}, which nothing reads: is {meant!r} meant"):
+        detector()(scene.input | {key: torch.ones(B, P, dtype=torch.bool)}, scene.target)
+
+
+def test_what_others_call_logits_passes_beside_them_and_is_named_without_them() -> None:
+    scene = problem()
+    assert detector()(scene.input | {"logits": scene.input["pred_logits"]}, scene.target).isfinite()
+    with pytest.raises(ValueError, match="input has the key 'logits', which nothing reads: is 'pred_logits' meant"):
+        detector()({"logits": scene.input["pred_logits"], "pred_boxes": scene.input["pred_boxes"]}, scene.target)
+
+
 def test_what_a_module_declares_is_read_and_what_is_near_to_it_raises() -> None:
     scene = problem()
     scene.input["pred_masks"] = torch.randn(B, P, 4, 4, dtype=torch.float64)

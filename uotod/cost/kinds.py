@@ -294,6 +294,13 @@ def sum_rows(loss: Tensor, rows: int, name: str) -> Tensor:
     return loss.flatten(1).sum(1) if loss.dim() > 1 else loss
 
 
+def spread(values: Tensor, share: float, present: Tensor) -> Tensor:
+    """Return (..., C) values of which a share is their mean over the classes that are present, bool."""
+    some = values.masked_fill(~present, 0)
+    mean = some.sum(-1, keepdim=True) / present.sum(-1, keepdim=True).clamp(min=1)
+    return (1 - share) * values + share * (mean * present)
+
+
 def take_rows(fields: Fields, image: Tensor, pred: Tensor, target: Tensor) -> dict[str, Tensor]:
     """Return the values (N, ...) of fields for (N,) pairs."""
     index = {"target": (image, target), "image": (image,)}

@@ -60,7 +60,8 @@ class Cost(NamedTuple):
         assert cost is not None
         if self.background is not None:
             cost[:, num_targets].fill_(self.background)
-        check_cost_values("the cost that the match modules return", cost, self.validate)
+        hint = ' (nonfinite="propagate" matches such a pair only if nothing finite is left)'
+        check_cost_values("the cost that the match modules return", cost, self.validate, hint)
         return cost
 
     def of_pairs(self, scene: Scene, *, cls: bool = True, loc: bool = True) -> Tensor:
@@ -154,7 +155,7 @@ def parse_cost(cost_matrix: Tensor, target_mask: Tensor, background: bool, valid
     return cost
 
 
-def check_cost_values(name: str, cost: Tensor, validate: bool) -> None:
+def check_cost_values(name: str, cost: Tensor, validate: bool, hint: str = "") -> None:
     """Raise a ValueError if a target-major cost (B, K, P) holds NaN or -inf, which no plan can mean."""
     if not cost.numel() or not reads_values(cost, validate) or bool(cost.amin() > -math.inf):
         return  # the minimum of values with a NaN is NaN
@@ -162,12 +163,16 @@ def check_cost_values(name: str, cost: Tensor, validate: bool) -> None:
     image, column, pred = (int(x) for x in bad.nonzero()[0])
     value = float(cost[image, column, pred])
     raise ValueError(
-        f"{name} must not hold NaN or -inf, got {value} in image {image}, prediction {pred}, column {column}"
+        f"{name} must not hold NaN or -inf, got {value} in image {image}, prediction {pred}, column {column}, and "
+        f"{int(bad[image].sum())} such values in that image{hint}"
     )
 
 
 def replace_nonfinite(cost: Tensor, scene: Scene, background_cost: float) -> Tensor:
-    """Give predictions that are not finite a finite cost (B, T, P) above that of any set of finite pairs."""
+    """Give predictions and costs that are not finite a cost (B, T, P) above that of any set of finite pairs.
+
+    Infinity, by which a module forbids a pair, remains of finite predictions.
+    """
     if not cost.numel():
         return cost
     bad = ~scene.finite  # (B, P)
@@ -178,7 +183,7 @@ def replace_nonfinite(cost: Tensor, scene: Scene, background_cost: float) -> Ten
     high, low = high.clamp(min=background_cost), low.clamp(max=background_cost)
     count = scene.mask.sum(1)[:, None, None]
     worst = high + (count + 1) * (high - low + 1)
-    return torch.where(bad.unsqueeze(1), worst, cost)
+    return torch.where(bad.unsqueeze(1) | cost.isnan() | (cost == -math.inf), worst, cost)
 
 
 def parse_class_weight(value: Sequence[float] | Tensor | None) -> Tensor | None:

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from uotod.cost.focal import LOG2_E, zero_terms
-from uotod.cost.kinds import Adapter, Affine, ClassTerms, Pair, Sigmoid
+from uotod.cost.kinds import Adapter, Affine, ClassTerms, Pair, Sigmoid, spread
 from uotod.cost.labels import ClassLabels
+from uotod.scene.absent import is_present
 
 
 class Softmax(Affine):
@@ -79,7 +80,7 @@ def cross_entropy_terms(module: Any, logits: Tensor) -> ClassTerms:
         gain = gain * module.weight.to(gain.dtype)
     smoothing = module.label_smoothing
     if smoothing > 0:
-        gain = (1 - smoothing) * gain + smoothing * gain.mean(-1, keepdim=True)
+        gain = spread(gain, smoothing, is_present(logits))
     if 0 <= module.ignore_index < logits.shape[-1]:
         keep = torch.arange(logits.shape[-1], device=logits.device) != module.ignore_index
         gain = gain * keep

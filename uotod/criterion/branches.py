@@ -10,6 +10,7 @@ from uotod.check import Described, check_choice, check_flag, check_integer, chec
 from uotod.criterion.describe import describe_matched
 from uotod.criterion.detection import DetectionLoss, Matched, PlanInput
 from uotod.criterion.masses import Masses, share_masses
+from uotod.scene.padding import COST_LABELS
 from uotod.scene.predictions import STANDARD, PredictionDict
 from uotod.scene.scene import AnchorInput
 from uotod.scene.targets import TargetInput
@@ -50,8 +51,17 @@ class Branch(Described):
                 "'none', got 'first'"
             )
 
-    def match(self, name: str, output: PredictionDict, target: TargetInput, anchors: AnchorInput | None) -> Matched:
+    def match(
+        self,
+        name: str,
+        output: PredictionDict,
+        target: TargetInput,
+        anchors: AnchorInput | None,
+        of_images: PredictionDict | None = None,
+    ) -> Matched:
         """Return what the losses of the branch's `output` are made of, which errors call `name`.
+
+        `of_images` are fields `image_...` that the output has unless it brings its own.
 
         Raises:
             TypeError: an argument or an entry has the wrong type or dtype.
@@ -59,8 +69,11 @@ class Branch(Described):
         """
         if not isinstance(output, Mapping):
             raise TypeError(f"{name} must be a dict of tensors, got {type(output).__name__}")
+        inherited = dict(of_images or {})
         if self.class_agnostic:
             target = _without_classes(target)
+            inherited.pop("image_class_mask", None)
+        output = inherited | dict(output)
         plan = output.get("plan")
         if plan is None and self.plan == "given":
             raise ValueError(
@@ -88,7 +101,8 @@ class Branches(nn.Module):
     A branch `enc_outputs=Branch(...)` reads the dict `input["enc_outputs"]`: predictions as those of the input, with
     `aux_outputs` of their own. Two more entries are optional there: `plan`, which replaces matching as in
     `DetectionLoss.forward` (denoising queries know their targets), and `anchors`, which replace those of the call. A
-    branch that the input does not have, or as None, contributes nothing, as in evaluation.
+    branch that the input does not have, or as None, contributes nothing, as in evaluation. What the input says of
+    images, `image_...`, is true in branches that do not say otherwise.
 
     Args:
         main: loss of the input itself.
@@ -225,17 +239,16 @@ class Branches(nn.Module):
     def describe(self, input: PredictionDict, target: TargetInput, anchors: AnchorInput | None = None) -> str:
         """Return what the main loss and each branch make of a batch, in words; see `DetectionLoss.describe`."""
         branches = self._branches()
-        matched = self.main.match(input, target, anchors, known=tuple(branches))
-        texts = ["main", describe_matched(self.main, matched, input, target, known=tuple(branches))]
+        main, found = self._match(input, target, anchors, None)
+        texts = ["main", describe_matched(self.main, main, input, target, known=tuple(branches))]
         for key, branch in branches.items():
-            found = input.get(key)
-            if found is None:
+            matched = found[key]
+            if matched is None:
                 texts.append(f"{key}: not in the input")
                 continue
-            matched = branch.match(f"input[{key!r}]", found, target, anchors)
             texts += [
                 f"{key}, of weight {branch.weight:g}{', class-agnostic' if branch.class_agnostic else ''}",
-                describe_matched(branch.loss, matched, found, target, known=("plan", "anchors")),
+                describe_matched(branch.loss, matched, input[key], target, known=("plan", "anchors")),
             ]
         return "\n".join(texts)
 
@@ -250,10 +263,12 @@ class Branches(nn.Module):
         """Return what the losses of the main output and of each branch are made of, None for one without output."""
         branches = self._branches()
         main = self.main.match(input, target, anchors, plan, known=tuple(branches))
-        return main, {
-            key: None if input.get(key) is None else branch.match(f"input[{key!r}]", input[key], target, anchors)
-            for key, branch in branches.items()
-        }
+        of_images = {key: x for key, x in input.items() if isinstance(key, str) and key.startswith("image_")}
+        found: dict[str, Matched | None] = dict.fromkeys(branches)
+        for key, branch in branches.items():
+            if input.get(key) is not None:
+                found[key] = branch.match(f"input[{key!r}]", input[key], target, anchors, of_images)
+        return main, found
 
     def _branches(self) -> dict[str, Branch]:
         return {key: branch for key, branch in self.branches.items() if isinstance(branch, Branch)}
@@ -316,4 +331,5 @@ def _relabelled(target: Mapping[str, Tensor], dims: int) -> Mapping[str, Tensor]
     labels = target.get("labels")
     if not isinstance(labels, Tensor):
         return target  # the checks of targets tell what is wrong
-    return {**target, "labels": torch.zeros(labels.shape[:dims], dtype=torch.long, device=labels.device)}
+    others = {key: value for key, value in target.items() if key != COST_LABELS}
+    return {**others, "labels": torch.zeros(labels.shape[:dims], dtype=torch.long, device=labels.device)}

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from uotod.criterion.terms import Term
+from uotod.scene.padding import CROWD, MISSING
 from uotod.scene.predictions import PredictionDict
 from uotod.scene.scene import Scene
-from uotod.scene.targets import CROWD, MISSING, TargetInput
+from uotod.scene.targets import TargetInput
 
 if TYPE_CHECKING:
     from uotod.criterion.detection import DetectionLoss, Matched

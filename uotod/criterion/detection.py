@@ -1,5 +1,6 @@
 """The detection loss: predictions and targets in, the plan's mass times the sub-losses out."""
 
+import math
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -10,18 +11,20 @@ from torch.nn.modules.loss import _Loss
 
 from uotod.check import Described, check_choice, check_flag, check_integer, check_number
 from uotod.criterion.describe import describe_matched
-from uotod.criterion.fit import check_matcher, check_mining, check_terms
+from uotod.criterion.fit import check_matcher, check_mining, check_normalizer, check_terms
 from uotod.criterion.masses import Masses, share_masses
-from uotod.criterion.normalize import MassNormalizer, Normalizer
+from uotod.criterion.normalize import Normalizer
 from uotod.criterion.starved import count_starved
 from uotod.criterion.terms import Classification, Localization, Term
 from uotod.criterion.totals import check_layer_weights, name_terms, weigh_layers
 from uotod.match.base import Matcher
 from uotod.plan import Plan, parse_plan
+from uotod.scene.formats import BOX_FORMATS
 from uotod.scene.keys import check_input_keys, check_target_keys
+from uotod.scene.padding import COST_LABELS, CROWD, MISSING
 from uotod.scene.predictions import STANDARD, PredictionDict
-from uotod.scene.scene import BOX_FORMATS, AnchorInput, Scene, parse_scene
-from uotod.scene.targets import CROWD, MISSING, TargetInput
+from uotod.scene.scene import AnchorInput, Scene, parse_scene
+from uotod.scene.targets import TargetInput
 from uotod.scene.units import check_units
 from uotod.solvers.mining import mine_hard_negatives
 
@@ -150,7 +153,7 @@ class DetectionLoss(Described, _Loss):
         ratio = neg_to_pos_ratio
         self.neg_to_pos_ratio = None if ratio is None else check_number("neg_to_pos_ratio", ratio, low=0.0)
         self.min_negatives = check_number("min_negatives", min_negatives, low=0.0)
-        self.normalizer = self._check_normalizer(normalizer)
+        self.normalizer = check_normalizer(normalizer, self.reduction)
         self.num_classes = None if num_classes is None else check_integer("num_classes", num_classes, low=1)
         self.box_format, self.target_format = box_format, target_format
         self.layer_weights = check_layer_weights(layer_weights)
@@ -302,7 +305,8 @@ class DetectionLoss(Described, _Loss):
                 images = len(scene.mask) // scene.layers
                 like, mask = scene.logits[:images], scene.mask[:images]
                 found = parse_plan(plan, mask, like, matcher.background, validate).repeat(scene.layers)
-            found = self._mined(found, scene)
+                scene.check_plan(found.positive)
+            found = self._mined(found.only(scene.valid_preds), scene)
             seen = tuple(term.sees(found, scene) for term in terms)
             return self._weighted(Matched(scene, found, seen, self._masses(scene, found, seen)))
 
@@ -317,6 +321,11 @@ class DetectionLoss(Described, _Loss):
                     divisor = self.normalizer(term.name, local, own, shared).to(scene.logits.device)
                     divisor = divisor if divisor.dim() == 3 else divisor[None]
                 losses[term] = term.losses(plan, scene, divisor).sum(-1)  # (parts, L)
+        if self.matching_method.nonfinite == "propagate":
+            # by a product, for the gradient must not be finite either, or a scaler would take the step
+            sums = [x.sum() for x in losses.values()]
+            finite = scene.finite.all() & torch.stack([*sums, scene.logits.new_zeros(())]).isfinite().all()
+            losses = {term: x * torch.where(finite, 1.0, math.nan).to(x.dtype) for term, x in losses.items()}
         if self.layer_weights is not None:
             losses = {term: weigh_layers(x, self.layer_weights) for term, x in losses.items()}
         total = torch.stack([x.sum() for x in losses.values()]).sum() if losses else scene.logits.new_zeros(())
@@ -367,15 +376,6 @@ class DetectionLoss(Described, _Loss):
         kept = mine_hard_negatives(background, hardness, num_pos, self.neg_to_pos_ratio, self.min_negatives)
         return plan.with_background(kept)
 
-    def _check_normalizer(self, normalizer: Normalizer | None) -> Normalizer:
-        if normalizer is None:
-            return MassNormalizer()
-        if self.reduction == "sum":
-            raise ValueError('normalizer needs reduction="mean", got reduction="sum"')
-        if not isinstance(normalizer, Normalizer):
-            raise TypeError(f"normalizer must be a Normalizer, got {normalizer!r}")
-        return normalizer
-
     def _check_fit(self) -> None:
         check_matcher(self.matching_method, self.box_format)
         check_terms(self.all_terms, self.matching_method, self.bg_class_position)
@@ -390,4 +390,4 @@ _TERMS: Mapping[str, type[Classification] | type[Localization]] = {
 }
 _PARTS = (*_TERMS, "extra_terms", "matching_method")
 _INPUT_KEYS = ("pred_logits", "aux_outputs", "anchors", "plan", *STANDARD)
-_TARGET_KEYS = ("labels", "boxes", CROWD, *MISSING)
+_TARGET_KEYS = ("labels", "boxes", COST_LABELS, CROWD, *MISSING)

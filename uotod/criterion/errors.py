@@ -70,6 +70,7 @@ def detection_errors(
     scene, matched, *_ = criterion.match(input, target, anchors, plan, known=tuple(input))
     with torch.autocast(scene.logits.device.type, enabled=False):
         is_object = _is_object(scene, criterion, threshold)
+        is_object = is_object if scene.valid_preds is None else is_object & scene.valid_preds
         images = len(is_object) // scene.layers
         count, real = is_object.sum(1), scene.mask.sum(1)
         off = (count - real).abs()[len(count) - images :]  # of the final layer

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from uotod.criterion.normalize import MassNormalizer, Normalizer
 from uotod.criterion.terms import Term
 from uotod.match.base import Matcher
 
@@ -14,6 +15,17 @@ def check_matcher(matcher: Matcher, box_format: str | None) -> None:
         raise ValueError(
             f"matching_method must have box_format={box_format!r} like the loss, got {matcher.box_format!r}"
         )
+
+
+def check_normalizer(normalizer: Normalizer | None, reduction: str) -> Normalizer:
+    """Return the normaliser of a mean, `MassNormalizer` by default."""
+    if normalizer is None:
+        return MassNormalizer()
+    if reduction == "sum":
+        raise ValueError('normalizer needs reduction="mean", got reduction="sum"')
+    if not isinstance(normalizer, Normalizer):
+        raise TypeError(f"normalizer must be a Normalizer, got {normalizer!r}")
+    return normalizer
 
 
 def check_terms(terms: Sequence[Term], matcher: Matcher, bg_class_position: str) -> None:

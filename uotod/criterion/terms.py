@@ -209,7 +209,7 @@ class Localization(Term):
 
     def sees(self, plan: Plan, scene: Scene) -> Plan:
         """Return the plan, or the union of the layers, whose masses are scaled by the quality of their pairs."""
-        seen = unite_layers(plan, scene.layers) if self.union else plan
+        seen = unite_layers(plan, scene.layers).only(scene.valid_preds) if self.union else plan
         quality = pair_quality("quality", self.quality, scene, seen)
         return seen if quality is None else seen.scaled(quality)
 
@@ -227,7 +227,8 @@ class Distillation(Term):
 
     Args:
         module: loss of student, teacher, the teacher's logits and the quality of each prediction, NaN without a match,
-            such as `DistillationLoss`; it is a mean, which nothing divides.
+            such as `DistillationLoss`; it is a mean, which nothing divides. Where `pred_valid` is given, it gets that
+            (B, P) of the layer as well.
         union: see the union of the pairs of all decoder layers.
     """
 
@@ -248,7 +249,7 @@ class Distillation(Term):
 
     def sees(self, plan: Plan, scene: Scene) -> Plan:
         """Return the plan, or the union of the layers."""
-        return unite_layers(plan, scene.layers) if self.union else plan
+        return unite_layers(plan, scene.layers).only(scene.valid_preds) if self.union else plan
 
     def losses(self, seen: Plan, scene: Scene, divisor: Tensor) -> Tensor:
         """Return the loss (1, L, 1) of each layer; that of the final one is 0."""
@@ -259,6 +260,12 @@ class Distillation(Term):
         quality = mean.masked_fill(mass <= 0, float("nan"))
         *students, teacher = dist.chunk(layers)
         logits, zero = scene.logits.chunk(layers)[-1], dist[..., :0].sum()
-        found = [self.module(x, teacher, logits, q) for x, q in zip(students, quality.chunk(layers), strict=False)]
+        valid: list[tuple[Tensor, ...]] = [()] * layers
+        if scene.valid_preds is not None:
+            valid = [(x,) for x in scene.valid_preds.chunk(layers)]
+        found = [
+            self.module(x, teacher, logits, q, *padding)
+            for x, q, padding in zip(students, quality.chunk(layers), valid, strict=False)
+        ]
         losses = torch.stack([*found, zero])[None]
         return scene.where_given(self.needs, losses).unsqueeze(-1)

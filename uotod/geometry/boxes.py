@@ -3,6 +3,8 @@
 Integer boxes are computed in int64, in which no sum and no area of pixels overflows; quotients of them are float32.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -217,6 +219,14 @@ def pairwise_coordinates(boxes: Tensor, other: Tensor) -> tuple[Coordinates, Coo
     x1, y1, x2, y2 = (x[..., :, None] for x in _coordinates(boxes))
     a1, b1, a2, b2 = (x[..., None, :] for x in _coordinates(other))
     return (x1, y1, x2, y2), (a1, b1, a2, b2)
+
+
+def largest_side(boxes: Tensor) -> float:
+    """Return the largest coordinate of boxes that the areas of their unions and hulls can be computed of.
+
+    Of anything but four numbers a box nothing is known: infinity.
+    """
+    return math.sqrt(torch.finfo(boxes.dtype).max) / 4 if boxes.shape[-1] == 4 else math.inf
 
 
 def full_precision(x: Tensor) -> Tensor:

@@ -52,7 +52,7 @@ class SigmoidLoss(Described, ABC):
         """Return the loss of each row and class, or its mean or sum."""
         logits = full_precision(input)
         positive, negative = self._of_label(logits)
-        one_hot = smooth_rows(one_hot_rows(target, logits), self.label_smoothing)
+        one_hot = smooth_rows(one_hot_rows(target, logits), self.label_smoothing, logits)
         return reduce_loss(one_hot * positive + (1 - one_hot) * negative, self.reduction)
 
     def adapter(self) -> Sigmoid:
@@ -65,7 +65,7 @@ class SigmoidLoss(Described, ABC):
 
     def _terms(self, logits: Tensor) -> ClassTerms:
         positive, negative = self._of_label(logits)
-        return ClassTerms(smooth_gain(positive - negative, self.label_smoothing), negative.sum(-1))
+        return ClassTerms(smooth_gain(positive - negative, self.label_smoothing, logits), negative.sum(-1))
 
     def _zeros(self, logits: Tensor, slope: Tensor) -> Tensor | None:
         """Return the loss of a zero at each logit and write its slope, or None where that is not known."""

@@ -135,7 +135,14 @@ class DistillationLoss(Described):
         self.weight = check_number("weight", weight, low=0.0)
         self.temperature = check_number("temperature", temperature, low=0.0, low_open=True)
 
-    def forward(self, student: Tensor, teacher: Tensor, teacher_logits: Tensor, quality: Tensor) -> Tensor:
+    def forward(
+        self,
+        student: Tensor,
+        teacher: Tensor,
+        teacher_logits: Tensor,
+        quality: Tensor,
+        valid: Tensor | None = None,
+    ) -> Tensor:
         """Return the loss, a tensor without dimensions.
 
         Args:
@@ -144,6 +151,7 @@ class DistillationLoss(Described):
             teacher_logits: (B, P, C) class logits of the final layer.
             quality: (B, P) IoU of each matched prediction of the student with its target, NaN for those that are not
                 matched.
+            valid: (B, P) bool, False for predictions that are padding; None for none.
         """
         student, teacher = full_precision(student), full_precision(teacher).detach()
         score = full_precision(teacher_logits).detach().sigmoid().amax(-1)
@@ -153,7 +161,7 @@ class DistillationLoss(Described):
         divergence = F.kl_div(log_s, log_t, reduction="none", log_target=True).sum((-2, -1)) / 4  # (B, P)
         loss = self.temperature**2 * share * divergence
         total = root_sum = loss.new_zeros(())
-        for rows in (matched, ~matched):
+        for rows in (matched, ~matched) if valid is None else (matched & valid, ~matched & valid):
             count = rows.sum().to(loss.dtype)
             total = total + torch.where(rows, loss, 0).sum() / count.clamp(min=1).sqrt()
             root_sum = root_sum + count.sqrt()

@@ -7,6 +7,7 @@ from torch.nn import functional as F
 from uotod.check import check_integer
 from uotod.cost.labels import SoftTarget
 from uotod.loss.soft_target import SoftTargetLoss
+from uotod.scene.absent import is_present
 
 
 class GHMCLoss(SoftTargetLoss):
@@ -50,7 +51,7 @@ class GHMCLoss(SoftTargetLoss):
             size = (logits.sigmoid() - target.quality).abs().contiguous()
             edges = torch.arange(1, self.bins, device=size.device).to(size.dtype) / self.bins
             index = torch.bucketize(size, edges, right=True)  # a bin holds its lower edge, the last one both
-            mass = target.mass.unsqueeze(-1).expand_as(size)
+            mass = target.mass.unsqueeze(-1) * is_present(logits)
             count = size.new_zeros(self.bins).scatter_add(0, index.flatten(), mass.flatten())
             occupied = (count > 0).sum().clamp(min=1)
             weight = count.sum() / (occupied * torch.where(count > 0, count, 1))

@@ -4,6 +4,8 @@ import torch
 from torch import Tensor
 
 from uotod.check import check_labels
+from uotod.cost.kinds import spread
+from uotod.scene.absent import is_present
 
 
 def one_hot_rows(target: Tensor, logits: Tensor) -> Tensor:
@@ -27,11 +29,11 @@ def one_hot_rows(target: Tensor, logits: Tensor) -> Tensor:
     return (target.unsqueeze(-1) == torch.arange(num_classes, device=target.device)).to(logits.dtype)
 
 
-def smooth_rows(one_hot: Tensor, smoothing: float) -> Tensor:
-    """Spread the share `smoothing` of (..., C) labels over all classes; a row of zeros stays one."""
-    return (1 - smoothing) * one_hot + smoothing * one_hot.mean(-1, keepdim=True) if smoothing else one_hot
+def smooth_rows(one_hot: Tensor, smoothing: float, logits: Tensor) -> Tensor:
+    """Spread the share `smoothing` of labels over all classes that (..., C) logits have; a row of zeros stays one."""
+    return spread(one_hot, smoothing, is_present(logits)) if smoothing else one_hot
 
 
-def smooth_gain(gain: Tensor, smoothing: float) -> Tensor:
+def smooth_gain(gain: Tensor, smoothing: float, logits: Tensor) -> Tensor:
     """Return the (..., C) gain for which a label gives what its smoothed row gives with the one handed in."""
-    return smooth_rows(gain, smoothing)  # spreading is a symmetric map
+    return smooth_rows(gain, smoothing, logits)  # spreading is a symmetric map

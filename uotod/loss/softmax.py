@@ -30,7 +30,7 @@ class SoftmaxLoss(LabelLoss):
                     f"class_weight must have shape ({gain.shape[-1]},), got {tuple(self.class_weight.shape)}"
                 )
             gain = gain * self.class_weight.to(gain.dtype)
-        return smooth_gain(gain, self.label_smoothing)
+        return smooth_gain(gain, self.label_smoothing, logits)
 
     @abstractmethod
     def _of_log_probability(self, log_p: Tensor) -> Tensor:

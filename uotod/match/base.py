@@ -12,13 +12,15 @@ from torch import Tensor, nn
 from uotod.check import check_choice, check_flag, check_number, check_sub_loss
 from uotod.cost.adapters import Adapting
 from uotod.cost.matched import reads_of
+from uotod.cost.padded import forbid_padding, plan_of_valid
 from uotod.cost.pairwise import Cost, parse_class_weight, parse_cost
 from uotod.geometry.anchors import Locations
 from uotod.match.ignore import ignore_background
 from uotod.match.schedule import Schedule, Scheduled
 from uotod.plan import Plan
+from uotod.scene.formats import BOX_FORMATS
 from uotod.scene.predictions import PredictionDict
-from uotod.scene.scene import BOX_FORMATS, AnchorInput, Scene, parse_scene
+from uotod.scene.scene import AnchorInput, Scene, parse_scene
 from uotod.scene.targets import TargetInput
 
 if TYPE_CHECKING:
@@ -131,14 +133,17 @@ class Matcher(Scheduled, Adapting):
             TypeError: an argument or an entry has the wrong type or dtype.
             ValueError: a key is missing, or a shape, a device or a value is wrong.
         """
-        return self.scene_plan(self.parse(input, target, anchors)).to_dense()
+        scene = self.parse(input, target, anchors)
+        return self.scene_plan(scene).only(scene.valid_preds).to_dense()
 
     @torch.no_grad()
     def compute_cost_matrix(
         self, input: PredictionDict, target: TargetInput, anchors: AnchorInput | None = None
     ) -> Tensor:
-        """Return the cost in the layout of the plan; padded targets cost `inf`. Arguments as in `forward`."""
-        return self.cost(self.parse(input, target, anchors)).transpose(1, 2).contiguous()
+        """Return the cost in the layout of the plan; what is padding costs `inf`. Arguments as in `forward`."""
+        scene = self.parse(input, target, anchors).to_match()
+        scene.assert_labels()
+        return forbid_padding(self.cost(scene), scene).transpose(1, 2).contiguous()
 
     @torch.no_grad()
     def compute_matching(self, cost_matrix: Tensor, target_mask: Tensor) -> Tensor:
@@ -204,13 +209,29 @@ class Matcher(Scheduled, Adapting):
 
     def scene_plan(self, scene: Scene) -> Plan:
         """Return the plan of a scene, without gradient; predictions on ignored targets lose their background."""
-        scene = scene.of_all_layers()  # zeros that stand for a missing field must not be matched
+        scene = scene.to_match()  # zeros that stand for a missing field must not be matched
         with torch.no_grad(), torch.autocast(scene.logits.device.type, enabled=False):
-            plan = self.plan(scene)
-            if scene.targets.ignored is None:
-                return plan
-            boxes, threshold = self._located_boxes(scene), self.ignore_threshold
-            return ignore_background(plan, boxes, scene.target_boxes, scene.targets, threshold)
+            self.refuse_labels(scene)
+            if self.reads_cost_alone:  # in which padding is forbidden
+                return self._unignored_plan(scene).only(scene.valid_preds)
+            return plan_of_valid(scene, self._unignored_plan)
+
+    def _unignored_plan(self, scene: Scene) -> Plan:
+        """Return the plan of a scene; predictions on ignored targets lose their background."""
+        plan = self.plan(scene)
+        if scene.targets.ignored is None:
+            return plan
+        boxes, threshold = self._located_boxes(scene), self.ignore_threshold
+        return ignore_background(plan, boxes, scene.target_boxes, scene.targets, threshold)
+
+    @property
+    def reads_cost_alone(self) -> bool:
+        """Whether a prediction without an allowed pair changes nothing for the others, not even by its number."""
+        return False
+
+    def refuse_labels(self, scene: Scene) -> None:
+        """Let labels that are not allowed stop the device, where values may not be looked at."""
+        scene.assert_labels()
 
     def plan(self, scene: Scene) -> Plan:
         """Return the plan of a scene: the rule on its cost. Rules of geometry override it."""
@@ -219,7 +240,7 @@ class Matcher(Scheduled, Adapting):
     def cost(self, scene: Scene) -> Tensor:
         """Return the target-major cost (S, T + 1, P), or (S, T, P) without background, of a scene."""
         with torch.no_grad(), torch.autocast(scene.logits.device.type, enabled=False):
-            return self.costs.of_scene(scene, self.pair_cost)
+            return forbid_padding(self.costs.of_scene(scene, self.pair_cost), scene)
 
     def pair_cost(self, scene: Scene) -> Tensor:
         """Return the cost (S, T, P) of all pairs, padding included. Rules of geometry override it."""

@@ -55,6 +55,11 @@ class ClosestTarget(Matcher):
     ) -> None:
         super().__init__(**shared(Matcher, locals()))
 
+    @property
+    def reads_cost_alone(self) -> bool:
+        """Whether the number of predictions is not read."""
+        return True
+
     def match(self, cost: Tensor, mask: Tensor) -> Plan:
         return _take_targets(cost, mask, self.background)
 
@@ -113,6 +118,11 @@ class ClosestPrediction(Matcher):
         self.threshold = None if threshold is None else check_number("threshold", threshold)
         self.uniform_background = check_flag("uniform_background", uniform_background)
 
+    @property
+    def reads_cost_alone(self) -> bool:
+        """Whether the number of predictions is not read."""
+        return not self.uniform_background
+
     def match(self, cost: Tensor, mask: Tensor) -> Plan:
         return _take_predictions(cost, mask, self.background, self.threshold, self.uniform_background)
 
@@ -156,6 +166,11 @@ class Min(Matcher):
     ) -> None:
         super().__init__(**shared(Matcher, locals()))
         self.source = check_choice("source", source, ("target", "prediction"))
+
+    @property
+    def reads_cost_alone(self) -> bool:
+        """Whether the number of predictions is not read."""
+        return True
 
     def match(self, cost: Tensor, mask: Tensor) -> Plan:
         if self.source == "prediction":

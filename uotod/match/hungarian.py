@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from torch import Tensor, nn
+from torch.nn import functional
 
 from uotod.check import check_integer
 from uotod.match.base import Matcher, shared
 from uotod.match.schedule import Schedule
 from uotod.plan import Plan
+from uotod.scene.scene import Scene
 from uotod.solvers.assignment import assign_predictions
 
 
@@ -93,13 +96,36 @@ class Hungarian(Matcher):
         """Return the arguments for `repr`."""
         return f"copies={self.copies}, groups={self.groups}, rounds={self.rounds}"
 
+    @property
+    def reads_cost_alone(self) -> bool:
+        """Whether the number of predictions is not read."""
+        return self.copies == 1 and self._groups == 1
+
+    @property
+    def _groups(self) -> int:
+        return self.groups if self.training else 1
+
+    def refuse_labels(self, scene: Scene) -> None:
+        """Leave labels that are not allowed to the plan, where they cross to the host with the cost."""
+
+    def plan(self, scene: Scene) -> Plan:
+        cost, wrong = self.cost(scene), scene.wrong_labels
+        if wrong is not None:
+            rows = functional.pad(wrong, (0, cost.shape[1] - wrong.shape[1])).unsqueeze(-1)
+            cost = cost.masked_fill(rows, -math.inf)
+        try:
+            return self.match(cost, scene.mask)
+        except ValueError:
+            scene.check_values()  # which tells what is wrong with them
+            raise
+
     def match(self, cost: Tensor, mask: Tensor) -> Plan:
         num_targets = mask.shape[1]
         return Plan.from_index(self._assign(cost[:, :num_targets], mask), num_targets, self.background, cost.dtype)
 
     def _assign(self, cost: Tensor, mask: Tensor) -> Tensor:
         """Return the target (B, P) of each prediction, T for none."""
-        groups, preds = self.groups if self.training else 1, cost.shape[2]
+        groups, preds = self._groups, cost.shape[2]
         if preds % groups:
             raise ValueError(f"groups must divide the number of predictions P, got groups={groups} and P={preds}")
         return assign_predictions(cost, mask, copies=self.copies, groups=groups, rounds=self.rounds)

@@ -48,7 +48,7 @@ class SharedLayers(LayerMatcher):
         layers = scene.layers
         if not -layers <= self.layer < layers:
             raise ValueError(f"layer must lie in [{-layers}, {layers}) for {layers} decoder layers, got {self.layer}")
-        return self.matcher.scene_plan(scene.layer(self.layer)).repeat(layers)
+        return self.matcher.scene_plan(scene.layer(self.layer)).repeat(layers).only(scene.valid_preds)
 
     def extra_repr(self) -> str:
         """Return the arguments for `repr`."""

@@ -71,6 +71,11 @@ class SoftMin(Matcher):
         self.reg = self.scheduled("reg", reg, low=0.0, low_open=True)
         self.uniform_background = check_flag("uniform_background", uniform_background)
 
+    @property
+    def reads_cost_alone(self) -> bool:
+        """Whether the number of predictions is not read."""
+        return not self.uniform_background
+
     def match(self, cost: Tensor, mask: Tensor) -> Plan:
         num_targets = mask.shape[1]
         if self.source == "prediction":

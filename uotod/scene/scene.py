@@ -1,6 +1,6 @@
 """The scene, everything that matchers and losses read: what users pass in, one validated value out."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -9,15 +9,17 @@ from torch import Tensor
 
 from uotod.check import reads_values
 from uotod.geometry.anchors import Anchors, Locations, Points, parse_anchors
-from uotod.geometry.boxes import box_cxcywh_to_xyxy, box_xywh_to_xyxy
-from uotod.scene.predictions import PredictionDict, check_num_classes, parse_predictions
+from uotod.geometry.boxes import largest_side
+from uotod.scene.absent import check_background_present
+from uotod.scene.formats import BOX_FORMATS
+from uotod.scene.predictions import PredictionDict, check_num_classes, check_values, parse_predictions
+from uotod.scene.target_labels import RIGHT
 from uotod.scene.targets import TargetInput, Targets, parse_targets
 
 AnchorInput = Tensor | Anchors | Points
 Index = slice | Tensor  # of (N,) positions
 
 ALL = slice(None)
-BOX_FORMATS: dict[str, Callable[[Tensor], Tensor]] = {"cxcywh": box_cxcywh_to_xyxy, "xywh": box_xywh_to_xyxy}
 
 
 @dataclass(frozen=True)
@@ -69,12 +71,20 @@ class Scene:
 
     @cached_property
     def finite(self) -> Tensor:
-        """The (S, P) bool mask of predictions without NaN or infinity."""
+        """The (S, P) bool mask of predictions without NaN or infinity, and whose areas do not overflow."""
         finite: Tensor = self.logits.isfinite().all(-1)
         for name, value in self.preds.items():
             if name.startswith("pred_") and value.is_floating_point():
-                finite = finite & (value.isfinite().flatten(2).all(-1) if value.dim() > 2 else value.isfinite())
+                here = value.isfinite()
+                if name == "pred_boxes":
+                    here = here & (value.abs() <= largest_side(value))
+                finite = finite & (here.flatten(2).all(-1) if value.dim() > 2 else here)
         return finite
+
+    @property
+    def valid_preds(self) -> Tensor | None:
+        """The (S, P) bool mask of predictions that are not padding, or None if none is."""
+        return self.preds.get("pred_valid")
 
     def field(self, name: str, owner: object = None) -> Tensor:
         """Return a field by the name under which a module declares it in `needs`.
@@ -146,7 +156,7 @@ class Scene:
             found, preds={k: x for k, x in found.preds.items() if k not in self.absent or self.absent[k][index]}
         )
 
-    def part(self, images: slice = ALL, targets: Index = ALL, preds: Index = ALL) -> "Scene":
+    def part(self, images: Index = ALL, targets: Index = ALL, preds: Index = ALL) -> "Scene":
         """Return some of the stacked images with some of their targets and predictions, as if of one layer."""
         fields = {
             name: x[images] if name.startswith("image_") else _take(x[images], preds) for name, x in self.preds.items()
@@ -167,6 +177,55 @@ class Scene:
             self.is_mined,
         )
 
+    def to_match(self) -> "Scene":
+        """Return the scene that a matcher sees: of what all decoder layers have, and with the labels of the cost."""
+        scene, targets = self.of_all_layers(), self.targets.of_cost()
+        return scene if targets is self.targets else replace(scene, targets=targets)
+
+    def without(self, name: str) -> "Scene":
+        """Return the scene without a field of predictions."""
+        return replace(self, preds={key: x for key, x in self.preds.items() if key != name})
+
+    def check_plan(self, mass: Tensor) -> None:
+        """Raise a ValueError where a plan gives padded predictions (S, P) mass on targets, where that may be looked at.
+
+        Labels that were not looked at may stop the device.
+        """
+        self.assert_labels()
+        valid = self.valid_preds
+        if valid is None or not reads_values(mass, self.validate):
+            return
+        for image, pred in ((mass > 0) & ~valid).nonzero()[:1].tolist():
+            raise ValueError(
+                "plan must not match predictions where input['pred_valid'] is False, got prediction "
+                f"{pred} in image {image % (len(valid) // self.layers)}"
+            )
+
+    @property
+    def wrong_labels(self) -> Tensor | None:
+        """The (S, T) bool mask of targets whose label is not allowed, or None if that was looked at already."""
+        unchecked = self.targets.unchecked
+        return torch.stack([x != RIGHT for x in unchecked.values()]).any(0) if unchecked else None
+
+    def assert_labels(self) -> None:
+        """Let the device stop at a label that is not allowed, where that was not looked at."""
+        wrong = self.wrong_labels
+        if wrong is not None:
+            torch._assert_async((~wrong).all(), self._expected_labels("labels"))
+
+    def check_values(self) -> None:
+        """Raise a ValueError that names a value that is not allowed, where that was not looked at; synchronises."""
+        check_values({"pred_logits": self.logits, **self.preds}, self.layers)
+        for key, found in self.targets.unchecked.items():
+            values = found[found != RIGHT]
+            if len(values):
+                raise ValueError(f"{self._expected_labels(key)}, got {int(values[0])}")
+
+    def _expected_labels(self, key: str) -> str:
+        text = f"target[{key!r}] must lie in [0, {self.logits.shape[-1]}) where the mask is True"
+        text += "" if self.bg_class is None else f", and not be the background class {self.bg_class}"
+        return text + (", and name a class of input['image_class_mask']" if "image_class_mask" in self.preds else "")
+
     def with_background(self, position: str, is_mined: bool) -> "Scene":
         """Return the scene with its background class at "first" or "last" of the logits; "none" for none.
 
@@ -179,20 +238,25 @@ class Scene:
         """
         if position == "none":
             return replace(self, is_mined=is_mined) if is_mined else self
-        labels = self.targets.labels
-        if labels is None:
-            raise ValueError(
-                f"target['labels'] must be integers with bg_class_position={position!r}, got one-hot labels"
-            )
         bg_class = 0 if position == "first" else self.logits.shape[-1] - 1
-        if reads_values(labels, self.validate):
-            count = int(((labels == bg_class) & self.mask).sum()) // self.layers
-            if count:
+        if "image_class_mask" in self.preds:
+            check_background_present(self.preds["image_class_mask"], bg_class, self.validate)
+        unchecked = dict(self.targets.unchecked)
+        for key, labels in self.targets.all_labels().items():
+            if labels is None:
                 raise ValueError(
-                    f"target['labels'] must not hold the background class {bg_class} "
+                    f"target[{key!r}] must be integers with bg_class_position={position!r}, got one-hot labels"
+                )
+            is_background = (labels == bg_class) & self.mask
+            if key in unchecked:
+                unchecked[key] = torch.where(is_background & (unchecked[key] == RIGHT), labels, unchecked[key])
+            elif count := int(is_background.sum()) // self.layers:
+                raise ValueError(
+                    f"target[{key!r}] must not hold the background class {bg_class} "
                     f"(bg_class_position={position!r}), got it for {count} targets"
                 )
-        return replace(self, bg_class=bg_class, is_mined=is_mined)
+        targets = replace(self.targets, unchecked=unchecked) if unchecked else self.targets
+        return replace(self, bg_class=bg_class, is_mined=is_mined, targets=targets)
 
     def _boxes(self, name: str, shown: str) -> Tensor:
         boxes = self.field(name)
@@ -237,15 +301,23 @@ def parse_scene(
         TypeError: an argument or an entry has the wrong type or dtype.
         ValueError: a key is missing, or a shape, a device or a value is wrong.
     """
-    logits, fields, layers, absent = parse_predictions(input, reads, nonfinite, validate, auxiliary)
+    logits, fields, layers, absent = parse_predictions(input, reads, nonfinite, validate, auxiliary, box_format)
     if classes is not None:
         check_num_classes(logits, *classes)
     if "pred_boxes" in fields and box_format is not None:
         fields["pred_boxes"] = BOX_FORMATS[box_format](fields["pred_boxes"])
     one = logits if layers == 1 else logits[: len(logits) // layers]
-    target_format = box_format if target_format is None else target_format
-    convert = None if target_format in (None, "xyxy") else BOX_FORMATS[target_format]
-    targets = parse_targets(target, one, reads, logits.dtype, validate, convert)
+    classes_of_images = fields.get("image_class_mask")
+    targets = parse_targets(
+        target,
+        one,
+        reads,
+        logits.dtype,
+        validate,
+        box_format if target_format is None else target_format,
+        "box_format" if target_format is None else "target_format",
+        None if classes_of_images is None else classes_of_images[: len(one)],
+    )
     targets = targets if layers == 1 else targets.repeat(layers)
     locations = None if anchors is None else parse_anchors(anchors, one, layers, validate)
     looks = reads_values(logits, validate=False)
