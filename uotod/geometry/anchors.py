@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from uotod.check import check_device, check_finite, check_integer, check_ordered, reads_values
-from uotod.geometry.boxes import box_centers, full_precision
+from uotod.geometry.boxes import box_centers, full_precision, largest_side
 
 
 @dataclass(frozen=True, eq=False)
@@ -182,7 +182,7 @@ def parse_anchors(anchors: Tensor | Anchors | Points, like: Tensor, layers: int,
         raise ValueError(f"{name} must have shape {expected}, got {tuple(places.shape)}")
     check_device(name, places, like.device)
     if reads_values(places, validate):
-        check_finite(name, places, validate)
+        check_finite(name, places, validate, largest=largest_side(places))
         if width == 4:
             check_ordered(name, places)
     value = Anchors(anchors) if isinstance(anchors, Tensor) else anchors
