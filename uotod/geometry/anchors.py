@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from uotod.check import check_device, check_finite, check_integer, check_ordered, reads_values
-from uotod.geometry.boxes import box_centers, full_precision, largest_side
+from uotod.geometry.boxes import box_centers, full_precision, largest_side, own_format
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +42,7 @@ class Anchors:
     num_levels: int = 0
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "boxes", _corners("anchors.boxes", self.boxes))
         _check_places("anchors.boxes", self.boxes, 4)
         _fill_levels(self)
 
@@ -167,7 +168,7 @@ def parse_anchors(anchors: Tensor | Anchors | Points, like: Tensor, layers: int,
         ValueError: a shape, a device or a value is wrong.
     """
     if isinstance(anchors, Tensor):
-        name = "anchors"
+        name, anchors = "anchors", _corners("anchors", anchors)
         if not anchors.is_floating_point():
             raise TypeError(f"anchors must have a floating dtype, got {anchors.dtype}")
     elif isinstance(anchors, (Anchors, Points)):
@@ -201,6 +202,14 @@ def parse_anchors(anchors: Tensor | Anchors | Points, like: Tensor, layers: int,
     assert stride is not None
     half = stride.unsqueeze(-1) / 2
     return Locations(torch.cat((values - half, values + half), dim=-1), values, stride, level, value.num_levels)
+
+
+def _corners(name: str, boxes: Tensor) -> Tensor:
+    """Return boxes without a format of their own, which must be xyxy."""
+    stated = own_format(boxes)
+    if stated not in (None, "xyxy"):
+        raise ValueError(f"{name} must be xyxy, got boxes that state that they are {stated}")
+    return boxes if stated is None else boxes.as_subclass(Tensor)
 
 
 def _check_places(name: str, places: Tensor, width: int) -> None:
