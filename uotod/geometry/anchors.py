@@ -18,7 +18,7 @@ from uotod.check import (
     check_range,
     reads_values,
 )
-from uotod.geometry.boxes import box_centers, full_precision
+from uotod.geometry.boxes import box_centers, full_precision, largest_side, own_format
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +49,7 @@ class Anchors:
     num_levels: int = 0
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "boxes", _corners("anchors.boxes", self.boxes))
         _check_places("anchors.boxes", self.boxes, 4)
         _fill_levels(self)
 
@@ -174,7 +175,7 @@ def parse_anchors(anchors: Tensor | Anchors | Points, like: Tensor, layers: int,
         ValueError: a shape, a device or a value is wrong.
     """
     if isinstance(anchors, Tensor):
-        name = "anchors"
+        name, anchors = "anchors", _corners("anchors", anchors)
         if not anchors.is_floating_point():
             raise TypeError(f"anchors must have a floating dtype, got {anchors.dtype}")
     elif isinstance(anchors, (Anchors, Points)):
@@ -189,7 +190,7 @@ def parse_anchors(anchors: Tensor | Anchors | Points, like: Tensor, layers: int,
         raise ValueError(f"{name} must have shape {expected}, got {tuple(places.shape)}")
     check_device(name, places, like.device)
     if reads_values(places, validate):
-        check_finite(name, places, validate)
+        check_finite(name, places, validate, largest=largest_side(places))
         if width == 4:
             check_ordered(name, places)
     value = Anchors(anchors) if isinstance(anchors, Tensor) else anchors
@@ -208,6 +209,14 @@ def parse_anchors(anchors: Tensor | Anchors | Points, like: Tensor, layers: int,
     assert stride is not None
     half = stride.unsqueeze(-1) / 2
     return Locations(torch.cat((values - half, values + half), dim=-1), values, stride, level, value.num_levels)
+
+
+def _corners(name: str, boxes: Tensor) -> Tensor:
+    """Return boxes without a format of their own, which must be xyxy."""
+    stated = own_format(boxes)
+    if stated not in (None, "xyxy"):
+        raise ValueError(f"{name} must be xyxy, got boxes that state that they are {stated}")
+    return boxes if stated is None else boxes.as_subclass(Tensor)
 
 
 def _check_places(name: str, places: Tensor, width: int) -> None:

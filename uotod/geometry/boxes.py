@@ -4,6 +4,7 @@ Integer boxes are computed in int64, in which no sum and no area of pixels overf
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -219,6 +220,15 @@ def pairwise_coordinates(boxes: Tensor, other: Tensor) -> tuple[Coordinates, Coo
     x1, y1, x2, y2 = (x[..., :, None] for x in _coordinates(boxes))
     a1, b1, a2, b2 = (x[..., None, :] for x in _coordinates(other))
     return (x1, y1, x2, y2), (a1, b1, a2, b2)
+
+
+def own_format(boxes: Tensor) -> str | None:
+    """Return the format that boxes state themselves, by name, as `torchvision.tv_tensors.BoundingBoxes` do, or None."""
+    if type(boxes) is Tensor or not isinstance(boxes, Tensor):
+        return None
+    stated: Any = getattr(boxes, "format", None)
+    found = getattr(stated, "name", stated)
+    return found.lower() if isinstance(found, str) else None
 
 
 def largest_side(boxes: Tensor) -> float:

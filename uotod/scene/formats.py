@@ -1,22 +1,12 @@
 """Formats of boxes: what users say of theirs, and what a tensor says of itself, in; corners, xyxy, out."""
 
 from collections.abc import Callable
-from typing import Any
 
 from torch import Tensor
 
-from uotod.geometry.boxes import box_cxcywh_to_xyxy, box_xywh_to_xyxy
+from uotod.geometry.boxes import box_cxcywh_to_xyxy, box_xywh_to_xyxy, own_format
 
 BOX_FORMATS: dict[str, Callable[[Tensor], Tensor]] = {"cxcywh": box_cxcywh_to_xyxy, "xywh": box_xywh_to_xyxy}
-
-
-def own_format(boxes: Tensor) -> str | None:
-    """Return the format that boxes state themselves, by name, as `torchvision.tv_tensors.BoundingBoxes` do, or None."""
-    if type(boxes) is Tensor:
-        return None
-    stated: Any = getattr(boxes, "format", None)
-    found = getattr(stated, "name", stated)
-    return found.lower() if isinstance(found, str) else None
 
 
 def plain_boxes(name: str, boxes: Tensor, declared: str | None, option: str = "box_format") -> Tensor:
