@@ -149,10 +149,15 @@ def check_positions(name: str, positions: Tensor, count: int) -> None:
 
 
 def known_positive(tensor: Tensor) -> bool:
-    """Tell whether all of a tensor is above 0, where that can be asked without waiting for a GPU or a compiler."""
+    """Tell whether all of a tensor is positive, where that can be asked without waiting for a GPU or a compiler."""
     if torch.compiler.is_compiling() or not reads_values(tensor, validate=False) or not tensor.numel():
         return False
-    return bool(tensor.detach().amin() > 0)
+    return bool(tensor.detach().amin() >= least_positive(tensor.dtype))
+
+
+def least_positive(dtype: torch.dtype) -> float:
+    """Return the least number that a quotient divides by: 1e-31 in float32, below which gradients would overflow."""
+    return torch.finfo(dtype).tiny / torch.finfo(dtype).eps if dtype.is_floating_point else 1
 
 
 def known_largest(tensor: Tensor, validate: bool) -> float | None:

@@ -180,7 +180,7 @@ def uot_ssd(
 
     def rule(**options: Any) -> UnbalancedSinkhorn:
         published = {"reg_pred": 100.0, "reg_target": 0.01, "reg_dimless": 0.12, "background_cost": 0.5}
-        overlap = IoULoss(eps=0.0, reduction="none")
+        overlap = IoULoss(reduction="none")
         return UnbalancedSinkhorn(loc_match_module=overlap, is_anchor_based=True, **{**published, **options})
 
     transport = {"reg_pred": reg_pred, "reg_target": reg_target, "reg_dimless": reg_dimless}
