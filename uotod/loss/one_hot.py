@@ -29,7 +29,10 @@ def one_hot_rows(target: Tensor, logits: Tensor) -> Tensor:
 
 def smooth_rows(one_hot: Tensor, smoothing: float) -> Tensor:
     """Spread the share `smoothing` of (..., C) labels over all classes; a row of zeros stays one."""
-    return (1 - smoothing) * one_hot + smoothing * one_hot.mean(-1, keepdim=True) if smoothing else one_hot
+    if not smoothing:
+        return one_hot
+    mean = (one_hot / one_hot.shape[-1]).sum(-1, keepdim=True)  # the sum itself may overflow
+    return (1 - smoothing) * one_hot + smoothing * mean
 
 
 def smooth_gain(gain: Tensor, smoothing: float) -> Tensor:
