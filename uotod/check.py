@@ -81,8 +81,27 @@ def check_sub_loss(name: str, module: nn.Module | None, *, optional: bool = Fals
 
 
 def reads_values(tensor: Tensor, validate: bool) -> bool:
-    """Tell whether values of `tensor` may be looked at: on a GPU that synchronises, so only on request."""
-    return validate or tensor.device.type == "cpu"
+    """Tell whether values of `tensor` may be looked at: on a GPU that synchronises, so only on request.
+
+    Under `torch.func.vmap` a tensor has as many values as there are calls, and none may be looked at.
+    """
+    return (validate or tensor.device.type == "cpu") and not _is_mapped(tensor)
+
+
+def is_transformed() -> bool:
+    """Tell whether a transform of `torch.func` is at work."""
+    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+
+
+def _is_mapped(tensor: Tensor) -> bool:
+    if not is_transformed():
+        return False
+    functorch = torch._C._functorch
+    while functorch.is_functorch_wrapped_tensor(tensor):
+        if functorch.is_batchedtensor(tensor):
+            return True
+        tensor = functorch.get_unwrapped(tensor)
+    return False
 
 
 def entry(name: str, values: Mapping[str, Any], key: str) -> Tensor:
@@ -175,7 +194,7 @@ def check_shares(name: str, values: Tensor, expected: str, or_be: float = 0.0) -
 
 def check_labels(name: str, labels: Tensor, num_classes: int) -> None:
     """Raise a ValueError unless labels on the CPU lie in [0, num_classes)."""
-    if labels.device.type == "cpu" and labels.numel():
+    if reads_values(labels, validate=False) and labels.numel():
         low, high = (int(x) for x in torch.aminmax(labels))
         if low < 0 or high >= num_classes:
             raise ValueError(f"{name} must lie in [0, {num_classes}), got {low if low < 0 else high}")
