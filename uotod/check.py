@@ -97,8 +97,27 @@ def check_sub_loss(name: str, module: nn.Module | None, *, optional: bool = Fals
 
 
 def reads_values(tensor: Tensor, validate: bool) -> bool:
-    """Tell whether values of `tensor` may be looked at: on a GPU that synchronises, so only on request."""
-    return validate or tensor.device.type == "cpu"
+    """Tell whether values of `tensor` may be looked at: on a GPU that synchronises, so only on request.
+
+    Under `torch.func.vmap` a tensor has as many values as there are calls, and none may be looked at.
+    """
+    return (validate or tensor.device.type == "cpu") and not _is_mapped(tensor)
+
+
+def is_transformed() -> bool:
+    """Tell whether a transform of `torch.func` is at work."""
+    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+
+
+def _is_mapped(tensor: Tensor) -> bool:
+    if not is_transformed():
+        return False
+    functorch = torch._C._functorch
+    while functorch.is_functorch_wrapped_tensor(tensor):
+        if functorch.is_batchedtensor(tensor):
+            return True
+        tensor = functorch.get_unwrapped(tensor)
+    return False
 
 
 def entry(name: str, values: Mapping[str, Any], key: str) -> Tensor:
@@ -180,10 +199,15 @@ def check_positions(name: str, positions: Tensor, count: int) -> None:
 
 
 def known_positive(tensor: Tensor) -> bool:
-    """Tell whether all of a tensor is above 0, where that can be asked without waiting for a GPU or a compiler."""
+    """Tell whether all of a tensor is positive, where that can be asked without waiting for a GPU or a compiler."""
     if torch.compiler.is_compiling() or not reads_values(tensor, validate=False) or not tensor.numel():
         return False
-    return bool(tensor.detach().amin() > 0)
+    return bool(tensor.detach().amin() >= least_positive(tensor.dtype))
+
+
+def least_positive(dtype: torch.dtype) -> float:
+    """Return the least number that a quotient divides by: 1e-31 in float32, below which gradients would overflow."""
+    return torch.finfo(dtype).tiny / torch.finfo(dtype).eps if dtype.is_floating_point else 1
 
 
 def known_largest(tensor: Tensor, validate: bool) -> float | None:

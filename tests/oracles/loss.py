@@ -14,8 +14,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-EPS = 1e-7  # torchvision's, in every box loss
-
 
 def detection_loss(
     logits: Tensor,
@@ -192,35 +190,35 @@ def _hull(box: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def iou_loss(box: Tensor, target: Tensor, kind: Literal["linear", "log", "square"] = "linear") -> Tensor:
-    """Return 1 − u, −log max(u, 1e-6) or 1 − u², with u = inter / (union + eps)."""
+    """Return 1 − u, −log max(u, 1e-6) or 1 − u², with u = inter / union."""
     inter, union = _inter_union(box, target)
-    u = inter / (union + EPS)
+    u = inter / union
     return {"linear": 1 - u, "log": -torch.log(torch.clamp(u, min=1e-6)), "square": 1 - u * u}[kind]
 
 
 def giou_loss(box: Tensor, target: Tensor) -> Tensor:
-    """Return 1 − (u − (hull − union) / (hull + eps))."""
+    """Return 1 − (u − (hull − union) / hull)."""
     inter, union = _inter_union(box, target)
     width, height = _hull(box, target)
     hull = width * height
-    return 1 - (inter / (union + EPS) - (hull - union) / (hull + EPS))
+    return 1 - (inter / union - (hull - union) / hull)
 
 
 def diou_loss(box: Tensor, target: Tensor) -> Tensor:
-    """Return 1 − u + ρ² / (c² + eps): distance of the centres over the hull's diagonal, squared."""
+    """Return 1 − u + ρ² / c²: distance of the centres over the hull's diagonal, squared."""
     inter, union = _inter_union(box, target)
     width, height = _hull(box, target)
     dx = (box[0] + box[2]) / 2 - (target[0] + target[2]) / 2
     dy = (box[1] + box[3]) / 2 - (target[1] + target[3]) / 2
-    return 1 - inter / (union + EPS) + (dx**2 + dy**2) / (width**2 + height**2 + EPS)
+    return 1 - inter / union + (dx**2 + dy**2) / (width**2 + height**2)
 
 
 def ciou_loss(box: Tensor, target: Tensor) -> Tensor:
-    """Return DIoU + α v, v = 4/π² (atan(w_g/h_g) − atan(w/h))², α = v / (1 − u + v + eps) without gradient."""
+    """Return DIoU + α v, v = 4/π² (atan(w_g/h_g) − atan(w/h))², α = v / (1 − u + v) without gradient."""
     inter, union = _inter_union(box, target)
     w, h, wg, hg = (_side(b[k], b[k + 2]) for b in (box, target) for k in (0, 1))
     v = 4 / math.pi**2 * (torch.atan2(wg, hg) - torch.atan2(w, h)) ** 2
-    alpha = (v / (1 - inter / (union + EPS) + v + EPS)).detach()
+    alpha = (v / (1 - inter / union + v)).detach()
     return diou_loss(box, target) + alpha * v
 
 

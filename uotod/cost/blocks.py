@@ -1,11 +1,13 @@
 """Blocks, pieces of work that fit a cache: how large they are, and where they begin and end."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
-from uotod.check import reads_values
+from uotod.check import is_transformed, reads_values
 
 MAX_BLOCK_ELEMENTS = 1 << 17  # of a (B, T, P) block on the CPU: the dozen temporaries of an overlap stay in its cache
 MAX_GPU_BLOCK_ELEMENTS = 1 << 24  # of a (B, t, P) block on a GPU: large enough to keep it busy
@@ -40,6 +42,17 @@ def image_blocks(mask: Tensor, preds: int) -> Iterator[tuple[slice, int]]:
 def row_blocks(rows: Tensor) -> list[slice]:
     """Return slices of (N, C) rows that fit the cache of a CPU."""
     return slices(len(rows), rows.shape[1], MAX_ROW_ELEMENTS if rows.device.type == "cpu" else MAX_GPU_ROW_ELEMENTS)
+
+
+def recomputed(function: Callable[..., Tensor], *arguments: Any) -> Tensor:
+    """Return a function's value, which is evaluated again in the backward pass instead of remembered.
+
+    The transforms of `torch.func` have no such thing: under them it is remembered.
+    """
+    if is_transformed():
+        return function(*arguments)
+    value: Tensor = checkpoint(function, *arguments, use_reentrant=False)
+    return value
 
 
 def slices(count: int, width: int, limit: int) -> list[slice]:

@@ -9,9 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
-from uotod.check import reads_values
+from uotod.check import is_transformed, reads_values
 from uotod.cost import blocks
 from uotod.cost.adapters import Part
 from uotod.cost.kinds import Adapter, RowLoss
@@ -59,7 +58,7 @@ def class_values(adapter: Adapter, logits: Tensor, labels: ClassLabels, layers: 
     if len(some) < 2:
         return adapter.values(rows, flat).view(logits.shape[:2])
     values = [
-        checkpoint(adapter.values, part, flat.rows(block), use_reentrant=False)
+        blocks.recomputed(adapter.values, part, flat.rows(block))
         for block, part in zip(some, torch.split(rows, some[0].stop), strict=True)
     ]
     return torch.cat(values).view(logits.shape[:2])
@@ -84,7 +83,7 @@ def _row_values(loss: RowLoss, logits: Tensor, labels: ClassLabels) -> Tensor:
     rows, flat = logits.flatten(0, 1), labels.flat()
     if not torch.is_grad_enabled():
         rows = rows.detach()  # for a function of its own autograd asks for a gradient even then
-    if not logits.numel() or torch.compiler.is_compiling() or loss.trains_more(rows, flat):
+    if not logits.numel() or is_transformed() or torch.compiler.is_compiling() or loss.trains_more(rows, flat):
         values = loss.values(rows, flat)
     else:
         values = _Blockwise.apply(rows, flat, loss)  # type: ignore[no-untyped-call]

@@ -297,7 +297,7 @@ def sum_rows(loss: Tensor, rows: int, name: str) -> Tensor:
 def spread(values: Tensor, share: float, present: Tensor) -> Tensor:
     """Return (..., C) values of which a share is their mean over the classes that are present, bool."""
     some = values.masked_fill(~present, 0)
-    mean = some.sum(-1, keepdim=True) / present.sum(-1, keepdim=True).clamp(min=1)
+    mean = (some / present.sum(-1, keepdim=True).clamp(min=1)).sum(-1, keepdim=True)  # the sum itself may overflow
     return (1 - share) * values + share * (mean * present)
 
 

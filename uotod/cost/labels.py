@@ -61,7 +61,7 @@ class ClassLabels:
         scale = torch.where(mass > 0, mass, 1)
         if self.index is not None:
             shares = mass.new_zeros(*mass.shape, num_classes + 1)  # a column to drop: the background without a class
-            shares.scatter_(-1, self.index.unsqueeze(-1), (self.positive / scale).unsqueeze(-1))
+            shares = shares.scatter(-1, self.index.unsqueeze(-1), (self.positive / scale).unsqueeze(-1))
             shares = shares[..., :num_classes]
         else:
             shares = self.masses() / scale.unsqueeze(-1)

@@ -2,7 +2,6 @@
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from uotod.cost import blocks
 from uotod.cost.adapters import Part
@@ -42,8 +41,7 @@ def matched_losses(parts: tuple[Part, ...], scene: Scene, plan: Plan, divisor: T
         return block_losses(pairs)
 
     def checkpointed(block: Block) -> Tensor:
-        values: Tensor = checkpoint(lambda x: block_losses(plan.pairs(static, x)), block, use_reentrant=False)
-        return values
+        return blocks.recomputed(lambda x: block_losses(plan.pairs(static, x)), block)
 
     return torch.stack([checkpointed(block) for block in found]).sum(0)
 

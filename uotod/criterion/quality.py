@@ -49,7 +49,7 @@ def pair_quality(name: str, quality: Quality | None, scene: Scene, plan: Plan) -
         return None
     pairs = matched_pairs(plan, scene)
     value = _of_pairs(name, quality, scene, pairs)
-    value = torch.where(pairs.mass > 0, value.to(pairs.mass.dtype), 0)
+    value = torch.where(pairs.mass > 0, value.detach().to(pairs.mass.dtype), 0)
     return torch.zeros_like(plan.mass).index_put((pairs.image, pairs.slot, pairs.pred), value)
 
 

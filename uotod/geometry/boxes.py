@@ -199,8 +199,8 @@ def pairwise_intersection(boxes: Tensor, other: Tensor) -> Tensor:
 def aligned_overlap(boxes: Tensor, other: Tensor, kind: OverlapKind, eps: float) -> Tensor:
     """Return the overlap of (..., 4) boxes with the boxes in the same rows of `other`.
 
-    `eps` is added to the denominators (union, enclosing area, squared diagonal). With `eps=0` a denominator of zero
-    makes its quotient zero instead.
+    `eps` is added to the denominators (union, enclosing area, squared diagonal). With `eps=0` the value does not depend
+    on the unit of the boxes, and a denominator of zero makes its quotient zero.
     """
     return overlap(aligned_coordinates(boxes), aligned_coordinates(other), kind, eps)
 

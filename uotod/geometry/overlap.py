@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from uotod.check import known_positive
+from uotod.check import known_positive, least_positive
 
 Coordinates = tuple[Tensor, Tensor, Tensor, Tensor]  # x1, y1, x2, y2
 OverlapKind = Literal["iou", "giou", "diou", "ciou", "eiou", "siou"]
@@ -29,8 +29,8 @@ def overlap_terms(
 ) -> tuple[Tensor, ...]:
     """Return the IoU and the penalties that a member of the family takes off it, each at least 0 for proper boxes.
 
-    `eps` is added to the denominators. With `eps=0` a denominator of zero makes its quotient zero instead. `theta` is
-    the exponent of the shape in "siou".
+    `eps` is added to the denominators. With `eps=0` the values do not depend on the unit of the boxes, and a
+    denominator that is not positive makes its quotient zero. `theta` is the exponent of the shape in "siou".
     """
     (aw, ah), (bw, bh) = sizes(box), sizes(other)
     shared = intersection(box, other)
@@ -57,8 +57,8 @@ def overlap_terms(
         return iou, distance, quotient((aw - bw) ** 2, hull_w**2, eps), quotient((ah - bh) ** 2, hull_h**2, eps)
 
     v = 4 / math.pi**2 * (_aspect_angle(bw, bh) - _aspect_angle(aw, ah)) ** 2
-    with torch.no_grad():
-        alpha = quotient(v.clone(), 1 - iou + v, eps)
+    held = v.detach()  # from forward-mode differentiation too, of which `no_grad` knows nothing
+    alpha = quotient(held.clone(), 1 - iou.detach() + held, eps)
     return iou, distance, alpha * v
 
 
@@ -84,8 +84,8 @@ def hull(box: Coordinates, other: Coordinates) -> tuple[Tensor, Tensor]:
 def intersection(box: Coordinates, other: Coordinates) -> Tensor:
     """Return the area that two boxes share."""
     (ax1, ay1, ax2, ay2), (bx1, by1, bx2, by2) = box, other
-    width = torch.minimum(ax2, bx2).sub_(torch.maximum(ax1, bx1)).clamp_(min=0)
-    height = torch.minimum(ay2, by2).sub_(torch.maximum(ay1, by1)).clamp_(min=0)
+    width = torch.minimum(ax2, bx2).sub_(torch.maximum(ax1, bx1)).clamp_min_(0)
+    height = torch.minimum(ay2, by2).sub_(torch.maximum(ay1, by1)).clamp_min_(0)
     return width.mul_(height)
 
 
@@ -97,10 +97,10 @@ def scaled(box: Coordinates, ratio: float) -> Coordinates:
 
 
 def quotient(numerator: Tensor, denominator: Tensor, eps: float, positive: bool = False) -> Tensor:
-    """Return a quotient whose denominator of at least 0 is padded with `eps`, or 0 where that is 0 and `eps` too.
+    """Return a quotient whose denominator is padded with `eps`; without one, 0 where the denominator is not positive.
 
-    It takes the place of the numerator, which must have its shape. `positive` tells that no denominator is 0. Integers
-    have a quotient in float32.
+    It takes the place of the numerator, which must have its shape. `positive` tells that all denominators are: at least
+    `least_positive`. Integers have a quotient in float32.
     """
     if not numerator.is_floating_point():
         numerator = numerator.float()
@@ -108,10 +108,11 @@ def quotient(numerator: Tensor, denominator: Tensor, eps: float, positive: bool 
         return numerator.div_(denominator + eps)
     if positive:
         return numerator.div_(denominator)
-    # before the division: the gradient of a masked 0/0 would still be NaN; and not by `where`, which takes ten times
-    # as long as products on CPUs
-    some = denominator.detach().sign().clamp_(min=0)
-    return numerator.div_((denominator * some).add_(1 - some))
+    # infinity in the place of what is not positive, before the division: the gradient of a masked 0/0 would still be
+    # NaN; and by sums, not by `where`, which takes ten times as long on CPUs
+    least = least_positive(denominator.dtype)
+    infinite = (denominator.detach() >= least).to(numerator.dtype).reciprocal_().sub_(1)  # 0 or infinity
+    return numerator.div_(infinite.add_(denominator))
 
 
 def _angular_penalties(
@@ -135,6 +136,8 @@ def _angular_penalties(
 
 def _aspect_angle(width: Tensor, height: Tensor) -> Tensor:
     """Return arctan(width / height), with a value and a zero gradient for a box without extent."""
-    # the gradient divides by w² + h², which underflows in float32 below about 1e-19
-    empty = torch.maximum(width, height) < 1e-12
-    return torch.atan2(torch.where(empty, 1.0, width), torch.where(empty, 1.0, height))
+    # in units of the larger side: the gradient divides by w² + h², which under- and overflows in float32
+    unit = torch.maximum(width, height).detach()
+    empty = unit < least_positive(unit.dtype)
+    unit = torch.where(empty, 1.0, unit)
+    return torch.atan2(torch.where(empty, 1.0, width / unit), torch.where(empty, 1.0, height / unit))

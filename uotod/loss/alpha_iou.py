@@ -23,7 +23,7 @@ class AlphaIoULoss(BoxPairLoss):
     Args:
         kind: "iou", "giou", "diou", "ciou", "eiou" or "siou".
         alpha: the power, positive; 3 by default.
-        eps: added to the denominators, in squared units of the boxes.
+        eps: added to the denominators, in squared units of the boxes; 0 leaves the value without a unit.
         reduction: "none", "mean" or "sum".
 
     Shape:
@@ -40,7 +40,7 @@ class AlphaIoULoss(BoxPairLoss):
     """
 
     def __init__(
-        self, *, kind: OverlapKind = "iou", alpha: float = 3.0, eps: float = 1e-7, reduction: str = "mean"
+        self, *, kind: OverlapKind = "iou", alpha: float = 3.0, eps: float = 0.0, reduction: str = "mean"
     ) -> None:
         super().__init__(eps=eps, reduction=reduction)
         self.kind = check_choice("kind", kind, OVERLAP_KINDS)

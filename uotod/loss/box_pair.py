@@ -14,7 +14,7 @@ from uotod.loss.reduce import check_reduction, reduce_loss
 class BoxPairLoss(Described, ABC):
     """A loss of two boxes, xyxy; a subclass states it on coordinates that broadcast."""
 
-    def __init__(self, *, eps: float = 1e-7, reduction: str = "mean") -> None:
+    def __init__(self, *, eps: float = 0.0, reduction: str = "mean") -> None:
         super().__init__()
         self.eps = check_number("eps", eps, low=0.0)
         self.reduction = check_reduction(reduction)

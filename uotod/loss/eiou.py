@@ -20,7 +20,7 @@ class EIoULoss(BoxPairLoss):
 
     Args:
         gamma: exponent of the focal weight, at least 0; 0.5 in Focal-EIoU.
-        eps: added to the denominators, in squared units of the boxes.
+        eps: added to the denominators, in squared units of the boxes; 0 leaves the value without a unit.
         reduction: "none", "mean" or "sum".
 
     Shape:
@@ -35,7 +35,7 @@ class EIoULoss(BoxPairLoss):
         tensor(0.8000)
     """
 
-    def __init__(self, *, gamma: float = 0.0, eps: float = 1e-7, reduction: str = "mean") -> None:
+    def __init__(self, *, gamma: float = 0.0, eps: float = 0.0, reduction: str = "mean") -> None:
         super().__init__(eps=eps, reduction=reduction)
         self.gamma = check_number("gamma", gamma, low=0.0)
 
@@ -58,7 +58,7 @@ class ExtendedIoULoss(BoxPairLoss):
 
     Args:
         smooth_point: `s > 0`, below which the loss is a parabola; 0.1 in the paper's implementations.
-        eps: added to the union, in squared units of the boxes.
+        eps: added to the union, in squared units of the boxes; 0 leaves the value without a unit.
         reduction: "none", "mean" or "sum".
 
     Shape:
@@ -73,7 +73,7 @@ class ExtendedIoULoss(BoxPairLoss):
         tensor(0.4500)
     """
 
-    def __init__(self, *, smooth_point: float = 0.1, eps: float = 1e-7, reduction: str = "mean") -> None:
+    def __init__(self, *, smooth_point: float = 0.1, eps: float = 0.0, reduction: str = "mean") -> None:
         super().__init__(eps=eps, reduction=reduction)
         self.smooth_point = check_number("smooth_point", smooth_point, low=0.0, low_open=True)
 

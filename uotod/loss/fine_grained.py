@@ -101,8 +101,7 @@ class FineGrainedLoss(Described):
         offset = torch.cat(((center - target[..., :2]) / size, (target[..., 2:] - center) / size), dim=-1) - 0.5
         bins = bins_of(pred_dist, self.bins)
         loss = interpolated_loss(pred_dist, offset.to(pred_dist.dtype), bins).sum(-1)
-        with torch.no_grad():
-            quality = aligned_overlap(full_precision(pred_boxes), target, "iou", eps=0.0)
+        quality = aligned_overlap(full_precision(pred_boxes).detach(), target, "iou", eps=0.0)
         return reduce_loss(quality * loss, self.reduction)
 
 
@@ -158,7 +157,7 @@ class DistillationLoss(Described):
         matched = ~quality.isnan()
         share = torch.where(matched, full_precision(quality).detach(), score)
         log_s, log_t = (F.log_softmax(x / self.temperature, dim=-1) for x in (student, teacher))
-        divergence = F.kl_div(log_s, log_t, reduction="none", log_target=True).sum((-2, -1)) / 4  # (B, P)
+        divergence = (log_t.exp() * (log_t - log_s)).sum((-2, -1)) / 4  # (B, P)
         loss = self.temperature**2 * share * divergence
         total = root_sum = loss.new_zeros(())
         for rows in (matched, ~matched) if valid is None else (matched & valid, ~matched & valid):

@@ -47,12 +47,11 @@ class GHMCLoss(SoftTargetLoss):
 
     def _values(self, logits: Tensor, target: SoftTarget) -> Tensor:
         loss = F.binary_cross_entropy_with_logits(logits, target.quality, reduction="none")
-        with torch.no_grad():
-            size = (logits.sigmoid() - target.quality).abs().contiguous()
-            edges = torch.arange(1, self.bins, device=size.device).to(size.dtype) / self.bins
-            index = torch.bucketize(size, edges, right=True)  # a bin holds its lower edge, the last one both
-            mass = target.mass.unsqueeze(-1) * is_present(logits)
-            count = size.new_zeros(self.bins).scatter_add(0, index.flatten(), mass.flatten())
-            occupied = (count > 0).sum().clamp(min=1)
-            weight = count.sum() / (occupied * torch.where(count > 0, count, 1))
+        size = (logits.detach().sigmoid() - target.quality).abs().contiguous()
+        edges = torch.arange(1, self.bins, device=size.device).to(size.dtype) / self.bins
+        index = torch.bucketize(size, edges, right=True)  # a bin holds its lower edge, the last one both
+        mass = target.mass.unsqueeze(-1) * is_present(logits)
+        count = size.new_zeros(self.bins).scatter_add(0, index.flatten(), mass.flatten())
+        occupied = (count > 0).sum().clamp(min=1)
+        weight = count.sum() / (occupied * torch.where(count > 0, count, 1))
         return weight[index] * loss

@@ -19,7 +19,7 @@ class InnerIoULoss(BoxPairLoss):
         kind: "iou", "giou", "diou", "ciou", "eiou" or "siou": the loss whose penalties are added.
         ratio: size of the auxiliary boxes, positive; from 0.5 to 1.5 in the paper, about 0.75 for ordinary objects and
             1.2 for small ones.
-        eps: added to the denominators, in squared units of the boxes.
+        eps: added to the denominators, in squared units of the boxes; 0 leaves the value without a unit.
         reduction: "none", "mean" or "sum".
 
     Shape:
@@ -37,7 +37,7 @@ class InnerIoULoss(BoxPairLoss):
     """
 
     def __init__(
-        self, *, kind: OverlapKind = "iou", ratio: float = 0.75, eps: float = 1e-7, reduction: str = "mean"
+        self, *, kind: OverlapKind = "iou", ratio: float = 0.75, eps: float = 0.0, reduction: str = "mean"
     ) -> None:
         super().__init__(eps=eps, reduction=reduction)
         self.kind = check_choice("kind", kind, OVERLAP_KINDS)

@@ -28,7 +28,7 @@ class IoULoss(_OverlapLoss):
 
     Args:
         mode: "linear", "square" (YOLOX) or "log" (UnitBox).
-        eps: added to the union, in squared units of the boxes.
+        eps: added to the union, in squared units of the boxes; 0 leaves the value without a unit.
         reduction: "none", "mean" or "sum".
 
     Shape:
@@ -46,7 +46,7 @@ class IoULoss(_OverlapLoss):
 
     kind = "iou"
 
-    def __init__(self, *, mode: str = "linear", eps: float = 1e-7, reduction: str = "mean") -> None:
+    def __init__(self, *, mode: str = "linear", eps: float = 0.0, reduction: str = "mean") -> None:
         super().__init__(eps=eps, reduction=reduction)
         self.mode = check_choice("mode", mode, ("linear", "log", "square"))
 
@@ -60,7 +60,7 @@ class GIoULoss(_OverlapLoss):
     r"""Penalise a small generalised IoU: `1 - u + (H - U) / H` with the union `U` and the smallest hull `H`.
 
     Args:
-        eps: added to the denominators, in squared units of the boxes.
+        eps: added to the denominators, in squared units of the boxes; 0 leaves the value without a unit.
         reduction: "none", "mean" or "sum".
 
     Shape:
@@ -82,7 +82,7 @@ class DIoULoss(_OverlapLoss):
     r"""Penalise a small distance IoU: `1 - u + ρ² / c²`, centre distance `ρ` over the hull's diagonal `c`.
 
     Args:
-        eps: added to the denominators, in squared units of the boxes.
+        eps: added to the denominators, in squared units of the boxes; 0 leaves the value without a unit.
         reduction: "none", "mean" or "sum".
 
     Shape:
@@ -108,7 +108,7 @@ class CIoULoss(_OverlapLoss):
         \alpha = \frac{v}{1 - u + v} \text{ (without gradient)}
 
     Args:
-        eps: added to the denominators, in squared units of the boxes.
+        eps: added to the denominators, in squared units of the boxes; 0 leaves the value without a unit.
         reduction: "none", "mean" or "sum".
 
     Shape:

@@ -16,7 +16,7 @@ class MPDIoULoss(BoxPairLoss):
 
     Args:
         image_size: width `w` and height `h` of the image in the units of the boxes, `(1, 1)` for normalised boxes.
-        eps: added to the union, in squared units of the boxes.
+        eps: added to the union, in squared units of the boxes; 0 leaves the value without a unit.
         reduction: "none", "mean" or "sum".
 
     Shape:
@@ -35,7 +35,7 @@ class MPDIoULoss(BoxPairLoss):
         tensor(0.5100)
     """
 
-    def __init__(self, *, image_size: Sequence[float], eps: float = 1e-7, reduction: str = "mean") -> None:
+    def __init__(self, *, image_size: Sequence[float], eps: float = 0.0, reduction: str = "mean") -> None:
         super().__init__(eps=eps, reduction=reduction)
         if len(image_size) != 2:
             raise ValueError(f"image_size must hold width and height, got {image_size!r}")

@@ -23,7 +23,7 @@ class SIoULoss(BoxPairLoss):
 
     Args:
         theta: exponent of the shape cost, at least 1; from 2 to 6 in the paper, 4 by default.
-        eps: added to the denominators.
+        eps: added to the denominators, in squared units of the boxes; 0 leaves the value without a unit.
         reduction: "none", "mean" or "sum".
 
     Shape:
@@ -38,7 +38,7 @@ class SIoULoss(BoxPairLoss):
         tensor(1.1967)
     """
 
-    def __init__(self, *, theta: float = 4.0, eps: float = 1e-7, reduction: str = "mean") -> None:
+    def __init__(self, *, theta: float = 4.0, eps: float = 0.0, reduction: str = "mean") -> None:
         super().__init__(eps=eps, reduction=reduction)
         self.theta = check_number("theta", theta, low=1.0)
 

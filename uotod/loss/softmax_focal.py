@@ -46,4 +46,6 @@ class SoftmaxFocalLoss(SoftmaxLoss):
         self.gamma = check_number("gamma", gamma, low=0.0)
 
     def _of_log_probability(self, log_p: Tensor) -> Tensor:
-        return -power(-torch.expm1(log_p), self.gamma) * log_p
+        # below, 1 - p is 1 and has no gradient; the product of that zero with a log_p that is huge would be NaN
+        near = log_p.clamp(min=-100)
+        return (near - log_p) - power(-torch.expm1(near), self.gamma) * near

@@ -8,6 +8,8 @@ from uotod.geometry.boxes import aligned_coordinates, full_precision
 from uotod.geometry.overlap import Coordinates, center_offsets, overlap, quotient
 from uotod.loss.box_pair import BoxPairLoss
 
+LEAST_MEAN = 1e-7  # of the IoU losses: what it is divided by stays finite when all boxes are perfect
+
 
 class WiseIoULoss(BoxPairLoss):
     r"""Penalise a small IoU `u`, more for distant centres and, from version 2 on, by how bad a box is among the rest.
@@ -30,7 +32,7 @@ class WiseIoULoss(BoxPairLoss):
         delta: outlier degree at which the factor of version 3 is 1, positive.
         momentum: weight in [0, 1] of a step in the mean. The paper takes `1 − 0.05^(1 / n)`, where `n` is the number
             of steps until the IoU loss stops falling quickly; 4e-4 stands for about 7,000 steps.
-        eps: added to the denominators, in squared units of the boxes.
+        eps: added to the denominators, in squared units of the boxes; 0 leaves the value without a unit.
         reduction: "none", "mean" or "sum".
 
     Shape:
@@ -65,7 +67,7 @@ class WiseIoULoss(BoxPairLoss):
         alpha: float = 1.9,
         delta: float = 3.0,
         momentum: float = 4e-4,
-        eps: float = 1e-7,
+        eps: float = 0.0,
         reduction: str = "mean",
     ) -> None:
         super().__init__(eps=eps, reduction=reduction)
@@ -100,16 +102,15 @@ class WiseIoULoss(BoxPairLoss):
     def _of_pair(self, box: Coordinates, target: Coordinates) -> Tensor:
         loss = 1 - overlap(box, target, "iou", self.eps)
         dx, dy = center_offsets(box, target)
-        with torch.no_grad():
-            focus = self._focus(loss)
-            diagonal = _span(box, target, 0) ** 2 + _span(box, target, 1) ** 2
+        focus = self._focus(loss.detach())
+        diagonal = (_span(box, target, 0) ** 2 + _span(box, target, 1) ** 2).detach()
         return focus * quotient(dx**2 + dy**2, diagonal, self.eps).exp() * loss
 
     def _focus(self, loss: Tensor) -> Tensor | float:
         """Return the factor of versions 2 and 3 of the IoU losses."""
         if self.version == 1:
             return 1.0
-        degree = loss.clamp(min=0) / self.mean.to(loss.dtype).clamp(min=self.eps)
+        degree = loss.clamp(min=0) / self.mean.to(loss.dtype).clamp(min=LEAST_MEAN)
         if self.version == 2:
             return degree**self.gamma
         return degree * self.alpha ** (self.delta - degree) / self.delta

@@ -209,8 +209,8 @@ class YOLOLoss(Described):
         box, other = (torch.where(box_cells, x[..., :4], 0.5) for x in (values, target))
         found, wanted = (torch.where(counts, x[..., 4:5], 0.0) for x in (values, target))
         if self.obj_quality is not None or self.objects == "overlap":
-            with torch.no_grad():
-                overlap = aligned_overlap(grid_boxes(box), grid_boxes(other), "iou", eps=0.0).clamp(max=1).unsqueeze(-1)
+            overlap = aligned_overlap(grid_boxes(box.detach()), grid_boxes(other), "iou", eps=0.0)
+            overlap = overlap.clamp(max=1).unsqueeze(-1)
             if self.objects == "overlap":
                 has_object = counts & (overlap > 0.5)
             else:

@@ -22,6 +22,7 @@ from uotod.scene.formats import BOX_FORMATS
 from uotod.scene.predictions import PredictionDict
 from uotod.scene.scene import AnchorInput, Scene, parse_scene
 from uotod.scene.targets import TargetInput
+from uotod.solvers.opaque import on_values, plan_of_values
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -161,7 +162,12 @@ class Matcher(Scheduled, Adapting):
             TypeError: an argument is not a tensor of the right dtype.
             ValueError: shapes do not fit, or the cost holds NaN or -inf.
         """
-        return self.match(parse_cost(cost_matrix, target_mask, self.background, self.validate), target_mask).to_dense()
+        (plan,) = on_values(self._dense_plan, (cost_matrix, target_mask))
+        return plan
+
+    def _dense_plan(self, cost_matrix: Tensor, target_mask: Tensor) -> tuple[Tensor]:
+        cost = parse_cost(cost_matrix, target_mask, self.background, self.validate)
+        return (self.match(cost, target_mask).to_dense(),)
 
     def match(self, cost: Tensor, mask: Tensor) -> Plan:
         """Return the plan of a target-major cost (S, T + 1, P), or (S, T, P) without background: the rule.
@@ -209,8 +215,12 @@ class Matcher(Scheduled, Adapting):
 
     def scene_plan(self, scene: Scene) -> Plan:
         """Return the plan of a scene, without gradient; predictions on ignored targets lose their background."""
-        scene = scene.to_match()  # zeros that stand for a missing field must not be matched
-        with torch.no_grad(), torch.autocast(scene.logits.device.type, enabled=False):
+        # zeros that stand for a missing field must not be matched
+        return plan_of_values(self._scene_plan, scene.to_match())
+
+    @torch.no_grad()
+    def _scene_plan(self, scene: Scene) -> Plan:
+        with torch.autocast(scene.logits.device.type, enabled=False):
             self.refuse_labels(scene)
             if self.reads_cost_alone:  # in which padding is forbidden
                 return self._unignored_plan(scene).only(scene.valid_preds)

@@ -157,8 +157,7 @@ def weighted_sum(losses: Losses, weights: Weights) -> MultipleObjectiveLoss:
 
 def box_losses() -> dict[str, nn.Module]:
     """Return the losses of boxes of DETR and its successors: L1 of centre and size, and GIoU."""
-    # no epsilon, as published: areas of normalised boxes may be as small as one
-    return {"l1": BoxSpace(nn.L1Loss(reduction="none"), "cxcywh"), "giou": GIoULoss(eps=0.0, reduction="none")}
+    return {"l1": BoxSpace(nn.L1Loss(reduction="none"), "cxcywh"), "giou": GIoULoss(reduction="none")}
 
 
 def set_parts(name: str, loss: nn.Module, cls: float) -> dict[str, Any]:

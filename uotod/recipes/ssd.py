@@ -179,7 +179,7 @@ def uot_ssd(
                  [0.0000, 1.0000]]])
     """
     published: dict[str, Any] = {"reg_pred": 100.0, "reg_target": 0.01, "reg_dimless": 0.12, "background_cost": 0.5}
-    overlap = IoULoss(eps=0.0, reduction="none")
+    overlap = IoULoss(reduction="none")
     rule = partial(UnbalancedSinkhorn, loc_match_module=overlap, is_anchor_based=True, **published)
     transport = {"reg_pred": reg_pred, "reg_target": reg_target, "reg_dimless": reg_dimless}
     return _softmax_on_anchors(

@@ -56,8 +56,8 @@ def yolov8(
             `matcher`.
 
     Differences: a distance at or beyond the last bin is taught that bin; ultralytics teaches it a hundredth of a stride
-    less. Its boxes are in strides, ours in pixels, which matters to `eps = 1e-7` only. `TaskAligned` differs as listed
-    there, none of which changes the loss of finite predictions without ties. Class weights of ultralytics are
+    less. Its CIoU has an epsilon of 1e-7, in squared strides. `TaskAligned` differs as listed there, none of which
+    changes the loss of finite predictions without ties. Class weights of ultralytics are
     `cls_loss=BCEWithLogitsLoss(weight=..., reduction="none")`.
 
     References:

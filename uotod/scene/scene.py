@@ -320,7 +320,7 @@ def parse_scene(
     )
     targets = targets if layers == 1 else targets.repeat(layers)
     locations = None if anchors is None else parse_anchors(anchors, one, layers, validate)
-    looks = reads_values(logits, validate=False)
+    looks = all(reads_values(x, validate=False) for x in (logits, *fields.values(), targets.mask))
     return Scene(logits, fields, targets.mask, targets, layers, absent, locations, looks, validate)
 
 

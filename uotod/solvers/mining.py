@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from uotod.check import reads_values
+from uotod.solvers.opaque import on_values
 
 Array = NDArray[np.floating]
 
@@ -39,6 +40,12 @@ def mine_hard_negatives(
         tensor([[0.0000, 1.0000, 0.5000, 0.0000]])
     """
     limit = (ratio * num_pos.double()).clamp(min=min_negatives)
+    (kept,) = on_values(lambda *given: (_keep(*given),), (background, loss, limit))
+    return kept
+
+
+def _keep(background: Tensor, loss: Tensor, limit: Tensor) -> Tensor:
+    """Return the kept mass (B, P) of hard negatives, up to the (B,) limits."""
     if not reads_values(loss, validate=False):
         return _keep_sorted(background, loss.masked_fill(background <= 0, -torch.inf), limit)
     kept = np.zeros(background.shape, dtype=np.float64)
