@@ -56,13 +56,13 @@ def test_depth_counts_nested_functions_of_the_package() -> None:
     assert 1 < depth(lambda: giou(boxes, boxes)) < 8
 
 
-def test_detr_with_one_layer_is_16_deep_at_most(scene) -> None:
+def test_detr_with_one_layer_is_17_deep_at_most(scene) -> None:  # 16 are measured
     criterion = recipes.detr(5)
-    assert depth(lambda: criterion(*scene)) <= 16
+    assert depth(lambda: criterion(*scene)) <= 17
 
 
-def test_a_threshold_on_anchors_is_13_deep_at_most(scene) -> None:
+def test_a_threshold_on_anchors_is_14_deep_at_most(scene) -> None:  # 13 are measured
     matcher = IoUThreshold(is_anchor_based=True)
     cls, loc = nn.CrossEntropyLoss(reduction="none"), nn.SmoothL1Loss(reduction="none")
     criterion, anchors = DetectionLoss(cls, loc, matcher, "last"), random_boxes(30, dtype=torch.float32)
-    assert depth(lambda: criterion(*scene, anchors)) <= 13
+    assert depth(lambda: criterion(*scene, anchors)) <= 14

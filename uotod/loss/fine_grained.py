@@ -118,8 +118,8 @@ class DistillationLoss(nn.Module):
 
     The bars are means over the sides of the `n_+` matched and of the `n_-` other predictions of the batch; the weight
     `w` is the IoU of a matched pair, and of other predictions the largest sigmoid score of the teacher. Neither the
-    weight nor the teacher has a gradient. It is the loss of the term `Distillation`, a mean already, which no normaliser
-    divides.
+    weight nor the teacher has a gradient. It is the loss of the term `Distillation`, a mean already, which no
+    normaliser divides.
 
     Args:
         temperature: `τ`, above 0.
