@@ -45,7 +45,7 @@ CHANGED = {
 
 
 def options(build: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
-    return inspect.signature(build).parameters
+    return inspect.signature(build, eval_str=True).parameters  # whether or not a file postpones annotations
 
 
 def documented(build: Callable[..., Any]) -> set[str]:

@@ -19,7 +19,7 @@ from uotod.solvers.vote import unite_layers
 
 
 class Term(Described, Adapting, ABC):
-    """One term of a criterion, which `DetectionLoss.terms` reports as "loss_" and its name.
+    """One term of a criterion, which `DetectionLoss.terms` reports under its name, as "loss_cls" for "cls".
 
     A subclass implements `losses`; the rest has a default: a term that sees the plan as it is, and counts the mass on
     targets.

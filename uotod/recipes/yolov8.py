@@ -58,7 +58,7 @@ def yolov8(
     Differences: a distance at or beyond the last bin is taught that bin; ultralytics teaches it a hundredth of a stride
     less. Its CIoU has an epsilon of 1e-7, in squared strides. `TaskAligned` differs as listed there, none of which
     changes the loss of finite predictions without ties. Class weights of ultralytics are
-    `cls_loss=BCEWithLogitsLoss(weight=..., reduction="none")`.
+    `losses={"cls": BCEWithLogitsLoss(weight=..., reduction="none")}`.
 
     References:
         Jocher et al., "Ultralytics YOLO", 2023 (the numbers are those of its `v8DetectionLoss`, 8.4); Feng et al.,
