@@ -53,12 +53,12 @@ def test_depth_counts_nested_functions_of_the_package() -> None:
     giou = uotod.loss.GIoULoss()
     boxes = random_boxes(2)
     assert depth(lambda: None) == 0
-    assert 1 < depth(lambda: giou(boxes, boxes)) < 8
+    assert 1 < depth(lambda: giou(boxes, boxes)) < 10
 
 
-def test_detr_with_one_layer_is_17_deep_at_most(scene) -> None:
+def test_detr_with_one_layer_is_19_deep_at_most(scene) -> None:
     criterion = recipes.detr(5)
-    assert depth(lambda: criterion(*scene)) <= 17
+    assert depth(lambda: criterion(*scene)) <= 19
 
 
 def test_a_threshold_on_anchors_is_14_deep_at_most(scene) -> None:

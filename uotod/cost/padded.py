@@ -10,15 +10,12 @@ from uotod.plan import Plan
 from uotod.scene.scene import Scene
 
 
-def plan_of_valid(scene: Scene, rule: Callable[[Scene], Plan]) -> Plan:
-    """Return the plan that a rule makes as if padded predictions were not there.
+def plan_of_valid(scene: Scene, valid: Tensor, rule: Callable[[Scene], Plan]) -> Plan:
+    """Return the plan that a rule makes as if padded predictions, where (S, P) `valid` is False, were not there.
 
     Images whose padding is alike are handed to the rule together. How much that is is read on the host: on a GPU this
     is one transfer.
     """
-    valid = scene.valid_preds
-    if valid is None:
-        return rule(scene)
     rest, patterns = scene.without("pred_valid"), valid.cpu()
     alike: dict[bytes, list[int]] = {}
     for image, pattern in enumerate(patterns.numpy()):

@@ -222,17 +222,14 @@ class Matcher(Scheduled, Adapting):
     def _scene_plan(self, scene: Scene) -> Plan:
         with torch.autocast(scene.logits.device.type, enabled=False):
             self.refuse_labels(scene)
-            if self.reads_cost_alone:  # in which padding is forbidden
-                return self._unignored_plan(scene).only(scene.valid_preds)
-            return plan_of_valid(scene, self._unignored_plan)
-
-    def _unignored_plan(self, scene: Scene) -> Plan:
-        """Return the plan of a scene; predictions on ignored targets lose their background."""
-        plan = self.plan(scene)
-        if scene.targets.ignored is None:
-            return plan
-        boxes, threshold = self._located_boxes(scene), self.ignore_threshold
-        return ignore_background(plan, boxes, scene.target_boxes, scene.targets, threshold)
+            if scene.valid_preds is None or self.reads_cost_alone:  # in which padding is forbidden
+                plan = self.plan(scene).only(scene.valid_preds)
+            else:
+                plan = plan_of_valid(scene, scene.valid_preds, self.plan)
+            if scene.targets.ignored is None:
+                return plan
+            boxes, threshold = self._located_boxes(scene), self.ignore_threshold
+            return ignore_background(plan, boxes, scene.target_boxes, scene.targets, threshold)
 
     @property
     def reads_cost_alone(self) -> bool:
