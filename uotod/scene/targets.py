@@ -121,7 +121,7 @@ def parse_targets(
     names = ("boxes", *(x.removeprefix("target_") for x in reads if x.startswith("target_") and x != "target_boxes"))
     valid: dict[str, Tensor] = {}
     if isinstance(target, Mapping):
-        target = standard_keys("target", target, names)
+        target = _without_targets(standard_keys("target", target, names), (*names, *MISSING), len(logits))
     else:
         target, valid = pad_images(target, names, box_format, option)
     labels, (images, _, num_classes) = entry("target", target, "labels"), logits.shape
@@ -175,6 +175,14 @@ def parse_targets(
         parsed.get(COST_LABELS),
         unchecked,
     )
+
+
+def _without_targets(target: Mapping[str, Tensor], names: Sequence[str], images: int) -> Mapping[str, Tensor]:
+    """Return a padded dict that may hold bare empty tensors, such as `torch.tensor([])`, with those as (B, 0, ...)."""
+    bare = {key: x for key in ("labels", COST_LABELS, *names) if isinstance(x := target.get(key), Tensor)}
+    bare = {key: x for key, x in bare.items() if not x.numel() and x.dim() < (3 if key == "boxes" else 2)}
+    shapes = {key: (images, 0, 4) if key == "boxes" else (images, 0) for key in bare}
+    return {**target, **{key: x.new_zeros(shapes[key]) for key, x in bare.items()}} if bare else target
 
 
 def _parse_field(key: str, value: Tensor, mask: Tensor, dtype: torch.dtype, validate: bool) -> Tensor:
