@@ -99,7 +99,8 @@ class CellCoder(BoxCoder):
     def _anchor_size(self, anchors: Tensor) -> Tensor:
         if anchors.shape[-1] != 4:
             raise ValueError(f'anchors must have shape (..., 4) with size="log", got {tuple(anchors.shape)}')
-        size = full_precision(anchors[..., 2:] - anchors[..., :2])
+        anchors = full_precision(anchors)
+        size = anchors[..., 2:] - anchors[..., :2]
         return torch.where(size > 0, size, 1.0)
 
 
