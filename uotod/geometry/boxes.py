@@ -240,8 +240,10 @@ def largest_side(boxes: Tensor) -> float:
 
 
 def full_precision(x: Tensor) -> Tensor:
-    """Return half-precision tensors in float32 and all others as they are."""
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    """Return half-precision tensors in float32, integers in int64, and all others as they are."""
+    if x.is_floating_point():
+        return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    return x if x.dtype in (torch.bool, torch.complex64, torch.complex128) else x.long()
 
 
 def _coordinates(boxes: Tensor) -> tuple[Tensor, ...]:
