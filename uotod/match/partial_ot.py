@@ -7,10 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from uotod.check import check_choice, check_number
+from uotod.check import check_choice, check_number, reads_values
 from uotod.match.base import shared
 from uotod.match.schedule import Schedule
 from uotod.match.sinkhorn import EntropicMatcher
+from uotod.solvers.feasible import check_carries
 from uotod.solvers.marginals import normalized
 from uotod.solvers.partial_ot import solve_partial, solve_partial_exact
 from uotod.solvers.sinkhorn import NUM_ITER, TOL, Transport, blank
@@ -48,7 +49,7 @@ class PartialOT(EntropicMatcher):
     a GPU once every five sweeps. Each sweep takes O(B·P·T) and each fifth O(B·P·T²), with some (B, T, P) float64.
 
     Raises:
-        ValueError: forbidden pairs leave less than the total to transport (exact; otherwise no plan converges).
+        ValueError: forbidden pairs leave less than the total to transport, where values may be read.
 
     References:
         Benamou et al., "Iterative Bregman projections for regularized transportation problems", SIAM J. Sci. Comput.
@@ -100,6 +101,8 @@ class PartialOT(EntropicMatcher):
         targets, preds = mask.shape[1], cost.shape[2]
         total = self.mass * mask.sum(1).clamp(max=preds).double()
         pairs = cost[:, :targets]
+        if reads_values(pairs, self.validate):
+            check_carries(pairs, mask, total)
         if self.normalize_cost_matrix:
             pairs = normalized(pairs, mask, seen)
         if self.solver == "exact":

@@ -18,7 +18,8 @@ from uotod.match.base import Matcher, shared
 from uotod.match.schedule import Schedule
 from uotod.plan import Plan
 from uotod.scene.scene import Scene
-from uotod.solvers.marginals import check_feasible, column_masses, largest_entry
+from uotod.solvers.feasible import check_feasible
+from uotod.solvers.marginals import column_masses, largest_entry
 from uotod.solvers.pot import pot_methods, solve_pot
 from uotod.solvers.sinkhorn import Transport, solve_sinkhorn
 from uotod.solvers.triton.launch import solve_triton
@@ -177,7 +178,7 @@ class SinkhornMatcher(EntropicMatcher, abstract=True):
         preds = cost.shape[2]
         unit = largest_entry(cost, active, seen) if self.normalize_cost_matrix else None
         column_mass = column_masses(mask, preds, self.background, cost.dtype)
-        check_feasible(cost, active, self.reg_pred, self.reg_target, self.validate)
+        check_feasible(cost, column_mass, active, self.reg_pred, self.reg_target, self.validate)
         solve: Callable[..., Transport] = partial(solve_sinkhorn, unit=unit)  # which divides by parts
         if self.solver != "torch":
             cost = cost if unit is None else cost / unit[:, None, None]

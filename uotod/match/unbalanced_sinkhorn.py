@@ -57,7 +57,7 @@ class UnbalancedSinkhorn(SinkhornMatcher):
     Raises:
         TypeError: an argument has the wrong type.
         ValueError: an argument is out of its range, or `pot_method` is given without `solver="pot"`; in a call,
-            forbidden pairs (`inf`) leave a prediction or target without a partner that it must have, or
+            forbidden pairs (`inf`) leave no plan with the marginals that must be met ("infeasible"), or
             `solver="triton"` meets a tensor on the CPU.
         ImportError: `solver="triton"` without Triton.
         RuntimeError: POT failed, or `num_iter` steps left a residual above `tol` and `on_unconverged="raise"`.

@@ -1,4 +1,4 @@
-"""What transport problems are made of: the scale of a cost, the masses of its columns, and whether they can be met."""
+"""What transport problems are made of: the scale of a cost and the masses of its columns."""
 
 import math
 
@@ -45,32 +45,3 @@ def column_masses(mask: Tensor, preds: int, background: bool, dtype: torch.dtype
     if not background:
         return columns
     return torch.cat((columns, (preds - count).clamp(min=0).to(dtype)), dim=1)
-
-
-def check_feasible(cost: Tensor, active: Tensor, reg_pred: float, reg_target: float, validate: bool) -> None:
-    """Raise a ValueError where forbidden pairs leave a prediction or target without a partner that it must have.
-
-    Args:
-        cost: (B, K, P); `inf` forbids a pair.
-        active: (B, K) bool, False for a column that is absent.
-        reg_pred: weight of the predictions' marginals, which must be met if it is infinite.
-        reg_target: weight of the columns' marginals, likewise.
-        validate: also read the values on a GPU.
-    """
-    if math.inf not in (reg_pred, reg_target) or not cost.numel() or not reads_values(cost, validate):
-        return
-    if not bool(((cost.amax(2) == math.inf) & active).any()):
-        return
-    allowed = cost.isfinite() & active.unsqueeze(-1)
-    lonely_pred = ~allowed.any(1) & active.any(1, keepdim=True)  # (B, P)
-    lonely_target = ~allowed.any(2) & active  # (B, K)
-    for name, penalty, lonely, side in (
-        ("reg_pred", reg_pred, lonely_pred, "prediction"),
-        ("reg_target", reg_target, lonely_target, "column"),
-    ):
-        if penalty == math.inf and bool(lonely.any()):
-            image, index = (int(x) for x in lonely.nonzero()[0])
-            raise ValueError(
-                f"cost_matrix must allow every {side} a partner with {name}=inf, got only inf in image {image}, "
-                f"{side} {index}"
-            )

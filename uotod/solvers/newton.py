@@ -36,7 +36,7 @@ ANNEAL_FROM = 0.1  # of an image's largest absolute cost
 ANNEAL_RATIO = 0.25
 LOOSE = 1.5  # gap at which the next, smaller reg begins
 LONGEST, LENGTHEN, SHORTEN = 1e8, 3.0, 0.25  # horizon
-LARGEST_STEP = 200.0  # in units of reg
+LARGEST_STEP = 1e30  # in units of reg
 WORTH_LEAVING = 1 << 15  # pairs of finished images for which the others are moved: it takes dozens of calls
 LARGEST_BLIND = 10.0  # step that nothing judges, in units of reg
 
@@ -232,27 +232,42 @@ def _propose(state: State, problem: Problem, kernel: Kernel, accepted: Tensor, e
         shorter = torch.minimum(state.horizon / 2, SHORTEN * state.step.abs().amax(1) / state.merit.clamp(min=1e-300))
         horizon = torch.where(accepted, horizon, shorter)
     horizon = horizon.clamp_(1.0, LONGEST)
-    step = _direction(state, problem, kernel, horizon.unsqueeze(1), sync_free)
+    shift, gap, gradient = _level(state, kernel)
+    step = _direction(state, problem, kernel, gap, horizon.unsqueeze(1), sync_free)
     trusted = horizon < 1.5
     if not every:  # a horizon has just been lengthened
-        step = torch.where(trusted.unsqueeze(1), state.gap, step)
+        step = torch.where(trusted.unsqueeze(1), gap, step)
     reg, last = state.reg, state.last
     if sync_free or not bool(last.all()):
         finer = accepted & ~last & (state.merit <= LOOSE)
         # nothing judges the step to the next level, and one that goes far may starve columns there
-        step = torch.where((finer & (step.abs().amax(1) > LARGEST_BLIND)).unsqueeze(1), state.gap, step)
+        step = torch.where((finer & (step.abs().amax(1) > LARGEST_BLIND)).unsqueeze(1), gap, step)
         trusted = trusted | finer
         reg = torch.where(finer.unsqueeze(1), torch.maximum(ANNEAL_RATIO * reg, problem.reg), reg)
         last = (reg <= problem.reg).squeeze(1)
     return state._replace(
-        candidate=torch.addcmul(state.potential, state.reg, step),
+        candidate=torch.addcmul(state.potential, state.reg, (step + shift).masked_fill_(problem.dead, 0.0)),
         reg=reg,
         last=last,
         step=step,
-        slope=(state.gradient * step).sum(1),
+        slope=(gradient * step).sum(1),
         horizon=horizon,
         trusted=trusted,
     )
+
+
+def _level(state: State, kernel: Kernel) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the shift (B, 1) of all potentials that raises the dual most, in units of reg; gap and gradient there.
+
+    It has a closed form (Séjourné, Vialard and Peyré, "Faster unbalanced optimal transport", AISTATS 2022), where a
+    step, which linearises, would need as many as the penalties are large. With two equalities it changes nothing.
+    """
+    demand = (state.gradient + state.mass).clamp_(min=1e-300)
+    by_mass, by_demand = kernel.pred_left, kernel.reg * kernel.pull / kernel.target
+    wanted = demand.sum(1, keepdim=True).log() - state.mass.sum(1, keepdim=True).log()
+    shift = torch.where(kernel.leak > 0, wanted / (by_mass + by_demand).clamp(min=1e-300), 0.0)
+    gradient = demand * (-shift * by_demand).exp() - state.mass * (shift * by_mass).exp()
+    return shift, state.gap - kernel.leak * shift, gradient
 
 
 def _coupling(kernel: Kernel, at: Sweep) -> Tensor:
@@ -265,9 +280,11 @@ def _coupling(kernel: Kernel, at: Sweep) -> Tensor:
     return torch.bmm(rows, rows.transpose(1, 2)).tril_(-1)[:, :columns, :columns].double()
 
 
-def _direction(state: State, problem: Problem, kernel: Kernel, horizon: Tensor, sync_free: bool) -> Tensor:
-    """Return the step (B, K) of a horizon (B, 1), in units of reg."""
-    mass, gap, lower, gain = state.mass, state.gap, state.coupling, state.gain.double()
+def _direction(
+    state: State, problem: Problem, kernel: Kernel, gap: Tensor, horizon: Tensor, sync_free: bool
+) -> Tensor:
+    """Return the step (B, K) of a horizon (B, 1) at a level with that gap, which leaves it there, in units of reg."""
+    mass, lower, gain = state.mass, state.coupling, state.gain.double()
     leak = torch.maximum(kernel.leak, 1 / horizon)  # 1 − λ_N
     # an M-matrix, built from what couples and what leaks: `S − λ M` would cancel where λ is near 1
     line = gain.unsqueeze(1)
@@ -279,12 +296,11 @@ def _direction(state: State, problem: Problem, kernel: Kernel, horizon: Tensor, 
     matrix *= scale.unsqueeze(1)
     matrix.diagonal(dim1=1, dim2=2).fill_(1.0)
     factor, failed = torch.linalg.cholesky_ex(matrix)
-    # the mean of the gaps is replaced by the logarithm of the mean ratio: mass that linearising the logarithms makes up
-    # would become a shift of all potentials, which hardly anything opposes where penalties are large
-    share, peak = mass / mass.sum(1, keepdim=True), gap.amax(1, keepdim=True)
-    level = ((gap - peak).exp_() * share).sum(1, keepdim=True).log_() + peak - (gap * share).sum(1, keepdim=True)
-    right = (gap + level).mul_(mass).mul_(root).unsqueeze(2)
+    share = mass / mass.sum(1, keepdim=True)
+    # rounding in the sum of the gaps would become a shift of all potentials, which hardly anything opposes
+    right = (gap - (gap * share).sum(1, keepdim=True)).mul_(mass).mul_(root).unsqueeze(2)
     step = torch.cholesky_solve(right, factor).squeeze(2).mul_(root)
     if sync_free or bool(failed.any()) or not math.isfinite(float(step.sum())):
         step = torch.where((failed == 0).unsqueeze(1) & step.isfinite(), step, gap)
+    step = step - (step * share).sum(1, keepdim=True)
     return step.masked_fill_(problem.dead, 0.0).clamp_(-LARGEST_STEP, LARGEST_STEP)
