@@ -101,7 +101,7 @@ def reads_values(tensor: Tensor, validate: bool) -> bool:
 
     Under `torch.func.vmap` a tensor has as many values as there are calls, and none may be looked at.
     """
-    return (validate or tensor.device.type == "cpu") and not _is_mapped(tensor)
+    return (validate or tensor.device.type == "cpu") and not (is_transformed() and _is_mapped(tensor))
 
 
 def is_transformed() -> bool:
@@ -110,8 +110,6 @@ def is_transformed() -> bool:
 
 
 def _is_mapped(tensor: Tensor) -> bool:
-    if not is_transformed():
-        return False
     functorch = torch._C._functorch
     while functorch.is_functorch_wrapped_tensor(tensor):
         if functorch.is_batchedtensor(tensor):
