@@ -86,9 +86,7 @@ def draw(random: Generator, images: int) -> Batch:
     return Batch(structure, pattern, cost, mask, background, penalties, _pick(random, REGS), partial)
 
 
-def is_feasible(
-    allowed: Tensor, columns: Tensor, penalties: tuple[float, float], rows: Tensor | None = None
-) -> bool:
+def is_feasible(allowed: Tensor, columns: Tensor, penalties: tuple[float, float], rows: Tensor | None = None) -> bool:
     """Tell whether a plan meets the marginals, by linear programming.
 
     Args:

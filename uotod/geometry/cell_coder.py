@@ -98,8 +98,7 @@ class CellCoder(BoxCoder):
     def _anchor_size(self, anchors: Tensor) -> Tensor:
         if anchors.shape[-1] != 4:
             raise ValueError(f'anchors must have shape (..., 4) with size="log", got {tuple(anchors.shape)}')
-        size = center_and_size(full_precision(anchors))[1]
-        return torch.where(size > 0, size, 1.0)
+        return center_and_size(anchors)[1]
 
 
 def compress_size(size: Tensor, kind: str, eps: float) -> Tensor:

@@ -62,5 +62,7 @@ def _solve_image(cost: np.ndarray, column_mass: np.ndarray, row_mass: np.ndarray
     if log["warning"] is not None:
         raise RuntimeError(f"POT's network simplex failed in image {image}: {log['warning']}")
     if plan[forbidden].sum() > 1e-9 * plan.sum():
-        raise ValueError(f"the cost must leave a plan with the marginals, got too many inf in image {image}: infeasible")
+        raise ValueError(
+            f"the cost must leave a plan with the marginals, got too many inf in image {image}: infeasible"
+        )
     return np.asarray(np.where(forbidden, 0.0, plan))

@@ -280,9 +280,7 @@ def _coupling(kernel: Kernel, at: Sweep) -> Tensor:
     return torch.bmm(rows, rows.transpose(1, 2)).tril_(-1)[:, :columns, :columns].double()
 
 
-def _direction(
-    state: State, problem: Problem, kernel: Kernel, gap: Tensor, horizon: Tensor, sync_free: bool
-) -> Tensor:
+def _direction(state: State, problem: Problem, kernel: Kernel, gap: Tensor, horizon: Tensor, sync_free: bool) -> Tensor:
     """Return the step (B, K) of a horizon (B, 1) at a level with that gap, which leaves it there, in units of reg."""
     mass, lower, gain = state.mass, state.coupling, state.gain.double()
     leak = torch.maximum(kernel.leak, 1 / horizon)  # 1 − λ_N
