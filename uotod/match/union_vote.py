@@ -13,8 +13,9 @@ class UnionVote(LayerMatcher):
     .. math:: j(i) = \arg\max_{j \le T} \sum_l \hat P^{(l)}_{ij}, \qquad \text{the lowest on ties}
 
     Every prediction that some layer matches is matched, in all layers to the same target; the others are background or
-    ignored, as their own layer says. So a target may have several predictions. Of a mass other than 1 a pair carries
-    the mean over the layers that voted for it. A bare cost, or an input of one layer, is the matcher's.
+    ignored, as their own layer says. So a target may have several predictions. Of masses other than 1 a pair carries
+    the mean over the layers, each weighted by its mass: a trace in one layer is no vote. A bare cost, or an input of
+    one layer, is the matcher's.
 
     Time O(B P (L + T)) and (B, T + 2, P) integers on top of the matcher's.
 
