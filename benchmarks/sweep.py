@@ -87,7 +87,9 @@ def summary(found: list[Finding]) -> dict[str, Any]:
     by_size = defaultdict(list)
     for finding in found:
         by_size[finding.size].append(finding)
-    sizes, slow, ratio = {}, [], {}
+    sizes: dict[Any, dict[str, float]] = {}
+    slow: list[Any] = []
+    ratio: dict[Any, float] = {}
     for size, group in by_size.items():
         median = max(statistics.median(x.steps for x in group if x.steps >= 0), 1)
         most = max(group, key=lambda x: x.steps)

@@ -16,11 +16,14 @@ Choice = TypeVar("Choice", bound=str | None)
 
 
 class Described(nn.Module):
-    """A module whose `repr` shows the arguments of its constructor that it keeps as plain attributes of their names."""
+    """A module whose `repr` shows the arguments of its constructor that it keeps under their names, but sub-modules."""
 
     def extra_repr(self) -> str:
         """Return the arguments for `repr`."""
-        kept = vars(self)  # sub-modules and buffers are not among them
+        buffers = {
+            name: [round(x, 6) for x in value.flatten().tolist()] for name, value in self.named_buffers(recurse=False)
+        }
+        kept = vars(self) | buffers
         return ", ".join(f"{name}={kept[name]!r}" for name in inspect.signature(type(self)).parameters if name in kept)
 
 

@@ -70,7 +70,7 @@ def test_the_vote_equals_a_loop(targets, layers) -> None:
                 assert not voted or found[b, i] == voted[0]
 
 
-def test_votes_are_mass_and_the_winner_has_the_mean_of_those_that_gave_some() -> None:
+def test_votes_are_mass_and_the_winner_has_their_mean_weighted_by_themselves() -> None:
     mass = torch.rand(4, 2, 3, 8) * (torch.rand(4, 2, 3, 8) < 0.5)
     agreed, found = union_vote(mass)
     for b, i in itertools.product(range(2), range(8)):
@@ -78,7 +78,14 @@ def test_votes_are_mass_and_the_winner_has_the_mean_of_those_that_gave_some() ->
         winner = votes.index(max(votes))
         given = [float(x) for x in mass[:, b, winner, i] if x > 0]
         assert int(found[b, i]) == (winner if given else 0)
-        assert float(agreed[b, i]) == pytest.approx(sum(given) / max(len(given), 1))
+        assert float(agreed[b, i]) == pytest.approx(sum(x * x for x in given) / (sum(given) or 1))
+
+
+def test_a_trace_of_mass_is_no_vote() -> None:
+    mass = torch.rand(3, 2, 4, 8) * (torch.rand(3, 2, 4, 8) < 0.3)
+    for x, y in zip(union_vote(mass), union_vote(mass + 1e-9), strict=True):
+        where = union_vote(mass)[0] > 0
+        torch.testing.assert_close(x[where], y[where])
 
 
 @pytest.mark.parametrize("size", [(3, 12, 4), (2, 5, 0), (0, 5, 3), (2, 0, 3), (2, 3, 6), (1, 1, 1)])
@@ -235,7 +242,7 @@ def test_a_union_of_soft_plans_keeps_the_heaviest_target() -> None:
     for image, pred in itertools.product(range(2), range(5)):
         votes = sum(plan_of[image, pred, :-1] for plan_of in layers)
         winner = int(votes.argmax())
-        mass = float(votes[winner]) / max(sum(bool(x[image, pred, winner] > 0) for x in layers), 1)
+        mass = float(sum(x[image, pred, winner] ** 2 for x in layers) / (votes[winner] or 1))
         for index, own in enumerate(layers):
             expected = torch.zeros(4, dtype=plan.dtype)
             expected[winner] = mass

@@ -7,6 +7,7 @@ from torch import Tensor
 from uotod.check import check_number
 from uotod.cost.focal import focal_terms, zero_terms
 from uotod.loss.affine import LabelLoss, SigmoidLoss
+from uotod.loss.alpha import Alpha, alpha_of, set_alpha
 
 
 class SigmoidFocalLoss(SigmoidLoss):
@@ -20,7 +21,7 @@ class SigmoidFocalLoss(SigmoidLoss):
     zeros.
 
     Args:
-        alpha: weight of a one in [0, 1], `1 - alpha` that of a zero; -1 for no weights.
+        alpha: weight of a one in [0, 1], `1 - alpha` that of a zero; -1 for no weights; or (C,) one for each class.
         gamma: focusing exponent, at least 0.
         label_smoothing: share in [0, 1] of a label that is spread over all classes; the background stays zero.
         reduction: "none", "mean" (over all N·C values) or "sum".
@@ -37,17 +38,22 @@ class SigmoidFocalLoss(SigmoidLoss):
         tensor([[0.0433, 0.1300]])
     """
 
+    alpha: float | Tensor
+
     def __init__(
-        self, *, alpha: float = -1, gamma: float = 2.0, label_smoothing: float = 0.0, reduction: str = "mean"
+        self, *, alpha: Alpha = -1, gamma: float = 2.0, label_smoothing: float = 0.0, reduction: str = "mean"
     ) -> None:
         super().__init__(label_smoothing, reduction)
-        self.alpha, self.gamma = _check_alpha(alpha), check_number("gamma", gamma, low=0.0)
+        set_alpha(self, alpha, high=1.0, none=-1.0)
+        self.gamma = check_number("gamma", gamma, low=0.0)
 
     def _of_label(self, logits: Tensor) -> tuple[Tensor, Tensor]:
-        return focal_terms(logits, self.alpha, self.gamma)
+        return focal_terms(logits, alpha_of(self, logits), self.gamma)
 
     def _zeros(self, logits: Tensor, slope: Tensor) -> Tensor | None:
-        return None if self.label_smoothing else zero_terms(logits, self.alpha, self.gamma, slope)
+        if self.label_smoothing or isinstance(self.alpha, Tensor):
+            return None
+        return zero_terms(logits, self.alpha, self.gamma, slope)
 
 
 class SigmoidFocalCost(LabelLoss):
@@ -56,7 +62,8 @@ class SigmoidFocalCost(LabelLoss):
     .. math:: L(x, y) = -\alpha (1 - p_y)^\gamma \ln p_y + (1 - \alpha)\, p_y^\gamma \ln(1 - p_y), \qquad p = \sigma(x)
 
     Args:
-        alpha: weight of the first term in [0, 1], `1 - alpha` that of the second; -1 for no weights.
+        alpha: weight of the first term in [0, 1], `1 - alpha` that of the second; -1 for no weights; or (C,) one for
+            each class.
         gamma: focusing exponent, at least 0.
         reduction: "none", "mean" or "sum".
 
@@ -72,17 +79,16 @@ class SigmoidFocalCost(LabelLoss):
         tensor(-0.0866)
     """
 
-    def __init__(self, *, alpha: float = 0.25, gamma: float = 2.0, reduction: str = "mean") -> None:
+    alpha: float | Tensor
+
+    def __init__(self, *, alpha: Alpha = 0.25, gamma: float = 2.0, reduction: str = "mean") -> None:
         super().__init__(reduction)
-        self.alpha, self.gamma = _check_alpha(alpha), check_number("gamma", gamma, low=0.0)
+        set_alpha(self, alpha, high=1.0, none=-1.0)
+        self.gamma = check_number("gamma", gamma, low=0.0)
 
     def _gain(self, logits: Tensor) -> Tensor:
-        positive, negative = focal_terms(logits, self.alpha, self.gamma)
+        positive, negative = focal_terms(logits, alpha_of(self, logits), self.gamma)
         return positive - negative
 
     def _of_labels(self, logits: Tensor, pick: Callable[[Tensor], Tensor]) -> Tensor:
-        return self._gain(pick(logits))
-
-
-def _check_alpha(alpha: float) -> float:
-    return -1.0 if alpha == -1 else check_number("alpha (-1 for none)", alpha, low=0.0, high=1.0)
+        return pick(self._gain(logits)) if isinstance(self.alpha, Tensor) else self._gain(pick(logits))

@@ -5,6 +5,7 @@ from torch.nn import functional as F
 
 from uotod.check import check_number
 from uotod.cost.labels import SoftTarget
+from uotod.loss.alpha import Alpha, alpha_of, set_alpha
 from uotod.loss.soft_target import SoftTargetLoss
 
 
@@ -18,7 +19,7 @@ class IoUAwareBCELoss(SoftTargetLoss):
     with the one-hot label `y`; `t` has no gradient. `alpha=0` makes the quality itself the target.
 
     Args:
-        alpha: share of the score in the target, in [0, 1].
+        alpha: share of the score in the target, in [0, 1]; or (C,) one for each class.
         gamma: focusing exponent of negatives, at least 0.
         reduction: "none", "mean" (over all N·C values) or "sum".
 
@@ -34,14 +35,15 @@ class IoUAwareBCELoss(SoftTargetLoss):
         tensor([[0.6931, 0.1733]])
     """
 
-    def __init__(self, *, alpha: float = 0.25, gamma: float = 2.0, reduction: str = "mean") -> None:
+    def __init__(self, *, alpha: Alpha = 0.25, gamma: float = 2.0, reduction: str = "mean") -> None:
         super().__init__(reduction)
-        self.alpha = check_number("alpha", alpha, low=0.0, high=1.0)
+        set_alpha(self, alpha, high=1.0)
         self.gamma = check_number("gamma", gamma, low=0.0)
 
     def _values(self, logits: Tensor, target: SoftTarget) -> Tensor:
+        alpha = alpha_of(self, logits)
         log_p, log_q = F.logsigmoid(logits), F.logsigmoid(-logits)  # q = 1 - p
-        goal = (self.alpha * log_p.detach()).exp() * target.quality.clamp(min=0) ** (1 - self.alpha)
+        goal = (alpha * log_p.detach()).exp() * target.quality.clamp(min=0) ** (1 - alpha)
         one = target.positive * goal.clamp(min=0.01)
         zero = (target.positive - one) + (1 - target.positive) * (self.gamma * log_p).exp()
         return -one * log_p - zero * log_q

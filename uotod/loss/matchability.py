@@ -5,6 +5,7 @@ from torch.nn import functional as F
 
 from uotod.check import check_number
 from uotod.cost.labels import SoftTarget
+from uotod.loss.alpha import Alpha, alpha_of, set_alpha
 from uotod.loss.soft_target import SoftTargetLoss
 
 
@@ -20,7 +21,7 @@ class MatchabilityAwareLoss(SoftTargetLoss):
 
     Args:
         gamma: exponent of the quality and of the focus on hard negatives, at least 0.
-        alpha: weight of negatives, at least 0.
+        alpha: weight of negatives, at least 0; or (C,) one for each class.
         reduction: "none", "mean" (over all N·C values) or "sum".
 
     Shape:
@@ -35,14 +36,16 @@ class MatchabilityAwareLoss(SoftTargetLoss):
         tensor([[0.6931, 0.2451]])
     """
 
-    def __init__(self, *, gamma: float = 1.5, alpha: float = 1.0, reduction: str = "mean") -> None:
+    def __init__(self, *, gamma: float = 1.5, alpha: Alpha = 1.0, reduction: str = "mean") -> None:
         super().__init__(reduction)
-        self.gamma, self.alpha = check_number("gamma", gamma, low=0.0), check_number("alpha", alpha, low=0.0)
+        self.gamma = check_number("gamma", gamma, low=0.0)
+        set_alpha(self, alpha)
 
     def _values(self, logits: Tensor, target: SoftTarget) -> Tensor:
+        alpha = alpha_of(self, logits)
         positive, focus = target.positive, (self.gamma * F.logsigmoid(logits.detach())).exp()
         goal = target.quality.clamp(min=0) ** self.gamma
         if self.gamma == 0:
             goal = positive  # 0 ** 0 would make every negative a positive
         loss = F.binary_cross_entropy_with_logits(logits, goal, reduction="none")
-        return (positive + self.alpha * focus * (1 - positive)) * loss
+        return (positive + alpha * focus * (1 - positive)) * loss

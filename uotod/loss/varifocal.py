@@ -6,6 +6,7 @@ from torch.nn import functional as F
 
 from uotod.check import check_choice, check_number
 from uotod.cost.labels import SoftTarget
+from uotod.loss.alpha import Alpha, alpha_of, set_alpha
 from uotod.loss.soft_target import SoftTargetLoss
 
 
@@ -27,7 +28,7 @@ class VarifocalLoss(SoftTargetLoss):
     mass of a prediction. With `alpha=1, gamma=0` both are the binary cross-entropy on labels.
 
     Args:
-        alpha: weight of negatives, at least 0.
+        alpha: weight of negatives, at least 0; or (C,) one for each class.
         gamma: focusing exponent of negatives, at least 0.
         form: "varifocal" (also that of Ultralytics) or "rtdetr" (also that of D-FINE).
         reduction: "none", "mean" (over all N·C values) or "sum".
@@ -46,17 +47,19 @@ class VarifocalLoss(SoftTargetLoss):
     """
 
     def __init__(
-        self, *, alpha: float = 0.75, gamma: float = 2.0, form: str = "varifocal", reduction: str = "mean"
+        self, *, alpha: Alpha = 0.75, gamma: float = 2.0, form: str = "varifocal", reduction: str = "mean"
     ) -> None:
         super().__init__(reduction)
-        self.alpha, self.gamma = check_number("alpha", alpha, low=0.0), check_number("gamma", gamma, low=0.0)
+        set_alpha(self, alpha)
+        self.gamma = check_number("gamma", gamma, low=0.0)
         self.form = check_choice("form", form, ("varifocal", "rtdetr"))
 
     def _values(self, logits: Tensor, target: SoftTarget) -> Tensor:
+        alpha = alpha_of(self, logits)
         quality = target.quality
         loss = F.binary_cross_entropy_with_logits(logits, quality, reduction="none")
         if self.form == "rtdetr":
             focus = (self.gamma * F.logsigmoid(logits.detach())).exp()
-            return (quality + self.alpha * focus * (1 - target.positive)) * loss
+            return (quality + alpha * focus * (1 - target.positive)) * loss
         focus = (self.gamma * F.logsigmoid(logits)).exp()
-        return torch.where(quality > 0, quality, self.alpha * focus) * loss
+        return torch.where(quality > 0, quality, alpha * focus) * loss

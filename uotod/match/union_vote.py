@@ -10,21 +10,21 @@ from uotod.solvers.vote import unite_layers
 class UnionVote(LayerMatcher):
     r"""Match all decoder layers to the union of their pairs; a prediction keeps the target with the most votes.
 
-    .. math:: j(i) = \arg\max_{j \le T} \big| \{ l : \hat P^{(l)}_{ij} > 0 \} \big|, \qquad \text{the lowest on ties}
+    .. math:: j(i) = \arg\max_{j \le T} \sum_l \hat P^{(l)}_{ij}, \qquad \text{the lowest on ties}
 
     Every prediction that some layer matches is matched, in all layers to the same target; the others are background or
-    ignored, as their own layer says. So a target may have several predictions. Of a mass other than 1 a pair carries
-    the mean over the layers that voted for it. A bare cost, or an input of one layer, is the matcher's.
+    ignored, as their own layer says. So a target may have several predictions. Of masses other than 1 a pair carries
+    the mean over the layers, each weighted by its mass: a trace in one layer is no vote. A bare cost, or an input of
+    one layer, is the matcher's.
 
     Time O(B P (L + T)) and (B, T + 2, P) integers on top of the matcher's.
 
     Args:
-        matcher: matches each layer; it must give each prediction to one target or none, as `Hungarian` does. Options
-            such as `background` are its own.
+        matcher: matches each layer, with a plan of any kind: a prediction that it splits keeps its heaviest target.
+            Options such as `background` are its own.
 
     Raises:
         TypeError: `matcher` is not a matcher.
-        ValueError: at the call with several layers, the matcher may split a prediction among targets.
 
     References:
         Peng et al., "D-FINE", ICLR 2025; Huang et al., "DEIM", CVPR 2025: the union set ("GO") of their

@@ -1,6 +1,7 @@
 """RetinaNet, as torchvision and as detectron2 train it: number of classes in, its criterion out."""
 
 from functools import partial
+from typing import Any
 
 from torch import nn
 
@@ -14,6 +15,7 @@ from uotod.loss import (
     PerImageNormalizer,
     SigmoidFocalLoss,
 )
+from uotod.loss.alpha import Alpha
 from uotod.match import IoUThreshold, Matcher
 from uotod.recipes.dialect import Losses, Weights, choose_matcher, choose_parts
 
@@ -28,7 +30,7 @@ def retinanet(
     style: str = "torchvision",
     positive: float | None = None,
     negative: float | None = None,
-    alpha: float | None = None,
+    alpha: Alpha | None = None,
     gamma: float | None = None,
     beta: float | None = None,
     nonfinite: str | None = None,
@@ -63,7 +65,7 @@ def retinanet(
         style: "torchvision" or "detectron2", whose numbers it has.
         positive: least IoU of a match that is not forced; None for 0.5.
         negative: IoU below which an anchor is background; None for 0.4.
-        alpha: weight of positives in the focal loss; None for 0.25.
+        alpha: weight of positives in the focal loss, for all classes or, (C,), one for each; None for 0.25.
         gamma: its focusing exponent; None for 2.
         beta: difference at which the loss of deltas becomes linear, 0 for L1; None for that of the style.
         nonfinite: what to do with predictions that are not finite, "error" or "propagate", see `Matcher`; None for
@@ -97,7 +99,7 @@ def retinanet(
     is_l1 = style == "torchvision"
     edge = check_number("beta", (0.0 if is_l1 else 0.1) if beta is None else beta, low=0.0)
     deltas = nn.SmoothL1Loss(beta=edge, reduction="none") if edge else nn.L1Loss(reduction="none")
-    focal = {"alpha": 0.25 if alpha is None else alpha, "gamma": 2.0 if gamma is None else gamma}
+    focal: dict[str, Any] = {"alpha": 0.25 if alpha is None else alpha, "gamma": 2.0 if gamma is None else gamma}
     published = {
         "cls": (SigmoidFocalLoss(**focal, reduction="none"), 1.0),
         "loc": (BoxSpace(deltas, DeltaCoder((1.0, 1.0, 1.0, 1.0))), 1.0),

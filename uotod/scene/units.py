@@ -14,8 +14,8 @@ SPECK = 16.0  # and few batches have only targets that end before
 def check_units(scene: Scene, unit_boxes: bool) -> None:
     """Check that target boxes lie in the unit square, if they must, and that anchors have their unit.
 
-    It is in doubt for the targets: coordinates a little outside pass, and so do anchors of any size. Values are looked
-    at where that does not synchronise, or if the scene says so.
+    Only what is plain raises: coordinates a little outside pass, and so do pixels if all targets of the batch lie in
+    the first few. Values are looked at where that does not synchronise, or if the scene says so.
 
     Raises:
         ValueError: targets are plainly pixels where fractions of the image are expected, or the other way round.
@@ -31,15 +31,17 @@ def check_units(scene: Scene, unit_boxes: bool) -> None:
         )
     if scene.anchors is None or not scene.anchors.boxes.numel():
         return
-    anchors, centers = scene.anchors.boxes[0], scene.anchors.centers[0]
+    place = _reach(scene.anchors.centers[0])
+    if 0 < reach <= UNIT and place >= PIXELS:
+        found = "are the anchors pixels and the targets fractions of the image?"
+    elif reach >= SPECK and place <= UNIT:
+        found = "are the targets pixels and the anchors fractions of the image?"
+    else:
+        return
+    anchors = scene.anchors.boxes[0]
     sides = anchors[:, 2:] - anchors[:, :2]
     smallest, largest = float(sides.min()), float(sides.max())
-    found = ""
-    if 0 < reach <= UNIT and _reach(centers) >= PIXELS and smallest > UNIT:
-        found = "are the anchors pixels and the targets fractions of the image?"
-    elif reach >= SPECK and _reach(centers) <= UNIT and largest <= SPECK / 2:
-        found = "are the targets pixels and the anchors fractions of the image?"
-    if found:
+    if smallest > UNIT if place >= PIXELS else largest <= SPECK / 2:
         raise ValueError(
             f"target['boxes'] must have the unit of the anchors, got {_farthest(boxes)} beside anchors of sides from "
             f"{smallest:g} to {largest:g}: {found}"

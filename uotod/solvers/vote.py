@@ -27,9 +27,9 @@ def union_vote(mass: Tensor) -> tuple[Tensor, Tensor]:
         mass: (L, B, T, P) mass on the targets in each layer, of which there is one at least.
 
     Returns:
-        The mass (B, P), its mean over the layers that give the target some, 0 where no layer does; and the target
-        (B, P), 0 where there is no mass.
+        The mass (B, P), its mean over the layers, each weighted by its mass, so that a trace in one does not count as
+        a vote, 0 where no layer gives the target some; and the target (B, P), 0 where there is no mass.
     """
     votes, target = mass.sum(0).max(1)  # (B, P), the first maximum
-    voters = (mass > 0).sum(0).gather(1, target.unsqueeze(1)).squeeze(1)
-    return votes / voters.clamp(min=1), target.masked_fill(votes <= 0, 0)
+    squares = mass.square().sum(0).gather(1, target.unsqueeze(1)).squeeze(1)
+    return squares / torch.where(votes > 0, votes, 1), target.masked_fill(votes <= 0, 0)
