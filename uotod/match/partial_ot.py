@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from uotod.check import check_choice, check_number, reads_values
+from uotod.check import check_choice, check_number
 from uotod.match.base import shared
 from uotod.match.schedule import Schedule
 from uotod.match.sinkhorn import EntropicMatcher
@@ -101,8 +101,7 @@ class PartialOT(EntropicMatcher):
         targets, preds = mask.shape[1], cost.shape[2]
         total = self.mass * mask.sum(1).clamp(max=preds).double()
         pairs = cost[:, :targets]
-        if reads_values(pairs, self.validate):
-            check_carries(pairs, mask, total)
+        check_carries(pairs, mask, total, self.validate)
         if self.normalize_cost_matrix:
             pairs = normalized(pairs, mask, seen)
         if self.solver == "exact":

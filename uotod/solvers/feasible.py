@@ -74,12 +74,12 @@ def check_feasible(
                 )
 
 
-def check_carries(cost: Tensor, mask: Tensor, total: Tensor) -> None:
+def check_carries(cost: Tensor, mask: Tensor, total: Tensor, validate: bool) -> None:
     """Raise a ValueError where the pairs that a cost (B, T, P) allows carry less than `total` (B,) of mass 1 a side.
 
-    On a GPU it is not called: it reads values.
+    Values are read where that does not synchronise, or to `validate`.
     """
-    if not cost.numel():
+    if not cost.numel() or not reads_values(cost, validate):
         return
     allowed = cost.isfinite() & mask.unsqueeze(2)
     for image in (allowed.sum((1, 2)) < mask.sum(1) * cost.shape[2]).nonzero().flatten().tolist():
