@@ -2,11 +2,14 @@
 
 import math
 import numbers
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+# tells whether a transform of `torch.func` is at work
+is_transformed: Callable[[], bool] = torch._C._are_functorch_transforms_active
 
 
 def check_number(
@@ -85,17 +88,10 @@ def reads_values(tensor: Tensor, validate: bool) -> bool:
 
     Under `torch.func.vmap` a tensor has as many values as there are calls, and none may be looked at.
     """
-    return (validate or tensor.device.type == "cpu") and not _is_mapped(tensor)
-
-
-def is_transformed() -> bool:
-    """Tell whether a transform of `torch.func` is at work."""
-    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+    return (validate or tensor.device.type == "cpu") and not (is_transformed() and _is_mapped(tensor))
 
 
 def _is_mapped(tensor: Tensor) -> bool:
-    if not is_transformed():
-        return False
     functorch = torch._C._functorch
     while functorch.is_functorch_wrapped_tensor(tensor):
         if functorch.is_batchedtensor(tensor):
@@ -176,7 +172,7 @@ def known_positive(tensor: Tensor) -> bool:
 
 def least_positive(dtype: torch.dtype) -> float:
     """Return the least number that a quotient divides by: 1e-31 in float32, below which gradients would overflow."""
-    return torch.finfo(dtype).tiny / torch.finfo(dtype).eps if dtype.is_floating_point else 1
+    return torch.finfo(dtype).tiny / torch.finfo(dtype).eps if dtype.is_floating_point else 0.5
 
 
 def known_largest(tensor: Tensor, validate: bool) -> float | None:

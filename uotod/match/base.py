@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from uotod.check import check_choice, check_flag, check_number, check_sub_loss
+from uotod.check import check_choice, check_flag, check_number, check_sub_loss, is_transformed
 from uotod.cost.adapters import Adapting
 from uotod.cost.matched import reads_of
 from uotod.cost.pairwise import Cost, parse_class_weight, parse_cost
@@ -212,12 +212,10 @@ class Matcher(Scheduled, Adapting):
 
     def scene_plan(self, scene: Scene) -> Plan:
         """Return the plan of a scene, without gradient; predictions on ignored targets lose their background."""
-        # zeros that stand for a missing field must not be matched
-        return plan_of_values(self._scene_plan, scene.of_all_layers())
-
-    @torch.no_grad()
-    def _scene_plan(self, scene: Scene) -> Plan:
-        with torch.autocast(scene.logits.device.type, enabled=False):
+        scene = scene.of_all_layers()  # zeros that stand for a missing field must not be matched
+        if is_transformed():
+            return plan_of_values(self.scene_plan, scene)
+        with torch.no_grad(), torch.autocast(scene.logits.device.type, enabled=False):
             plan = self.plan(scene)
             if scene.targets.ignored is None:
                 return plan
