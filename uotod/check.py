@@ -6,11 +6,14 @@
 import inspect
 import math
 import numbers
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+
+# tells whether a transform of `torch.func` is at work
+is_transformed: Callable[[], bool] = torch._C._are_functorch_transforms_active
 
 Choice = TypeVar("Choice", bound=str | None)
 
@@ -105,11 +108,6 @@ def reads_values(tensor: Tensor, validate: bool) -> bool:
     Under `torch.func.vmap` a tensor has as many values as there are calls, and none may be looked at.
     """
     return (validate or tensor.device.type == "cpu") and not (is_transformed() and _is_mapped(tensor))
-
-
-def is_transformed() -> bool:
-    """Tell whether a transform of `torch.func` is at work."""
-    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
 
 
 def _is_mapped(tensor: Tensor) -> bool:
@@ -208,7 +206,7 @@ def known_positive(tensor: Tensor) -> bool:
 
 def least_positive(dtype: torch.dtype) -> float:
     """Return the least number that a quotient divides by: 1e-31 in float32, below which gradients would overflow."""
-    return torch.finfo(dtype).tiny / torch.finfo(dtype).eps if dtype.is_floating_point else 1
+    return torch.finfo(dtype).tiny / torch.finfo(dtype).eps if dtype.is_floating_point else 0.5
 
 
 def known_largest(tensor: Tensor, validate: bool) -> float | None:

@@ -8,8 +8,9 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from uotod.check import known_positive, least_positive
+from uotod.check import is_transformed, known_positive, least_positive
 
 Coordinates = tuple[Tensor, Tensor, Tensor, Tensor]  # x1, y1, x2, y2
 OverlapKind = Literal["iou", "giou", "diou", "ciou", "eiou", "siou"]
@@ -108,11 +109,12 @@ def quotient(numerator: Tensor, denominator: Tensor, eps: float, positive: bool 
         return numerator.div_(denominator + eps)
     if positive:
         return numerator.div_(denominator)
-    # infinity in the place of what is not positive, before the division: the gradient of a masked 0/0 would still be
-    # NaN; and by sums, not by `where`, which takes ten times as long on CPUs
-    least = least_positive(denominator.dtype)
-    infinite = (denominator.detach() >= least).to(numerator.dtype).reciprocal_().sub_(1)  # 0 or infinity
-    return numerator.div_(infinite.add_(denominator))
+    # infinity for what is not positive, before the division: the gradient of a masked 0 / 0 would still be NaN
+    least, denominator = least_positive(denominator.dtype), denominator.to(numerator.dtype)
+    if is_transformed():  # a threshold has no derivative forwards
+        return numerator.div_(torch.where(denominator < least, math.inf, denominator))
+    # `where` takes ten times as long on CPUs
+    return numerator.div_(F.threshold(denominator, least, math.inf))
 
 
 def _angular_penalties(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from uotod.check import check_choice, check_flag, check_number, check_sub_loss
+from uotod.check import check_choice, check_flag, check_number, check_sub_loss, is_transformed
 from uotod.cost.adapters import Adapting
 from uotod.cost.matched import reads_of
 from uotod.cost.padded import forbid_padding, plan_of_valid
@@ -215,12 +215,10 @@ class Matcher(Scheduled, Adapting):
 
     def scene_plan(self, scene: Scene) -> Plan:
         """Return the plan of a scene, without gradient; predictions on ignored targets lose their background."""
-        # zeros that stand for a missing field must not be matched
-        return plan_of_values(self._scene_plan, scene.to_match())
-
-    @torch.no_grad()
-    def _scene_plan(self, scene: Scene) -> Plan:
-        with torch.autocast(scene.logits.device.type, enabled=False):
+        scene = scene.to_match()  # zeros that stand for a missing field must not be matched
+        if is_transformed():
+            return plan_of_values(self.scene_plan, scene)
+        with torch.no_grad(), torch.autocast(scene.logits.device.type, enabled=False):
             self.refuse_labels(scene)
             if scene.valid_preds is None or self.reads_cost_alone:  # in which padding is forbidden
                 plan = self.plan(scene).only(scene.valid_preds)

@@ -22,8 +22,6 @@ Whole = TypeVar("Whole", Scene, Plan)
 
 def plan_of_values(rule: Callable[[Scene], Plan], scene: Scene) -> Plan:
     """Return the plan of a scene, without gradient, by a rule that may look at the values of what is transformed."""
-    if not is_transformed():
-        return rule(scene)
     found: list[Plan] = []
 
     def plan(*values: Tensor) -> tuple[Tensor, ...]:
