@@ -6,7 +6,7 @@ PYTHON ?= python3
 MARKS ?= not long
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo bench docs peers test test-all check clean
+.PHONY: help venv demo bench docs peers test test-all check fuzz coverage mutation clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 10
@@ -38,6 +38,21 @@ check: ## what `test` runs, with the tools that PYTHON has, without installing o
 	$(PYTHON) -m ruff format --check
 	$(PYTHON) -m mypy
 	$(PYTHON) -m pytest -n auto --dist worksteal -m "$(MARKS)"
+
+# Options of `fuzz`: how many images each property tries with each matcher.
+EXAMPLES ?= 100000
+
+fuzz: $(VENV)/.installed-dev ## try the properties of tests/properties on EXAMPLES (100000) random images each
+	HYPOTHESIS_PROFILE=fuzz EXAMPLES=$(EXAMPLES) $(VENV)/bin/python -m pytest -n auto --dist worksteal tests/properties
+
+coverage: $(VENV)/.installed-dev ## measure which branches of the core the tests take: at least 96 %
+	$(VENV)/bin/python -m coverage erase
+	$(VENV)/bin/python -m coverage run -m pytest -n auto --dist worksteal -m "$(MARKS)" --ignore=tests/properties
+	$(VENV)/bin/python -m coverage combine
+	$(VENV)/bin/python -m coverage report --fail-under=96
+
+mutation: $(VENV)/.installed-dev ## run tests on 150 mutants of the core, those that have no result yet; coverage chooses the tests
+	$(VENV)/bin/python -m benchmarks.mutation --json runs/mutation.jsonl
 
 clean: ## remove the default virtual environment, caches, builds and the demo's results
 	rm -rf .venv .peers .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info runs/demo docs/_build docs/generated

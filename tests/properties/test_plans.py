@@ -17,7 +17,7 @@ from tests.support.strategies import (
     plan_of,
     some_images,
 )
-from uotod.match import Matcher
+from uotod.match import Matcher, SimOTA
 from uotod.scene.scene import parse_scene
 
 JOINT = ("SharedLayers", "UnionVote")  # match all layers together
@@ -113,6 +113,8 @@ def test_it_knows_no_unit_of_length(name: str, data: st.DataObject) -> None:
 @given(data=st.data())
 def test_it_is_that_of_float64_in_float32(name: str, data: st.DataObject) -> None:
     matcher, problem = data.draw(matched_problems(name, FREE_OF_TIES))
+    if isinstance(matcher, SimOTA):
+        matcher.penalty = 100.0  # at 1e6, its default, float32 has steps of 0.06 for pairs outside of the region
     expected = plan_of(matcher, problem)
     found = plan_of(matcher, in_dtype(problem, torch.float32))
     assert found.dtype == torch.float32
