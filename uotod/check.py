@@ -168,6 +168,18 @@ def check_ordered(name: str, boxes: Tensor) -> None:
         raise ValueError(f"{name} must have x1 <= x2 and y1 <= y2 (xyxy), got {values} at index {first}")
 
 
+def check_area(name: str, boxes: Tensor, mask: Tensor, validate: bool, remedy: str) -> None:
+    """Raise a ValueError that names the first of (B, T, 4) boxes in a (B, T) mask without area, if it may be read."""
+    if not reads_values(boxes, validate) or not boxes.numel():
+        return
+    flat = (boxes[..., 2:] <= boxes[..., :2]).any(-1) & mask
+    for image, target in flat.nonzero()[:1].tolist():
+        raise ValueError(
+            f"{name} must have an area, got {boxes[image, target].tolist()} for target {target} in image {image}, "
+            f"{remedy}"
+        )
+
+
 def check_unit(name: str, tensor: Tensor, validate: bool) -> None:
     """Raise a ValueError unless all values lie in [0, 1], where they may be looked at."""
     if reads_values(tensor, validate) and bool(((tensor < 0) | (tensor > 1)).any()):

@@ -8,7 +8,8 @@ from tests.oracles import anchors as oracle
 from tests.support.anchor_problems import SIZES, assigned, problem_on_a_grid
 from tests.support.guards import LargestTensor, NoSynchronisation, take_gpu_path
 from tests.support.peers import peer
-from tests.support.problems import random_boxes, random_problem
+from tests.support.problems import Problem, random_boxes, random_problem
+from uotod import recipes
 from uotod.match import IoUThreshold
 from uotod.solvers import threshold
 from uotod.solvers.candidates import stable_topk
@@ -195,3 +196,53 @@ class TestIoUThreshold:
         overlap = box_iou(anchors, boxes)
         ties = (overlap == overlap.amax(0)).sum(1).tolist()
         assert [x for x, n in zip(found, ties, strict=True) if n < 2] == expected[torch.tensor(ties) < 2].tolist()
+
+
+class TestTargetsWithoutArea:
+    """Such a target overlaps nothing: what it would force is refused, or left out as the caller says."""
+
+    @pytest.fixture(params=["point", "line"])
+    def problem(self, request: pytest.FixtureRequest) -> Problem:
+        problem = random_problem(2, 12, 3, full=True)
+        problem.target["boxes"][1, 1, 2:] = problem.target["boxes"][1, 1, :2]
+        if request.param == "line":
+            problem.target["boxes"][1, 1, 3] += 0.1
+        return problem
+
+    @pytest.mark.parametrize("weighted", [False, True])
+    def test_a_forced_one_is_refused(self, problem: Problem, weighted: bool) -> None:
+        target = problem.target | ({"cost_weight": torch.ones(2, 3)} if weighted else {})
+        message = r"target\['boxes'\] must have an area, got \[.*\] for target 1 in image 1, .*'ignore'.*min_positive"
+        with pytest.raises(ValueError, match=message):
+            IoUThreshold()(problem.input, target)
+        with pytest.raises(ValueError, match=message):
+            recipes.ssd300(4)(problem.input, target, problem.anchors)
+
+    def test_one_that_the_caller_ignores_changes_nothing_for_the_others(self, problem: Problem) -> None:
+        ignore = torch.zeros(2, 3, dtype=torch.bool)
+        ignore[1, 1] = True
+        plan = IoUThreshold()(problem.input, problem.target | {"ignore": ignore})
+        assert torch.equal(plan, IoUThreshold()(problem.input, problem.target | {"mask": ~ignore}))
+        assert recipes.ssd300(4)(problem.input, problem.target | {"ignore": ignore}, problem.anchors).isfinite()
+
+    @pytest.mark.parametrize(
+        "options", [{"min_positive": 1e-3}, {"force_match": "low_quality"}, {"force_match": "all_best"}]
+    )
+    def test_without_force_it_matches_nothing(self, problem: Problem, options: dict) -> None:
+        plan = IoUThreshold(**options)(problem.input, problem.target)
+        assert (plan[1, :, 1] == 0).all()
+
+    @pytest.mark.parametrize("weighted", [False, True])
+    def test_a_gpu_does_not_force_it_either(self, problem: Problem, weighted: bool, monkeypatch) -> None:
+        target = problem.target | ({"cost_weight": torch.ones(2, 3)} if weighted else {})
+        mask = torch.ones(2, 3, dtype=torch.bool)
+        mask[1, 1] = False
+        expected = IoUThreshold()(problem.input, target | {"mask": mask})
+        take_gpu_path(monkeypatch)
+        assert torch.equal(IoUThreshold()(problem.input, target), expected)
+        with pytest.raises(ValueError, match="must have an area"):
+            IoUThreshold(validate=True)(problem.input, target)
+
+    def test_a_cost_of_ones_own_says_what_is_close(self, problem: Problem) -> None:
+        matcher = IoUThreshold(loc_match_module=torch.nn.L1Loss(reduction="none"))
+        assert (matcher(problem.input, problem.target)[1, :, 1] > 0).any()

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from uotod.check import check_choice, check_number
+from uotod.check import check_area, check_choice, check_number
+from uotod.geometry.boxes import box_area
 from uotod.match.base import Matcher, shared
 from uotod.match.schedule import Schedule
 from uotod.match.similarity import OverlapMatcher
@@ -33,17 +34,21 @@ class IoUThreshold(OverlapMatcher):
         negative: IoU below which a prediction is background; or an interval `(low, high)`, which makes it background
             if `low ≤ u < high` and ignores it below `low`; None for `positive`, so that nothing is ignored.
         force_match: "best" (SSD) also gives every target its best prediction whatever the IoU, a distinct one
-            wherever possible, the highest IoU first and the lowest index on ties. "low_quality" (RetinaNet, Faster
+            wherever possible, the highest IoU first and the lowest index on ties; a target without area, whose IoU is
+            0 with all of them, is refused, for it would take the first one. "low_quality" (RetinaNet, Faster
             R-CNN) makes the predictions that tie a target's best IoU positive, but leaves them their own best target;
             "all_best" gives them to the target whose best IoU they tie, of several such targets to the one with the
             highest IoU, then the lowest index. With these two an IoU of 0 ties nothing, for otherwise a degenerate
             target would make every anchor positive. None forces nothing.
-        min_positive: least IoU with which a target's best prediction is forced; 0 for no limit.
+        min_positive: least IoU with which a target's best prediction is forced; 0 for no limit. Above 0 nothing is
+            forced on a target without area either. One that is to be neither matched nor trained as background is
+            marked in `target["ignore"]`.
 
     The other arguments are those of `Matcher`.
 
     Raises:
-        ValueError: the thresholds are not in order, or `positive` is no IoU and there are no modules.
+        ValueError: the thresholds are not in order, or `positive` is no IoU and there are no modules; at the call, a
+            target has no area and something would be forced on it (on a GPU it gets nothing, unless `validate` is set).
 
     References:
         Liu et al., "SSD: single shot multibox detector", ECCV 2016, sec. 2.2; Lin et al., "Focal loss for dense object
@@ -86,11 +91,19 @@ class IoUThreshold(OverlapMatcher):
 
     def plan(self, scene: Scene) -> Plan:
         """Return the plan of a parsed batch; without modules from the IoU itself, for 1 - (1 - IoU) is rounded."""
+        scene = self._with_area(scene)
         if self._reads_cost(scene):
             return super().plan(scene)
         boxes, finite = self._located_boxes(scene), scene.finite if self.nonfinite == "propagate" else None
         index = match_by_iou(scene.target_boxes, boxes, scene.mask, self._rule(), finite)
         return Plan.from_index(index, scene.mask.shape[1], self.background, boxes.dtype)
+
+    def _with_area(self, scene: Scene) -> Scene:
+        """Return the scene without the targets that would force a prediction that they cannot overlap."""
+        if self.force_match != "best" or self.min_positive or self._has_modules():
+            return scene
+        check_area("target['boxes']", scene.target_boxes, scene.mask, scene.validate, _REMEDY)
+        return scene.only_targets(box_area(scene.target_boxes) > 0)
 
     def match(self, cost: Tensor, mask: Tensor) -> Plan:
         index = match_by_similarity(1 - cost[:, : mask.shape[1]], mask, self._rule())
@@ -99,6 +112,12 @@ class IoUThreshold(OverlapMatcher):
     def _rule(self) -> ThresholdRule:
         negative = self.negative if isinstance(self.negative, tuple) else (-math.inf, self.negative)
         return ThresholdRule(self.positive, negative, self.force_match, self.min_positive or -math.inf)
+
+
+_REMEDY = (
+    "whose IoU is 0 with every prediction, so that the first one would be forced on it: leave it out, mark it in "
+    "target['ignore'], or set min_positive above 0, so that nothing is forced on it"
+)
 
 
 def _check_negative(negative: float | tuple[float, float], positive: float) -> float | tuple[float, float]:

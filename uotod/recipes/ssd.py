@@ -42,7 +42,8 @@ def ssd300(
 
     Its input has `pred_logits` (B, P, C + 1), class 0 the background, and `pred_boxes` (B, P, 4), the decoded boxes,
     xyxy in any unit; labels are 1 to C. `anchors` are the (P, 4) default boxes in the same unit. An image without
-    targets, or without positives, contributes nothing.
+    targets, or without positives, contributes nothing. A target without area is refused, or ignored where
+    `target["ignore"]` says so.
 
     Args:
         num_classes: number of classes of objects, labelled 1 to `num_classes`; compared with the logits, which have one

@@ -182,6 +182,11 @@ class Scene:
         scene, targets = self.of_all_layers(), self.targets.of_cost()
         return scene if targets is self.targets else replace(scene, targets=targets)
 
+    def only_targets(self, some: Tensor) -> "Scene":
+        """Return the scene in which targets are padding where (S, T) is False."""
+        mask = self.mask & some
+        return replace(self, mask=mask, targets=replace(self.targets, mask=mask))
+
     def without(self, name: str) -> "Scene":
         """Return the scene without a field of predictions."""
         return replace(self, preds={key: x for key, x in self.preds.items() if key != name})
