@@ -103,6 +103,7 @@ def make_problem(
         boxes = KINDS[kind]
         mask = torch.rand(images, targets) < present
         places = boxes(images, targets).to(dtype)
+        places[..., 2:] += 0.25 * (places[..., 2:] == places[..., :2])  # a target has an area, a prediction may lack it
         labels = torch.randint(1, CLASSES - 1, (images, targets))
         logits = 2 * torch.randn(images, preds, CLASSES)
         if kind == "lattice":
