@@ -204,9 +204,11 @@ class DetectionLoss(Described, _Loss):
         Args:
             input: dict with `pred_logits` (B, P, C) and, where something reads them, `pred_boxes` (B, P, 4), xyxy, and
                 further fields `pred_...`; optionally `aux_outputs`, a list of such dicts, one for each earlier decoder
-                layer.
+                layer, and `pred_valid` (B, P) and `image_class_mask` (B, C), bool, False for padded predictions and for
+                classes that an image lacks, neither of which has a loss.
             target: dict with `labels` (B, T) or one-hot (B, T, C), `boxes` (B, T, 4), xyxy, and optionally `mask`,
-                `ignore`, `cost_weight` and `loss_weight` (B, T), see `Matcher`; or a list of one dict an image.
+                `ignore`, `cost_weight` and `loss_weight` (B, T), and `cost_labels`, which the loss does not read, see
+                `Matcher`; or a list of one dict an image.
             anchors: (P, 4) or (B, P, 4) boxes, xyxy, `Anchors` or `Points`, for matchers, sub-losses and qualities
                 that need them.
             plan: a plan for all layers that replaces the matcher's, as it is: (B, P, T + 1) masses in the layout of

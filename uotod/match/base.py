@@ -52,8 +52,9 @@ class Matcher(Scheduled, Adapting):
             returns one for the step given to `set_step`.
         is_anchor_based: compute the localisation cost of the anchors instead of the predicted boxes. Otherwise
             only the rules of anchors and points read those that are given; the others check them.
-        nonfinite: what to do with NaN or infinite predictions. "error" raises; "propagate" lets them through to the
-            loss (a gradient scaler then skips the step) and matches them only if nothing finite is left.
+        nonfinite: what to do with NaN or infinite predictions, and boxes whose areas overflow. "error" raises;
+            "propagate" matches them only if nothing finite is left, and any of them makes the loss and its gradient
+            NaN, so that a gradient scaler skips the step.
         ignore_threshold: a background prediction of which more than this share of the area lies in a target with
             `ignore` (a crowd) is ignored, a row of zeros, instead of trained as background.
         class_weight: (C,) factors > 0 of the cost of the targets of each class; of one-hot targets their mean, weighted
@@ -120,10 +121,12 @@ class Matcher(Scheduled, Adapting):
         """Return the plan, a tensor without gradient.
 
         Args:
-            input: dict with `pred_logits` (B, P, C) and `pred_boxes` (B, P, 4), xyxy.
+            input: dict with `pred_logits` (B, P, C) and `pred_boxes` (B, P, 4), xyxy; optionally `pred_valid` (B, P)
+                and `image_class_mask` (B, C), bool, False for padded predictions and for classes that an image lacks.
             target: dict with `labels` (B, T) or one-hot (B, T, C), `boxes` (B, T, 4), xyxy, and optionally, all
-                (B, T), `mask`, bool; `ignore`, bool, True for a target (a crowd) that no prediction may match; and
-                `cost_weight` > 0, a factor of the target's cost. Or a list of one dict an image.
+                (B, T), `mask`, bool; `ignore`, bool, True for a target (a crowd) that no prediction may match;
+                `cost_weight` > 0, a factor of the target's cost; and `cost_labels`, in place of the labels. Or a list
+                of one dict an image.
             anchors: (P, 4) or (B, P, 4) boxes, xyxy, or `Anchors` or `Points` with strides and levels; needed with
                 `is_anchor_based=True` and by the rules of anchors and points.
 
