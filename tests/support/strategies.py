@@ -42,7 +42,7 @@ LEFT_OUT = {"BalancedPOT-log", "BalancedSinkhorn-pot", "UnbalancedSinkhorn-pot"}
 NAMES = sorted(ALL_MATCHERS)
 VARIANTS = {name: [x for x in CASES if x.split("-")[0] == name and x not in LEFT_OUT] for name in NAMES}
 NONE = {"reduction": "none"}
-BOXES = MultipleObjectiveLoss([nn.L1Loss(**NONE), GIoULoss(eps=0.0, **NONE)], [5.0, 2.0])
+BOXES = MultipleObjectiveLoss([nn.L1Loss(**NONE), GIoULoss(**NONE)], [5.0, 2.0])
 HEADS: dict[str, tuple[str, Callable[[], nn.Module]]] = {  # position of the background, classification loss
     "softmax": ("first", lambda: nn.CrossEntropyLoss(**NONE)),
     "weighted softmax": ("last", lambda: nn.CrossEntropyLoss(torch.tensor([0.5, 1.0, 2.0, 0.7, 0.1]), **NONE)),
@@ -171,10 +171,10 @@ def criteria(draw: st.DrawFn, name: str, reduction: str = "mean") -> tuple[Detec
 
 
 def forget_units(matcher: nn.Module) -> None:
-    """Replace costs in the unit of the boxes by GIoU, without the epsilon that has a unit, too."""
+    """Replace costs in the unit of the boxes by GIoU, which has none."""
     for module in matcher.modules():
         if isinstance(module, Matcher) and isinstance(module._modules.get("loc_match_module"), nn.Module):
-            module.loc_match_module = GIoULoss(eps=0.0, reduction="none")
+            module.loc_match_module = GIoULoss(reduction="none")
 
 
 def orders(count: int) -> st.SearchStrategy[Tensor]:
