@@ -431,7 +431,7 @@ class TestObjectness:
 
 
 class TestNonFinitePredictions:
-    def test_a_nan_reaches_the_loss_only_where_it_is_matched(self) -> None:
+    def test_a_nan_reaches_the_loss_whether_it_is_matched_or_not(self) -> None:
         problem = problem_for("none", 1, 6, 2)
         problem.target["mask"][:] = True
         problem.target["boxes"] = problem.target["boxes"].nan_to_num(0.1)
@@ -441,7 +441,8 @@ class TestNonFinitePredictions:
         matcher = partial(Hungarian, loc_match_module=L1, nonfinite="propagate")
         criterion = DetectionLoss(Classification(LOSSES["qfl"][0], quality="iou"), L1, matcher(), "none")
         input = problem.input | {"pred_boxes": boxes}
-        assert criterion(input, problem.target).isfinite()
+        assert criterion(problem.input, problem.target).isfinite()
+        assert criterion.terms(input, problem.target)["loss_cls"].isnan()
         few = {k: v[:, 2:4] for k, v in input.items()}
         assert criterion.terms(few, problem.target)["loss_cls"].isnan()
 
