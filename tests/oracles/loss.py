@@ -189,10 +189,15 @@ def _hull(box: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     return width, height
 
 
+def _over(numerator: Tensor, denominator: Tensor) -> Tensor:
+    """Return a quotient, 0 over what is not positive."""
+    return numerator / denominator if denominator > 0 else 0 * numerator
+
+
 def iou_loss(box: Tensor, target: Tensor, kind: Literal["linear", "log", "square"] = "linear") -> Tensor:
     """Return 1 − u, −log max(u, 1e-6) or 1 − u², with u = inter / union."""
     inter, union = _inter_union(box, target)
-    u = inter / union
+    u = _over(inter, union)
     return {"linear": 1 - u, "log": -torch.log(torch.clamp(u, min=1e-6)), "square": 1 - u * u}[kind]
 
 
@@ -201,7 +206,7 @@ def giou_loss(box: Tensor, target: Tensor) -> Tensor:
     inter, union = _inter_union(box, target)
     width, height = _hull(box, target)
     hull = width * height
-    return 1 - (inter / union - (hull - union) / hull)
+    return 1 - (_over(inter, union) - _over(hull - union, hull))
 
 
 def diou_loss(box: Tensor, target: Tensor) -> Tensor:
@@ -210,7 +215,7 @@ def diou_loss(box: Tensor, target: Tensor) -> Tensor:
     width, height = _hull(box, target)
     dx = (box[0] + box[2]) / 2 - (target[0] + target[2]) / 2
     dy = (box[1] + box[3]) / 2 - (target[1] + target[3]) / 2
-    return 1 - inter / union + (dx**2 + dy**2) / (width**2 + height**2)
+    return 1 - _over(inter, union) + _over(dx**2 + dy**2, width**2 + height**2)
 
 
 def ciou_loss(box: Tensor, target: Tensor) -> Tensor:
@@ -218,7 +223,7 @@ def ciou_loss(box: Tensor, target: Tensor) -> Tensor:
     inter, union = _inter_union(box, target)
     w, h, wg, hg = (_side(b[k], b[k + 2]) for b in (box, target) for k in (0, 1))
     v = 4 / math.pi**2 * (torch.atan2(wg, hg) - torch.atan2(w, h)) ** 2
-    alpha = (v / (1 - inter / union + v)).detach()
+    alpha = _over(v, 1 - _over(inter, union) + v).detach()
     return diou_loss(box, target) + alpha * v
 
 
