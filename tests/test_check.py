@@ -58,10 +58,10 @@ def test_matchers_take_scalars_of_numpy() -> None:
 
 
 class Kept(Described):
-    def __init__(self, module: nn.Module, kind: str, *, scale: float = 2.0, forgotten: int = 0) -> None:
+    def __init__(self, module: nn.Module, kind: str, *, scale: float = 2.0, weights: int = 0) -> None:
         super().__init__()
         self.kind, self.other, self.scale, self.module = kind, 1, scale, module
-        self.register_buffer("forgotten", torch.zeros(forgotten))
+        self.register_buffer("weights", torch.zeros(weights))
 
 
 class KeptMore(Kept):
@@ -71,6 +71,6 @@ class KeptMore(Kept):
 
 
 def test_the_arguments_that_a_module_keeps_are_shown_in_the_order_of_its_constructor() -> None:
-    assert Kept(nn.Identity(), "a").extra_repr() == "kind='a', scale=2.0"
+    assert Kept(nn.Identity(), "a").extra_repr() == "kind='a', scale=2.0, weights=[]"
     assert KeptMore(gamma=0.5).extra_repr() == "gamma=0.5, kind='a'"
     assert Described().extra_repr() == ""

@@ -107,7 +107,7 @@ def test_a_plan_object_is_checked_as_a_tensor_is() -> None:
     assert criterion(scene.input, target, plan=made(mass, index)).isfinite()
     with pytest.raises(ValueError, match="plan must not match targets where"):
         criterion(scene.input, target, plan=made(mass, index + 2))
-    with pytest.raises(ValueError, match=r"plan.target must hold .*, got 7"):
+    with pytest.raises(ValueError, match=r"plan.target must lie in .*, got 7"):
         criterion(scene.input, target, plan=made(mass, index + 7))
     with pytest.raises(ValueError, match="plan"):
         criterion(scene.input, target, plan=made(mass.masked_fill(mass == 1, float("nan")), index))
