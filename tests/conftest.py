@@ -25,10 +25,10 @@ os.environ.setdefault("YOLO_CONFIG_DIR", str(PEERS / "settings" / os.environ.get
 add_peers()
 torch.set_num_threads(1)
 
-# A draw is a batch of 20 examples (`tests/support/strategies.py`): 25 draws are 500 a matcher, 12,000 of all matchers
+# A draw is a batch of 20 examples (`tests/support/strategies.py`): 8 draws are 160 a matcher, 3,840 of all matchers
 # together a property of plans, the same ones in every run.
 SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example]
-settings.register_profile("test", max_examples=25, derandomize=True, deadline=None, suppress_health_check=SLOW)
+settings.register_profile("test", max_examples=8, derandomize=True, deadline=None, suppress_health_check=SLOW)
 # `make fuzz`: EXAMPLES other ones in every run; a failure prints what repeats it.
 DRAWS = int(os.environ.get("EXAMPLES", "100000")) // 20
 settings.register_profile("fuzz", max_examples=DRAWS, deadline=None, print_blob=True, suppress_health_check=SLOW)

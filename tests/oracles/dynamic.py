@@ -182,7 +182,7 @@ def sinkhorn_loop(problem: Supply, reg: float = 0.1, num_iter: int = 50) -> tupl
 
 
 def ota_assignment(plan: NDArray[np.float64]) -> list[int | None]:
-    """Return the row in which each prediction's share of the row's largest mass is highest; first of equal ones, to 6 digits."""
+    """Return the row in which each prediction's share of the row's largest mass is highest, to six digits."""
     largest = plan.max(1, keepdims=True)
     best = (plan / np.where(largest > 0, largest, 1)).round(6).argmax(0)
     return [int(j) if j < len(plan) - 1 else None for j in best]

@@ -11,7 +11,7 @@ from uotod.loss import DetectionLoss, Masses
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*POT reached a residual")
 # They concern the criterion, whoever matches: a fifth of the examples with each of the 24 matchers.
-some = settings(max_examples=max(settings().max_examples // 5, 1))
+some = settings(max_examples=max(settings().max_examples // 2, 1))
 each_matcher = pytest.mark.parametrize("name", NAMES)
 
 
