@@ -91,7 +91,7 @@ def summary(found: list[Finding]) -> dict[str, Any]:
     slow: list[Any] = []
     ratio: dict[Any, float] = {}
     for size, group in by_size.items():
-        median = max(statistics.median(x.steps for x in group if x.steps >= 0), 1)
+        median = max(statistics.median([x.steps for x in group if x.steps >= 0] or [1]), 1)
         most = max(group, key=lambda x: x.steps)
         sizes[size] = {
             "problems": len(group),
