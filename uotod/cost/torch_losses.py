@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,21 +24,16 @@ class Softmax(Affine):
         """Return the loss (N,) of each row, times its mass."""
         if self.smoothing:
             return super().values(rows, labels)
-        label, mass = self._target(labels, rows)
-        return -_dot(torch.log_softmax(rows, dim=-1), label, mass)
+        return -self._target(labels, rows).dot(torch.log_softmax(rows, dim=-1))
 
     def write_gradient(self, rows: Tensor, labels: ClassLabels, out: Tensor) -> Tensor:
         """Return the values of `rows`, which need no gradient, and write their gradient into `out`, (N, C)."""
         if self.smoothing:
             return super().write_gradient(rows, labels, out)
-        label, mass = self._target(labels, rows)
-        values = _dot(torch.log_softmax(rows, dim=-1, out=out), label, mass).neg_()
+        target = self._target(labels, rows)
+        values = target.dot(torch.log_softmax(rows, dim=-1, out=out)).neg_()
         # powers of two are several times faster than `exp` on CPUs
-        out.mul_(LOG2_E).exp2_().mul_(mass.sum(1, keepdim=True))
-        if label is None:
-            out.sub_(mass)
-        else:
-            out.scatter_add_(1, label, -mass)
+        target.take_from(out.mul_(LOG2_E).exp2_().mul_(target.total()))
         return values
 
     def trains_more(self, rows: Tensor, labels: ClassLabels) -> bool:
@@ -50,27 +45,53 @@ class Softmax(Affine):
         """The label smoothing, with which the label is no class but a row."""
         return float(getattr(self.module, "label_smoothing", 0.0))
 
-    def _target(self, labels: ClassLabels, rows: Tensor) -> tuple[Tensor | None, Tensor]:
-        """Return classes (N, 2) and their masses, times class weights; or None and the masses (N, C) of all classes."""
-        weight, bg_class = self.class_weight(rows), labels.bg_class
+    def _target(self, labels: ClassLabels, rows: Tensor) -> "_Target":
+        """Return the mass of each row on its classes, times class weights."""
+        weight, bg_class, background = self.class_weight(rows), labels.bg_class, labels.background
         weight = None if weight is None else weight.to(rows)
-        background = labels.background if bg_class is not None else torch.zeros_like(labels.background)
-        if weight is not None:
-            background = background * weight[bg_class or 0]
+        if bg_class is None:
+            background = torch.zeros_like(background)
+        elif weight is not None:
+            background = background * weight[bg_class]
         if labels.index is None:
             mass = labels.masses() if weight is None else labels.masses() * weight
-            mass = mass.clone() if weight is None else mass
-            mass[:, bg_class or 0] += background
-            return None, mass
-        index = labels.index.clamp(max=rows.shape[1] - 1)
+            return _Target(None, mass, bg_class or 0, background.unsqueeze(1))
+        index = labels.index if bg_class is not None else labels.index.clamp(max=rows.shape[1] - 1)
         positive = labels.positive if weight is None else labels.positive * weight[index]
-        label = torch.stack((index, torch.full_like(index, bg_class or 0)), dim=1)
-        return label, torch.stack((positive, background), dim=1)
+        return _Target(index.unsqueeze(1), positive.unsqueeze(1), bg_class or 0, background.unsqueeze(1))
 
 
-def _dot(values: Tensor, label: Tensor | None, mass: Tensor) -> Tensor:
-    """Return the sum (N,) of (N, C) values times the mass (N, C), or times (N, 2) of the classes `label`."""
-    return ((values if label is None else values.gather(1, label)) * mass).sum(1)
+class _Target(NamedTuple):
+    """The mass of rows on classes.
+
+    Attributes:
+        index: (N, 1) the class that has the mass of targets, or None if several have.
+        positive: (N, 1) that mass, or (N, C) without an index.
+        bg_class: the class of the background.
+        background: (N, 1) its mass.
+    """
+
+    index: Tensor | None
+    positive: Tensor
+    bg_class: int
+    background: Tensor
+
+    def total(self) -> Tensor:
+        """Return the mass (N, 1) of each row."""
+        return self.positive.sum(1, keepdim=True) + self.background
+
+    def dot(self, values: Tensor) -> Tensor:
+        """Return the sum (N,) of (N, C) values, each times its mass."""
+        found = values if self.index is None else values.gather(1, self.index)
+        return (found * self.positive).sum(1) + values[:, self.bg_class] * self.background.squeeze(1)
+
+    def take_from(self, values: Tensor) -> None:
+        """Subtract the masses from (N, C) values, in place."""
+        if self.index is None:
+            values.sub_(self.positive)
+        else:
+            values.scatter_add_(1, self.index, -self.positive)
+        values[:, self.bg_class : self.bg_class + 1].sub_(self.background)
 
 
 def cross_entropy_terms(module: Any, logits: Tensor) -> ClassTerms:

@@ -195,20 +195,23 @@ def parse_anchors(anchors: Tensor | Anchors | Points, like: Tensor, layers: int,
             check_ordered(name, places)
     value = Anchors(anchors) if isinstance(anchors, Tensor) else anchors
     values = full_precision(places.to(like.dtype))
-    values = values.repeat(layers, 1, 1) if values.dim() == 3 else values.expand(images * layers, -1, -1)
-    batch = values.shape[:2]
-    stride: Tensor | None = None
-    if isinstance(value.stride, Tensor):
-        stride = value.stride.to(values.dtype).expand(batch)
-    elif value.stride is not None:
-        stride = values.new_full((), value.stride).expand(batch)
-    level = torch.zeros(preds, dtype=torch.long, device=values.device) if value.level is None else value.level.long()
-    level = level.expand(batch)
+    stride = value.stride
+    if stride is not None:
+        stride = stride.to(values.dtype) if isinstance(stride, Tensor) else values.new_full((), stride)
     if width == 4:
-        return Locations(values, box_centers(values), stride, level, value.num_levels)
-    assert stride is not None
-    half = stride.unsqueeze(-1) / 2
-    return Locations(torch.cat((values - half, values + half), dim=-1), values, stride, level, value.num_levels)
+        boxes, centers = values, box_centers(values)
+    else:
+        half = stride.unsqueeze(-1) / 2
+        boxes, centers = torch.cat((values - half, values + half), dim=-1), values
+    level = torch.zeros(preds, dtype=torch.long, device=values.device) if value.level is None else value.level.long()
+    batch = (images * layers, preds)
+
+    def stack(x: Tensor) -> Tensor:
+        """Return (P, n) or (B, P, n) values once for each image of each layer."""
+        return x.repeat(layers, 1, 1) if x.dim() == 3 else x.expand(*batch, -1)
+
+    of_images = None if stride is None else stride.expand(batch)
+    return Locations(stack(boxes), stack(centers), of_images, level.expand(batch), value.num_levels)
 
 
 def _corners(name: str, boxes: Tensor) -> Tensor:

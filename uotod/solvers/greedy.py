@@ -42,8 +42,8 @@ def greedy_pairs(value: Tensor, index: Tensor, preds: int) -> Tensor:
 
 def greedy_pairs_of_image(
     best: Tensor, wish: Tensor, row: Callable[[int], Tensor], preds: int, floor: float = -math.inf
-) -> Tensor:
-    """Return the target (P,) of each prediction of one image as `greedy_pairs` does, -1 for none, on the host.
+) -> tuple[Tensor, Tensor]:
+    """Return the predictions and their targets (N,) that `greedy_pairs` finds in one image, on the host.
 
     Args:
         best: (T,) largest value of each target, `-inf` for none.
@@ -69,9 +69,7 @@ def greedy_pairs_of_image(
         following = next((x for x in choices[target] if x[1] not in owner), None)
         if following is not None:
             heapq.heappush(queue, (-following[0], target, following[1]))
-    result = torch.full((preds,), -1)
-    result[list(owner)] = torch.tensor(list(owner.values()), dtype=torch.long)
-    return result
+    return torch.tensor(list(owner), dtype=torch.long), torch.tensor(list(owner.values()), dtype=torch.long)
 
 
 def _ranking(row: Callable[[int], Tensor], target: int, most: int) -> Iterator[tuple[float, int]]:

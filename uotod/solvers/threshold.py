@@ -187,12 +187,12 @@ def _match_image(similarity: _Similarity, count: int, preds: int, rule: Threshol
         for part in _parts(is_tied, count):
             found = similarity.columns(part)
             assigned[part] = found.masked_fill(found != tie, -math.inf).max(0).indices
-    if rule.force_match != "best":
-        return assigned
-    owner = greedy_pairs_of_image(
-        torch.cat(best), torch.cat(wish), lambda j: similarity.rows(slice(j, j + 1))[0], preds, rule.floor
-    )
-    return torch.where(owner >= 0, owner, assigned)
+    if rule.force_match == "best":
+        found, targets = greedy_pairs_of_image(
+            torch.cat(best), torch.cat(wish), lambda j: similarity.rows(slice(j, j + 1))[0], preds, rule.floor
+        )
+        assigned[found] = targets
+    return assigned
 
 
 def _parts(mask: NDArray[np.bool_], count: int) -> list[Tensor]:
