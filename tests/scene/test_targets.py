@@ -121,3 +121,15 @@ def test_optional_entries_of_images_must_fit_together(key, values, message) -> N
     ]
     with pytest.raises((TypeError, ValueError), match=re.escape(message)):
         pad_targets(images)
+
+
+@pytest.mark.parametrize("empty", [torch.tensor([]), torch.zeros(0, 5), torch.zeros(1, 0)])
+def test_an_empty_field_is_for_images_without_targets_only(empty) -> None:
+    full, none = ({"boxes": torch.zeros(n, 4), "labels": torch.zeros(n).long()} for n in (2, 0))
+    first = full | {"mass": torch.ones(2, 5)}
+    with pytest.raises(
+        ValueError, match=re.escape(f"target[1]['mass'] must have 2 rows like its labels, got {tuple(empty.shape)}")
+    ):
+        pad_targets([first, full | {"mass": empty}], ["mass"])
+    padded = pad_targets([first, none | {"mass": empty}], ["mass"])
+    assert padded["mass"].shape == (2, 2, 5)

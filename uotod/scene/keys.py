@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 # outputs that a model hands over to be trained, under the names of several projects
-OUTPUTS = re.compile(r".*_outputs$|^(dn|enc|auxiliary)(_|$).*|^auxiliary.*")
+OUTPUTS = re.compile(r".*_outputs$|^(dn|enc)(_|$).*|^auxiliary.*")
 # what the field's data sets carry, near in spelling to what is read or not
 HARMLESS = {"image_id", "area", "size", "orig_size", "masks", "keypoints", "boxes", "labels"}
 # what others call a key that is read; it passes beside the key itself, as a data set may carry both

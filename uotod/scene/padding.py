@@ -5,6 +5,7 @@ from collections.abc import Collection, Mapping, Sequence
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 
 from uotod.check import check_device, entry
 from uotod.scene.formats import plain_boxes
@@ -56,7 +57,6 @@ def pad_images(
         empty = torch.zeros(0, 0, dtype=torch.long)
         return {"boxes": torch.zeros(0, 0, 4), "labels": empty, "mask": empty.bool()}, {}
     images = [_parse_image(f"target[{i}]", image, names, box_format, option) for i, image in enumerate(targets)]
-    count = max(len(image["labels"]) for image in images)
     padded: dict[str, Tensor] = {}
     valid: dict[str, Tensor] = {}
     for key in dict.fromkeys(key for image in images for key in image):
@@ -65,14 +65,14 @@ def pad_images(
                 raise ValueError(f"target[{index}] must have the key {key!r} like other images, got {sorted(image)}")
             if key not in image:
                 image[key] = image["labels"].new_full((len(image["labels"]),), MISSING[key], dtype=_KINDS[key])
-        padded[key], mask = _pad_key(key, [image[key] for image in images], count)
+        padded[key], mask = _pad_key(key, [image[key] for image in images], [len(image["labels"]) for image in images])
         if mask is not None:
             valid[key] = mask
     return padded, valid
 
 
-def _pad_key(key: str, values: list[Tensor], count: int) -> tuple[Tensor, Tensor | None]:
-    """Return the (T_b, ...) values of the images as one (B, count, ...), and what is not padding if sizes differ."""
+def _pad_key(key: str, values: list[Tensor], counts: list[int]) -> tuple[Tensor, Tensor | None]:
+    """Return the (T_b, ...) values of the images as one (B, T, ...), and what is not padding if inner sizes differ."""
     # an empty tensor has no shape and no dtype to object to
     real = [x for x in values if x.numel()] or [max(values, key=Tensor.dim)]
     inner = tuple(real[0].shape[1:]) or ((4,) if key == "boxes" else ())
@@ -90,17 +90,19 @@ def _pad_key(key: str, values: list[Tensor], count: int) -> tuple[Tensor, Tensor
             raise TypeError(f"target[{index}][{key!r}] must be {real[0].dtype} like other images, got {x.dtype}")
         inner = tuple(map(max, inner, x.shape[1:]))
         dtype = torch.promote_types(dtype, x.dtype)
-    shaped = [x.to(dtype) if x.numel() else x.new_zeros(0, *inner, dtype=dtype) for x in values]
-    whole = torch.stack([_pad_to(x, (count, *inner)) for x in shaped])
+    shaped = [
+        x.to(dtype) if x.numel() else x.new_zeros(n, *inner, dtype=dtype) for x, n in zip(values, counts, strict=True)
+    ]
     if all(x.shape[1:] == inner for x in shaped):
-        return whole, None
-    return whole, torch.stack([_pad_to(torch.ones_like(x, dtype=torch.bool), (count, *inner)) for x in shaped])
+        return pad_sequence(shaped, batch_first=True), None
+    valid = [_fill(torch.ones_like(x, dtype=torch.bool), inner) for x in shaped]
+    return pad_sequence([_fill(x, inner) for x in shaped], batch_first=True), pad_sequence(valid, batch_first=True)
 
 
-def _pad_to(value: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Return a tensor with zeros at the end of its dimensions, so that it has a shape."""
-    missing = [size - own for size, own in zip(shape, value.shape, strict=True)]
-    return F.pad(value, [x for gap in reversed(missing) for x in (0, gap)]) if any(missing) else value
+def _fill(value: Tensor, inner: tuple[int, ...]) -> Tensor:
+    """Return (T_b, ...) values with zeros at the end of their inner dimensions, so that these have a size."""
+    missing = [size - own for size, own in zip(inner, value.shape[1:], strict=True)]
+    return F.pad(value, [x for gap in reversed(missing) for x in (0, gap)])
 
 
 def _parse_image(
@@ -126,7 +128,7 @@ def _parse_image(
             found[key] = check_kind(f"{name}[{key!r}]", value, key)
             if tuple(value.shape) != (count,):
                 raise ValueError(f"{name}[{key!r}] must have shape ({count},), got {tuple(value.shape)}")
-        elif value.numel() and len(value) != count:
+        elif value.shape[:1] != (count,) and (count or value.numel()):  # without targets a bare empty tensor will do
             raise ValueError(f"{name}[{key!r}] must have {count} rows like its labels, got {tuple(value.shape)}")
     mask = labels.new_ones(count, dtype=torch.bool)
     return {"labels": labels, "mask": mask, **found}
