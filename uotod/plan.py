@@ -294,13 +294,8 @@ def _check_masses(plan: Tensor, mask: Tensor, validate: bool) -> None:
         return
     _check_amounts(plan, validate)
     on_padding = (plan.detach()[..., : mask.shape[1]] != 0) & ~mask.unsqueeze(1)
-    if bool(on_padding.any()):
-        image, pred, target = (int(x) for x in on_padding.nonzero()[0])
-        value = float(plan[image, pred, target])
-        raise ValueError(
-            f"plan must be 0 where target['mask'] is False or a target is ignored, "
-            f"got {value} in image {image}, prediction {pred}, target {target}"
-        )
+    for image, pred, target in on_padding.nonzero()[:1].tolist():
+        _refuse_match(target, image, pred)
 
 
 def _check_indices(index: Tensor, mask: Tensor, background: bool, validate: bool) -> None:

@@ -132,7 +132,7 @@ INDICES = torch.tensor([[0, 2]])
         (INDICES.bool(), "plan of shape (1, 2) must have an integer dtype, got torch.bool", TypeError),
         (spoil(MASSES, (0, 1, 2), -0.5), "plan must not be negative, got -0.5", ValueError),
         (spoil(MASSES, (0, 1, 2), torch.nan), "plan must be finite, got 1 non-finite values in image 0", ValueError),
-        (spoil(MASSES, (0, 1, 1), 0.25), "got 0.25 in image 0, prediction 1, target 1", ValueError),
+        (spoil(MASSES, (0, 1, 1), 0.25), "got target 1 in image 0, prediction 1", ValueError),
         (spoil(INDICES, (0, 1), 3), "plan must lie in [-1, 3) as indices, got 3", ValueError),
         (spoil(INDICES, (0, 1), -2), "plan must lie in [-1, 3) as indices, got -2", ValueError),
         (spoil(INDICES, (0, 1), 1), "got target 1 in image 0, prediction 1", ValueError),

@@ -57,8 +57,8 @@ class Adapter:
         Raises:
             ValueError: a field is missing, or boxes have another shape.
         """
-        boxes = {"pred_boxes": scene.pred_boxes, "target_boxes": scene.target_boxes} if self.takes_boxes else {}
-        return boxes | {name: scene.field(name, self.module) for name in self.reads if name not in boxes}
+        boxes = BOXES if self.takes_boxes else ()
+        return {name: scene.field(name, self.module, width=4 if name in boxes else None) for name in self.reads}
 
     def rows(self, fields: Fields, name: str) -> Tensor:
         """Return the loss (N,) of aligned fields (N, ...); `name` is what errors call the module."""

@@ -65,13 +65,13 @@ class _Target(NamedTuple):
     """The mass of rows on classes.
 
     Attributes:
-        index: (N, 1) the class that has the mass of targets, or None if several have.
-        positive: (N, 1) that mass, or (N, C) without an index.
+        label: (N, 1) the class that has the mass of targets, or None if several have.
+        positive: (N, 1) that mass, or (N, C) without a label.
         bg_class: the class of the background.
         background: (N, 1) its mass.
     """
 
-    index: Tensor | None
+    label: Tensor | None
     positive: Tensor
     bg_class: int
     background: Tensor
@@ -82,15 +82,15 @@ class _Target(NamedTuple):
 
     def dot(self, values: Tensor) -> Tensor:
         """Return the sum (N,) of (N, C) values, each times its mass."""
-        found = values if self.index is None else values.gather(1, self.index)
+        found = values if self.label is None else values.gather(1, self.label)
         return (found * self.positive).sum(1) + values[:, self.bg_class] * self.background.squeeze(1)
 
     def take_from(self, values: Tensor) -> None:
         """Subtract the masses from (N, C) values, in place."""
-        if self.index is None:
+        if self.label is None:
             values.sub_(self.positive)
         else:
-            values.scatter_add_(1, self.index, -self.positive)
+            values.scatter_add_(1, self.label, -self.positive)
         values[:, self.bg_class : self.bg_class + 1].sub_(self.background)
 
 

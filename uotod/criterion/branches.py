@@ -11,14 +11,12 @@ from uotod.criterion.describe import describe_matched
 from uotod.criterion.detection import DetectionLoss, Matched, PlanInput
 from uotod.criterion.masses import Masses, share_masses
 from uotod.scene.padding import COST_LABELS
-from uotod.scene.predictions import STANDARD, PredictionDict
+from uotod.scene.predictions import INPUT_KEYS, PredictionDict
 from uotod.scene.scene import AnchorInput
 from uotod.scene.targets import TargetInput
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
-
-_OWN_KEYS = ("pred_logits", *STANDARD, "aux_outputs", "anchors", "plan")
 
 
 class Branch(Described):
@@ -141,7 +139,7 @@ class Branches(nn.Module):
         for key, branch in branches.items():
             if not isinstance(branch, Branch):
                 raise TypeError(f"{key} must be a Branch, got {branch!r} of type {type(branch).__name__}")
-            if key in _OWN_KEYS:
+            if key in INPUT_KEYS:
                 raise ValueError(f"{key} cannot name a branch: it is an entry of predictions")
             if _suffix(key) in suffixes.values():
                 raise ValueError(f"branches must differ in more than '_outputs', got {[*suffixes, key]}")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from uotod.criterion.starved import STARVED
 from uotod.criterion.terms import Term
 from uotod.scene.padding import CROWD, MISSING
 from uotod.scene.predictions import PredictionDict
@@ -54,8 +55,7 @@ def describe_matched(
 def _reads(criterion: DetectionLoss) -> set[str]:
     """Return the fields that the parts of a criterion read, where they are given; those of targets by their keys."""
     matcher = criterion.matching_method
-    needs = {*matcher.needs, *(x for term in criterion.all_terms for x in term.needs)}
-    needs |= {x for module in matcher.modules() for x in getattr(module, "reads_if_given", ())}
+    needs = {*criterion.needs} | {x for module in matcher.modules() for x in getattr(module, "reads_if_given", ())}
     return {"pred_logits", "pred_boxes", "boxes", *(x.removeprefix("target_") for x in needs)}
 
 
@@ -123,10 +123,10 @@ def _masses(matched: Matched, scene: Scene) -> str:
     mass = matched.plan.target_mass()[-len(scene.mask) :][scene.mask] if len(scene.mask) else scene.logits.new_zeros(0)
     if not len(mass):
         return "no target"
-    starved = int((mass < 0.5).sum())
+    starved = int((mass < STARVED).sum())
     return (
         f"least {float(mass.amin()):.3g}, median {float(mass.median()):.3g}; {starved} of {len(mass)} starved, "
-        "with less than 0.5"
+        f"with less than {STARVED:g}"
     )
 
 

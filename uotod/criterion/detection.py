@@ -22,7 +22,7 @@ from uotod.plan import Plan, parse_plan
 from uotod.scene.formats import BOX_FORMATS
 from uotod.scene.keys import check_input_keys, check_target_keys
 from uotod.scene.padding import COST_LABELS, CROWD, MISSING
-from uotod.scene.predictions import STANDARD, PredictionDict
+from uotod.scene.predictions import INPUT_KEYS, PredictionDict
 from uotod.scene.scene import AnchorInput, Scene, parse_scene
 from uotod.scene.targets import TargetInput
 from uotod.scene.units import check_units
@@ -191,6 +191,12 @@ class DetectionLoss(Described, _Loss):
         """The terms of the loss: classification, localisation and the extra ones."""
         return (*self.wrapped["cls_loss_module"], *self.wrapped["loc_loss_module"], *self.extra_terms)
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The fields that the matcher and the terms read, of those that not everyone reads."""
+        terms = (name for term in self.all_terms for name in term.needs)
+        return tuple(dict.fromkeys((*self.matching_method.needs, *terms)))
+
     def forward(
         self,
         input: PredictionDict,
@@ -284,14 +290,14 @@ class DetectionLoss(Described, _Loss):
         """
         matcher, terms = self.matching_method, self.all_terms
         validate = self.validate or matcher.validate
-        needs = dict.fromkeys((*matcher.needs, *(x for term in terms for x in term.needs)))
-        check_input_keys(name, input, {*_INPUT_KEYS, *needs, *known})
+        needs = self.needs
+        check_input_keys(name, input, {*INPUT_KEYS, *needs, *known})
         check_target_keys(target, {*_TARGET_KEYS, *(x.removeprefix("target_") for x in needs)})
         scene = parse_scene(
             input,
             target,
             anchors,
-            tuple(needs),
+            needs,
             nonfinite=matcher.nonfinite,
             validate=validate,
             auxiliary=True,
@@ -304,8 +310,7 @@ class DetectionLoss(Described, _Loss):
             if plan is None:
                 found = matcher.scene_plan(scene)
             else:
-                images = len(scene.mask) // scene.layers
-                like, mask = scene.logits[:images], scene.mask[:images]
+                like, mask = scene.logits[: scene.images], scene.mask[: scene.images]
                 found = parse_plan(plan, mask, like, matcher.background, validate).repeat(scene.layers)
                 scene.check_plan(found.positive)
             found = self._mined(found.only(scene.valid_preds), scene)
@@ -338,8 +343,8 @@ class DetectionLoss(Described, _Loss):
         return terms | counts | {"num_starved": count_starved(matched.plan, scene)}
 
     def count_parts(self) -> dict[str, int]:
-        """Return the number of parts of each term, of which the masses have a row each."""
-        return {term.name: term.count_parts() for term in self.all_terms}
+        """Return the number of parts of each term, 1 for one without; the masses have a row of each."""
+        return {term.name: max(len(term.parts), 1) for term in self.all_terms}
 
     def set_step(self, step: int) -> None:
         """Set the step of training at which schedules are read; see `Matcher.set_step`."""
@@ -356,7 +361,7 @@ class DetectionLoss(Described, _Loss):
         ]
         for term, own in zip(self.all_terms, seen, strict=True):
             rows += term.masses(own, plan, scene)
-        shape = (len(rows), scene.layers, len(scene.mask) // scene.layers)
+        shape = (len(rows), scene.layers, scene.images)
         return Masses(torch.stack(rows).view(shape), self.count_parts())
 
     def _weighted(self, matched: Matched) -> Matched:
@@ -391,5 +396,4 @@ _TERMS: Mapping[str, type[Classification] | type[Localization]] = {
     "loc_loss_module": Localization,
 }
 _PARTS = (*_TERMS, "extra_terms", "matching_method")
-_INPUT_KEYS = ("pred_logits", "aux_outputs", "anchors", "plan", *STANDARD)
 _TARGET_KEYS = ("labels", "boxes", COST_LABELS, CROWD, *MISSING)

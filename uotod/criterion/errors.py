@@ -71,17 +71,16 @@ def detection_errors(
     with torch.autocast(scene.logits.device.type, enabled=False):
         is_object = _is_object(scene, criterion, threshold)
         is_object = is_object if scene.valid_preds is None else is_object & scene.valid_preds
-        images = len(is_object) // scene.layers
         count, real = is_object.sum(1), scene.mask.sum(1)
-        off = (count - real).abs()[len(count) - images :]  # of the final layer
+        off = (count - real).abs()[len(count) - scene.images :]  # of the final layer
         return {
-            "class_error": _class_error(scene, matched, images),
-            "cardinality_error": off.sum().to(scene.logits.dtype) / max(images, 1),
+            "class_error": _class_error(scene, matched),
+            "cardinality_error": off.sum().to(scene.logits.dtype) / max(scene.images, 1),
         }
 
 
-def _class_error(scene: Scene, plan: Plan, images: int) -> Tensor:
-    """Return the percentage of mass on targets whose label is not the top class, in the last `images` images."""
+def _class_error(scene: Scene, plan: Plan) -> Tensor:
+    """Return the percentage of mass on targets whose label is not the top class, in the final layer."""
     logits = scene.logits
     labels = fold(plan, scene.targets, logits.shape[-1], None)
     top = logits.argmax(-1)  # (S, P)
@@ -89,7 +88,7 @@ def _class_error(scene: Scene, plan: Plan, images: int) -> Tensor:
         right = labels.positive.masked_fill(labels.index != top, 0)
     else:
         right = labels.masses().gather(-1, top.unsqueeze(-1)).squeeze(-1)
-    final = slice(len(logits) - images, None)
+    final = slice(len(logits) - scene.images, None)
     total = labels.positive[final].sum()
     wrong = (total - right[final].sum()).clamp(min=0)  # not below by rounding
     return 100 * wrong / torch.where(total > 0, total, 1)

@@ -8,6 +8,8 @@ from uotod.check import known_largest
 from uotod.plan import Plan
 from uotod.scene.scene import Scene
 
+STARVED = 0.5  # a target with less mass hardly trains
+
 
 class StarvedTargetsWarning(UserWarning):
     """Some targets have less than half a unit of mass in the plan, so that they hardly train."""
@@ -28,9 +30,8 @@ def count_starved(plan: Plan, scene: Scene) -> Tensor:
 
     Padded and ignored ones do not count. Where the number may be looked at, one that is not zero warns.
     """
-    images = len(scene.mask) // scene.layers
-    final = slice(len(scene.mask) - images, None)
-    count = ((plan.target_mass(final) < 0.5) & scene.mask[final]).sum().to(plan.mass.dtype)
+    final = slice(len(scene.mask) - scene.images, None)
+    count = ((plan.target_mass(final) < STARVED) & scene.mask[final]).sum().to(plan.mass.dtype)
     if known_largest(count, validate=False):
         warnings.warn(ADVICE, StarvedTargetsWarning, stacklevel=2)
     return count

@@ -61,7 +61,7 @@ class Term(Described, Adapting, ABC):
             scene: predictions and targets.
         """
         mass = seen.positive.sum(1)
-        return [mass] * (2 + self.count_parts())
+        return [mass] * (2 + max(len(self.parts), 1))
 
     @abstractmethod
     def losses(self, seen: Plan, scene: Scene, divisor: Tensor) -> Tensor:
@@ -72,10 +72,6 @@ class Term(Described, Adapting, ABC):
             scene: predictions and targets.
             divisor: (parts or 1, L, B or 1) by which the loss is to be divided.
         """
-
-    def count_parts(self) -> int:
-        """Return the number of parts, 1 for a term without."""
-        return max(len(self.parts), 1)
 
 
 class Classification(Term):
@@ -126,10 +122,10 @@ class Classification(Term):
     def losses(self, seen: Plan, scene: Scene, divisor: Tensor) -> Tensor:
         """Return the loss (parts, L, B)."""
         labels, logits = self._labels(seen, scene), self._logits(scene)
-        divisor = divisor.expand(-1, scene.layers, len(logits) // scene.layers).flatten(1)
+        divisor = divisor.expand(-1, scene.layers, scene.images).flatten(1)
         losses = class_losses(self.parts, logits, labels, divisor, scene.layers)
         losses = scene.where_given(self.needs, losses)
-        return losses.view(len(losses), scene.layers, len(losses[0]) // scene.layers)
+        return losses.view(len(losses), scene.layers, scene.images)
 
     def background_losses(self, scene: Scene) -> Tensor:
         """Return the loss (S, P) of calling each prediction background."""
@@ -166,7 +162,7 @@ class Objectness(Classification):
 
     def masses(self, seen: Plan, plan: Plan, scene: Scene) -> list[Tensor]:
         """Return the mass on targets, whatever their quality."""
-        return [plan.positive.sum(1)] * (2 + self.count_parts())
+        return [plan.positive.sum(1)] * (2 + len(self.parts))
 
     def background_losses(self, scene: Scene) -> Tensor:
         """Return the loss (S, P) of calling each prediction background."""
@@ -209,15 +205,15 @@ class Localization(Term):
 
     def sees(self, plan: Plan, scene: Scene) -> Plan:
         """Return the plan, or the union of the layers, whose masses are scaled by the quality of their pairs."""
-        seen = unite_layers(plan, scene.layers).only(scene.valid_preds) if self.union else plan
+        seen = unite_layers(plan, scene.layers, scene.valid_preds) if self.union else plan
         quality = pair_quality("quality", self.quality, scene, seen)
         return seen if quality is None else seen.scaled(quality)
 
     def losses(self, seen: Plan, scene: Scene, divisor: Tensor) -> Tensor:
         """Return the loss (parts, L, B)."""
-        divisor = divisor.expand(-1, scene.layers, len(scene.mask) // scene.layers).flatten(1)
+        divisor = divisor.expand(-1, scene.layers, scene.images).flatten(1)
         losses = matched_losses(self.parts, scene, seen, divisor, f"{self.name}_loss_module")
-        return losses.view(len(losses), scene.layers, len(losses[0]) // scene.layers)
+        return losses.view(len(losses), scene.layers, scene.images)
 
 
 class Distillation(Term):
@@ -249,7 +245,7 @@ class Distillation(Term):
 
     def sees(self, plan: Plan, scene: Scene) -> Plan:
         """Return the plan, or the union of the layers."""
-        return unite_layers(plan, scene.layers).only(scene.valid_preds) if self.union else plan
+        return unite_layers(plan, scene.layers, scene.valid_preds) if self.union else plan
 
     def losses(self, seen: Plan, scene: Scene, divisor: Tensor) -> Tensor:
         """Return the loss (1, L, 1) of each layer; that of the final one is 0."""

@@ -201,6 +201,7 @@ def parse_anchors(anchors: Tensor | Anchors | Points, like: Tensor, layers: int,
     if width == 4:
         boxes, centers = values, box_centers(values)
     else:
+        assert stride is not None
         half = stride.unsqueeze(-1) / 2
         boxes, centers = torch.cat((values - half, values + half), dim=-1), values
     level = torch.zeros(preds, dtype=torch.long, device=values.device) if value.level is None else value.level.long()

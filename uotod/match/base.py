@@ -138,7 +138,7 @@ class Matcher(Scheduled, Adapting):
             ValueError: a key is missing, or a shape, a device or a value is wrong.
         """
         scene = self.parse(input, target, anchors)
-        return self.scene_plan(scene).only(scene.valid_preds).to_dense()
+        return self.scene_plan(scene).to_dense()
 
     @torch.no_grad()
     def compute_cost_matrix(

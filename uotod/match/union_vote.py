@@ -49,4 +49,4 @@ class UnionVote(LayerMatcher):
 
     def scene_plan(self, scene: Scene) -> Plan:
         """Return the united plan of all layers."""
-        return unite_layers(self.matcher.scene_plan(scene), scene.layers).only(scene.valid_preds)
+        return unite_layers(self.matcher.scene_plan(scene), scene.layers, scene.valid_preds)

@@ -16,6 +16,7 @@ PredictionDict = Mapping[str, Any]
 
 # read where they are given
 STANDARD = ("pred_boxes", "pred_objectness", "pred_dist", "pred_valid", "image_class_mask")
+INPUT_KEYS = ("pred_logits", "aux_outputs", "anchors", "plan", *STANDARD)  # what a criterion knows
 
 
 class Predictions(NamedTuple):

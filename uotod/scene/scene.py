@@ -53,14 +53,19 @@ class Scene:
     is_mined: bool = False
 
     @property
+    def images(self) -> int:
+        """The number of images B, each of which is there once for each layer."""
+        return len(self.mask) // self.layers
+
+    @property
     def pred_boxes(self) -> Tensor:
         """The (S, P, 4) predicted boxes, xyxy."""
-        return self._boxes("pred_boxes", "input['pred_boxes']")
+        return self.field("pred_boxes", width=4)
 
     @property
     def target_boxes(self) -> Tensor:
         """The (S, T, 4) target boxes, xyxy, those of ignored targets included."""
-        return self._boxes("target_boxes", "target['boxes']")
+        return self.field("target_boxes", width=4)
 
     @property
     def anchor_boxes(self) -> Tensor:
@@ -86,44 +91,45 @@ class Scene:
         """The (S, P) bool mask of predictions that are not padding, or None if none is."""
         return self.preds.get("pred_valid")
 
-    def field(self, name: str, owner: object = None) -> Tensor:
+    def field(self, name: str, owner: object = None, *, width: int | None = None) -> Tensor:
         """Return a field by the name under which a module declares it in `needs`.
 
         Those of predictions are `pred_...` (S, P, ...), of targets `target_...` (S, T, ...), of images `image_...`
         (S, ...); of anchors `anchors` (S, P, 4), `centers` (S, P, 2) and `stride` (S, P).
 
+        Args:
+            name: the name.
+            owner: who reads it; errors name its class.
+            width: size of its last dimension: 4 for boxes that are compared; None for any.
+
         Raises:
-            ValueError: the field is unknown or was not given; the message names the class of the `owner`.
+            ValueError: the field is unknown, was not given or has another width.
         """
         reader = "" if owner is None or name.endswith("_boxes") else f" for {type(owner).__name__}"
-        if name == "pred_logits":
-            return self.logits
-        if name.startswith(("pred_", "image_")):
-            if name not in self.preds:
-                where = "input"
-                if name in self.absent:
-                    where = f"input['aux_outputs'][{self.absent[name].index(False)}]"
-                raise ValueError(
-                    f"{where} must have the key {name!r}{reader}, got the keys {['pred_logits', *self.preds]}"
-                )
-            return self.preds[name]
-        if name.startswith("target_"):
-            if name not in self.targets.fields:
-                given = ["labels", *(x.removeprefix("target_") for x in self.targets.fields)]
-                raise ValueError(
-                    f"target must have the key {name.removeprefix('target_')!r}{reader}, got the keys {given}"
-                )
-            return self.targets.fields[name]
-        if name not in ("anchors", "centers", "stride"):
+        key = name.removeprefix("target_")
+        where = "target" if key != name else "input"
+        value: Tensor | None
+        if name in ("anchors", "centers", "stride"):
+            if self.anchors is None:
+                raise ValueError(f"anchors must be given{reader}, got None")
+            value = getattr(self.anchors, "boxes" if name == "anchors" else name)
+            if value is None:
+                raise ValueError(f"anchors must have strides (Anchors or Points){reader}, got none")
+            return value
+        if not name.startswith(("pred_", "image_", "target_")):
             raise ValueError(
                 f"{type(owner).__name__}.needs must hold names of the kinds 'pred_…', 'target_…' and 'image_…', or "
                 f"'anchors', 'centers' or 'stride', got {name!r}"
             )
-        if self.anchors is None:
-            raise ValueError(f"anchors must be given{reader}, got None")
-        value: Tensor | None = getattr(self.anchors, "boxes" if name == "anchors" else name)
+        fields = self.targets.fields if where == "target" else self.preds
+        value = self.logits if name == "pred_logits" else fields.get(name)
         if value is None:
-            raise ValueError(f"anchors must have strides (Anchors or Points){reader}, got none")
+            given = ["pred_logits" if where == "input" else "labels", *(x.removeprefix("target_") for x in fields)]
+            where += f"['aux_outputs'][{self.absent[name].index(False)}]" if name in self.absent else ""
+            raise ValueError(f"{where} must have the key {key!r}{reader}, got the keys {given}")
+        if width not in (None, value.shape[-1]):
+            expected = (*value.shape[:-1], width)
+            raise ValueError(f"{where}[{key!r}] must have shape {expected} to be compared, got {tuple(value.shape)}")
         return value
 
     def valid(self, name: str) -> Tensor:
@@ -142,16 +148,10 @@ class Scene:
         parts = values.chunk(self.layers, dim=-1)
         return torch.cat([x if here else torch.zeros_like(x) for x, here in zip(parts, given, strict=True)], dim=-1)
 
-    def of_all_layers(self) -> "Scene":
-        """Return the scene without the fields that a decoder layer lacks, for what reads the layers alike."""
-        return (
-            replace(self, preds={k: x for k, x in self.preds.items() if k not in self.absent}) if self.absent else self
-        )
-
     def layer(self, index: int) -> "Scene":
         """Return the scene of one decoder layer; a negative index counts from the final one."""
-        images, index = len(self.mask) // self.layers, index % self.layers
-        found = self.part(slice(index * images, (index + 1) * images))
+        index %= self.layers
+        found = self.part(slice(index * self.images, (index + 1) * self.images))
         return replace(
             found, preds={k: x for k, x in found.preds.items() if k not in self.absent or self.absent[k][index]}
         )
@@ -179,8 +179,10 @@ class Scene:
 
     def to_match(self) -> "Scene":
         """Return the scene that a matcher sees: of what all decoder layers have, and with the labels of the cost."""
-        scene, targets = self.of_all_layers(), self.targets.of_cost()
-        return scene if targets is self.targets else replace(scene, targets=targets)
+        if not self.absent and self.targets.cost_labels is None:
+            return self
+        preds = {name: x for name, x in self.preds.items() if name not in self.absent}
+        return replace(self, preds=preds, targets=self.targets.of_cost())
 
     def only_targets(self, some: Tensor) -> "Scene":
         """Return the scene in which targets are padding where (S, T) is False."""
@@ -203,7 +205,7 @@ class Scene:
         for image, pred in ((mass > 0) & ~valid).nonzero()[:1].tolist():
             raise ValueError(
                 "plan must not match predictions where input['pred_valid'] is False, got prediction "
-                f"{pred} in image {image % (len(valid) // self.layers)}"
+                f"{pred} in image {image % self.images}"
             )
 
     @property
@@ -262,14 +264,6 @@ class Scene:
                 )
         targets = replace(self.targets, unchecked=unchecked) if unchecked else self.targets
         return replace(self, bg_class=bg_class, is_mined=is_mined, targets=targets)
-
-    def _boxes(self, name: str, shown: str) -> Tensor:
-        boxes = self.field(name)
-        if boxes.shape[-1] != 4:
-            raise ValueError(
-                f"{shown} must have shape {(*boxes.shape[:-1], 4)} to be compared, got {tuple(boxes.shape)}"
-            )
-        return boxes
 
 
 def parse_scene(

@@ -6,8 +6,8 @@ from torch import Tensor
 from uotod.plan import Plan
 
 
-def unite_layers(plan: Plan, layers: int) -> Plan:
-    """Return the united plan of stacked decoder layers."""
+def unite_layers(plan: Plan, layers: int, valid: Tensor | None) -> Plan:
+    """Return the united plan of stacked decoder layers, in each of which (S, P) `valid` predictions are no padding."""
     if layers == 1 or not plan.num_targets:
         return plan
     dense = plan.to_dense()[..., : plan.num_targets].transpose(1, 2)  # (L * B, T, P)
@@ -17,7 +17,7 @@ def unite_layers(plan: Plan, layers: int) -> Plan:
     if background is not None:
         rest = (plan.positive + background - mass).clamp(min=0)
         background = torch.where(mass > 0, rest, background)
-    return Plan(mass.unsqueeze(1), target.unsqueeze(1), background, plan.num_targets)
+    return Plan(mass.unsqueeze(1), target.unsqueeze(1), background, plan.num_targets).only(valid)
 
 
 def union_vote(mass: Tensor) -> tuple[Tensor, Tensor]:
