@@ -89,7 +89,7 @@ def _pad_key(key: str, values: list[Tensor], counts: list[int]) -> tuple[Tensor,
         if x.is_floating_point() != real[0].is_floating_point():
             raise TypeError(f"target[{index}][{key!r}] must be {real[0].dtype} like other images, got {x.dtype}")
         inner = tuple(map(max, inner, x.shape[1:]))
-        dtype = torch.promote_types(dtype, x.dtype)
+        dtype = dtype if x.dtype == dtype else torch.promote_types(dtype, x.dtype)
     shaped = [
         x.to(dtype) if x.numel() else x.new_zeros(n, *inner, dtype=dtype) for x, n in zip(values, counts, strict=True)
     ]

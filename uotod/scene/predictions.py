@@ -66,7 +66,7 @@ def parse_predictions(
         layers = [*earlier, final]
     dtype = torch.float32
     for value in final.values():
-        if value.is_floating_point():
+        if value.is_floating_point() and value.dtype != dtype:
             dtype = torch.promote_types(dtype, value.dtype)
     fields: dict[str, Tensor] = {}
     absent: dict[str, tuple[bool, ...]] = {}

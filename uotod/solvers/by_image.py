@@ -20,11 +20,11 @@ def assign_by_image(match: Callable[[int, Tensor], Tensor], mask: Tensor, preds:
         (B, P) index of the target, T for the background, -1 for an ignored prediction.
     """
     images, num_targets = mask.shape
-    index = torch.full((images, preds), num_targets)
+    index, real = np.full((images, preds), num_targets), mask.numpy()
     for image in range(images if preds else 0):
-        targets = mask[image].nonzero().squeeze(1)
+        targets = np.flatnonzero(real[image])
         if len(targets):
             # the background comes after the last target, and -1 counts from the end
-            names = np.append(targets.numpy(), (num_targets, -1))
-            index[image] = torch.from_numpy(names[match(image, targets).numpy()])
-    return index
+            names = np.append(targets, (num_targets, -1))
+            index[image] = names[match(image, torch.from_numpy(targets)).numpy()]
+    return torch.from_numpy(index)

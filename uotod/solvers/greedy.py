@@ -41,19 +41,18 @@ def greedy_pairs(value: Tensor, index: Tensor, preds: int) -> Tensor:
 
 
 def greedy_pairs_of_image(
-    best: Tensor, wish: Tensor, row: Callable[[int], Tensor], preds: int, floor: float = -math.inf
-) -> tuple[Tensor, Tensor]:
-    """Return the predictions and their targets (N,) that `greedy_pairs` finds in one image, on the host.
+    best: list[float], wish: list[int], row: Callable[[int], Tensor], preds: int, floor: float = -math.inf
+) -> dict[int, int]:
+    """Return the target of each prediction that `greedy_pairs` pairs in one image, on the host.
 
     Args:
-        best: (T,) largest value of each target, `-inf` for none.
-        wish: (T,) its prediction, the lowest on ties.
+        best: largest value of each of T targets, `-inf` for none.
+        wish: its prediction, the lowest on ties.
         row: function of a target that has lost that prediction, which returns its (P,) values.
         preds: number of predictions.
         floor: least value of a pair.
     """
-    floor = best.new_full((), floor).item()  # as the values are rounded
-    queue = list(zip((-best).tolist(), range(len(best)), wish.tolist(), strict=True))
+    queue = [(-value, target, pred) for target, (value, pred) in enumerate(zip(best, wish, strict=True))]
     heapq.heapify(queue)
     choices: dict[int, Iterator[tuple[float, int]]] = {}
     owner: dict[int, int] = {}
@@ -69,7 +68,7 @@ def greedy_pairs_of_image(
         following = next((x for x in choices[target] if x[1] not in owner), None)
         if following is not None:
             heapq.heappush(queue, (-following[0], target, following[1]))
-    return torch.tensor(list(owner), dtype=torch.long), torch.tensor(list(owner.values()), dtype=torch.long)
+    return owner
 
 
 def _ranking(row: Callable[[int], Tensor], target: int, most: int) -> Iterator[tuple[float, int]]:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -16,6 +16,8 @@ from uotod.geometry.image_iou import iou_rows
 from uotod.solvers.by_image import assign_by_image
 from uotod.solvers.candidates import RunningMax, stable_topk
 from uotod.solvers.greedy import greedy_pairs, greedy_pairs_of_image
+
+Values = TypeVar("Values", Tensor, "NDArray[Any]")
 
 NOT_FINITE = -1.0  # the IoU of a prediction that is not finite: below any other
 
@@ -37,10 +39,11 @@ class ThresholdRule(NamedTuple):
     force_match: str | None
     floor: float
 
-    def is_background(self, nearest: Tensor) -> Tensor:
+    def is_background(self, nearest: Values) -> Values:
         """Tell which predictions are background by their largest similarity."""
         low, high = self.negative
-        return (nearest >= low) & (nearest < high)
+        found: Values = (nearest >= low) & (nearest < high)
+        return found
 
     def to_tie(self, best: Tensor) -> Tensor:
         """Return what (…, t, 1) predictions must reach to tie the (…, t) best similarities of targets."""
@@ -172,30 +175,29 @@ def _match_image(similarity: _Similarity, count: int, preds: int, rule: Threshol
         largest = values.max(0) if largest is None else np.maximum(largest, values.max(0), out=largest)
         if rule.force_match is None:
             continue
-        first = values.argmax(1)  # of equal ones
-        wish.append(torch.from_numpy(first))
-        best.append(torch.from_numpy(values[np.arange(len(values)), first]))
+        wish.append(values.argmax(1))  # the first of equal ones
+        best.append(values[np.arange(len(values)), wish[-1]])
         if rule.force_match != "best":
-            is_tied |= (values == rule.to_tie(best[-1]).numpy()).any(0)
-    nearest = torch.as_tensor(largest)
+            is_tied |= (values == rule.to_tie(torch.from_numpy(best[-1])).numpy()).any(0)
+    assert largest is not None
 
-    assigned = torch.where(rule.is_background(nearest), count, -1)
-    for part in _parts((nearest >= rule.positive).numpy() | is_tied, count):
-        assigned[part] = similarity.columns(part).max(0).indices
+    assigned = np.where(rule.is_background(largest), count, -1)
+    for part in _parts((largest >= rule.positive) | is_tied, count):
+        assigned[part] = similarity.columns(torch.from_numpy(part)).numpy().argmax(0)
     if rule.force_match == "all_best":
-        tie = rule.to_tie(torch.cat(best))
+        tie = rule.to_tie(torch.from_numpy(np.concatenate(best)))
         for part in _parts(is_tied, count):
-            found = similarity.columns(part)
+            found = similarity.columns(torch.from_numpy(part))
             assigned[part] = found.masked_fill(found != tie, -math.inf).max(0).indices
     if rule.force_match == "best":
-        found, targets = greedy_pairs_of_image(
-            torch.cat(best), torch.cat(wish), lambda j: similarity.rows(slice(j, j + 1))[0], preds, rule.floor
-        )
-        assigned[found] = targets
-    return assigned
+        least = float(largest.dtype.type(rule.floor))  # as the values are rounded
+        values, wishes = np.concatenate(best).tolist(), np.concatenate(wish).tolist()
+        owner = greedy_pairs_of_image(values, wishes, lambda j: similarity.rows(slice(j, j + 1))[0], preds, least)
+        assigned[list(owner)] = list(owner.values())
+    return torch.from_numpy(assigned)
 
 
-def _parts(mask: NDArray[np.bool_], count: int) -> list[Tensor]:
+def _parts(mask: NDArray[np.bool_], count: int) -> list[NDArray[np.intp]]:
     """Return the positions in a (P,) mask, in parts that form blocks with `count` targets."""
-    preds = torch.from_numpy(np.flatnonzero(mask))
+    preds = np.flatnonzero(mask)
     return [preds[some] for some in slices(len(preds), count, MAX_BLOCK_ELEMENTS)]
