@@ -9,12 +9,11 @@ from torch import nn
 
 from tests.support.guards import take_gpu_path
 from tests.support.matcher_cases import CASES as MATCHERS
-from tests.support.problems import Problem, random_problem
+from tests.support.problems import Problem, mapped, random_problem
 from tests.support.recipe_cases import CASES, layered, problem_for, value_of
 from uotod import recipes
 from uotod.loss import DetectionLoss, GIoULoss, SigmoidFocalLoss
 from uotod.match import ALL_MATCHERS, Hungarian
-from uotod.utils import Anchors
 
 N = "none"
 L1, GIOU = nn.L1Loss(reduction=N), GIoULoss(reduction=N)
@@ -23,19 +22,7 @@ FAR = torch.tensor([-1e20, -1e20, 1e20, 1e20])
 
 def single(problem: Problem) -> Problem:
     """Return the problem in float32, in which the areas of such boxes overflow."""
-
-    def of(values: dict) -> dict:
-        found = {}
-        for key, x in values.items():
-            if key == "aux_outputs":
-                found[key] = [of(layer) for layer in x]
-            else:
-                found[key] = x.detach().float().requires_grad_(x.requires_grad) if x.is_floating_point() else x
-        return found
-
-    places = problem.anchors
-    anchors = Anchors(places.boxes.float(), places.stride.float(), places.level, places.num_levels)
-    return Problem(of(problem.input), of(problem.target), anchors)
+    return mapped(problem, lambda x: x.detach().float().requires_grad_(x.requires_grad))
 
 
 def detector(nonfinite: str = "error", **options) -> DetectionLoss:

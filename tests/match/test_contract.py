@@ -18,16 +18,6 @@ from uotod.match import Matcher
 UNIT_ROWS = [name for name, case in CASES.items() if case.unit_rows]
 
 
-@pytest.fixture(params=CASES)
-def name(request: pytest.FixtureRequest) -> str:
-    return request.param
-
-
-@pytest.fixture
-def matcher(name: str) -> Matcher:
-    return CASES[name].build()
-
-
 def test_every_matcher_is_in_the_contract() -> None:
     assert {case.split("-")[0] for case in CASES} == set(match.ALL_MATCHERS)
     assert all(vars(match)[name] is rule for name, rule in match.ALL_MATCHERS.items())

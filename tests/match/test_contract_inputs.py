@@ -17,16 +17,6 @@ READERS = ("BalancedPOT", "EMD", "Hungarian", "PartialOT", "UnbalancedPOT", "Wei
 FREE = [name for name in CASES if not name.startswith(READERS) and not name.endswith("-pot")]
 
 
-@pytest.fixture(params=CASES)
-def name(request: pytest.FixtureRequest) -> str:
-    return request.param
-
-
-@pytest.fixture
-def matcher(name: str) -> Matcher:
-    return CASES[name].build()
-
-
 def placed(problem: Problem, kind: str) -> Anchors | Points:
     """Return places near the predictions: the same ones for all images, or different ones for each."""
     boxes = problem.anchors.boxes if kind == "points" else jittered(problem.input["pred_boxes"].detach())

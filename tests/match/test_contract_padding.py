@@ -15,16 +15,6 @@ from uotod.scene.scene import parse_scene
 from uotod.utils import Anchors
 
 
-@pytest.fixture(params=CASES)
-def name(request: pytest.FixtureRequest) -> str:
-    return request.param
-
-
-@pytest.fixture
-def matcher(name: str) -> Matcher:
-    return CASES[name].build()
-
-
 def of_image(problem: Problem, image: int, kept: Tensor) -> Problem:
     """Return one image with some of its predictions."""
     anchors = problem.anchors

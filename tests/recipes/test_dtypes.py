@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.support.problems import Problem
+from tests.support.problems import Problem, mapped
 from tests.support.recipe_cases import CASES, layered, problem_for, value_of
 from uotod import recipes
 from uotod.loss import DetectionLoss
@@ -20,19 +20,7 @@ def build(name: str):
 
 def rounded(problem: Problem, dtype: torch.dtype = torch.float32) -> Problem:
     """Return the problem with numbers that a narrower dtype holds, still in float64."""
-
-    def of(values: dict) -> dict:
-        found = {}
-        for key, x in values.items():
-            if key == "aux_outputs":
-                found[key] = [of(layer) for layer in x]
-            else:
-                found[key] = x.detach().to(dtype).double() if x.is_floating_point() else x
-        return found
-
-    places = problem.anchors
-    anchors = Anchors(places.boxes.to(dtype).double(), places.stride, places.level, places.num_levels)
-    return Problem(of(problem.input), of(problem.target), anchors)
+    return mapped(problem, lambda x: x.detach().to(dtype).double())
 
 
 def cast(values: dict, dtypes: dict[str, torch.dtype]) -> dict:

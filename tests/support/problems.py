@@ -1,5 +1,6 @@
 """Random detection problems for the tests: predictions, targets and masks."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -30,6 +31,23 @@ class Problem:
     def to(self, device: torch.device) -> "Problem":
         move = lambda values: {k: v.detach().to(device).requires_grad_(v.requires_grad) for k, v in values.items()}  # noqa: E731
         return Problem(move(self.input), move(self.target), self.anchors.to(device))
+
+
+def mapped(problem: Problem, function: Callable[[Tensor], Tensor]) -> Problem:
+    """Return the problem with a function applied to all floating tensors, those of earlier decoder layers included."""
+
+    def of(values: dict) -> dict:
+        found = {}
+        for key, x in values.items():
+            if key == "aux_outputs":
+                found[key] = [of(layer) for layer in x]
+            else:
+                found[key] = function(x) if x.is_floating_point() else x
+        return found
+
+    places = problem.anchors
+    anchors = Anchors(function(places.boxes), function(places.stride), places.level, places.num_levels)
+    return Problem(of(problem.input), of(problem.target), anchors)
 
 
 def random_problem(
