@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 # tells whether a transform of `torch.func` is at work
 is_transformed: Callable[[], bool] = torch._C._are_functorch_transforms_active
@@ -105,9 +106,17 @@ def check_sub_loss(name: str, module: nn.Module | None, *, optional: bool = Fals
 def reads_values(tensor: Tensor, validate: bool) -> bool:
     """Tell whether values of `tensor` may be looked at: on a GPU that synchronises, so only on request.
 
-    Under `torch.func.vmap` a tensor has as many values as there are calls, and none may be looked at.
+    Under `torch.func.vmap` a tensor has as many values as there are calls, and under a compiler it has none yet: there
+    none may be looked at.
     """
+    if is_traced(tensor):
+        return False
     return (validate or tensor.device.type == "cpu") and not (is_transformed() and _is_mapped(tensor))
+
+
+def is_traced(tensor: Tensor) -> bool:
+    """Tell whether a tensor stands for all those of its shape: in a compiler, and where it has no values at all."""
+    return torch.compiler.is_compiling() or tensor.is_meta or isinstance(tensor, FakeTensor)
 
 
 def _is_mapped(tensor: Tensor) -> bool:
@@ -211,7 +220,7 @@ def check_positions(name: str, positions: Tensor, count: int) -> None:
 
 def known_positive(tensor: Tensor) -> bool:
     """Tell whether all of a tensor is positive, where that can be asked without waiting for a GPU or a compiler."""
-    if torch.compiler.is_compiling() or not reads_values(tensor, validate=False) or not tensor.numel():
+    if not reads_values(tensor, validate=False) or not tensor.numel():
         return False
     return bool(tensor.detach().amin() >= least_positive(tensor.dtype))
 
@@ -223,7 +232,7 @@ def least_positive(dtype: torch.dtype) -> float:
 
 def known_largest(tensor: Tensor, validate: bool) -> float | None:
     """Return the largest value of a tensor, or None where there is none or it may not be looked at."""
-    if torch.compiler.is_compiling() or not tensor.numel() or not reads_values(tensor, validate):
+    if not tensor.numel() or not reads_values(tensor, validate):
         return None
     return float(tensor.max())
 

@@ -1,13 +1,31 @@
 """The transport plan: the mass of each prediction in a few slots, and the pairs and masses that losses read from it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property
-from typing import NamedTuple, NoReturn
+from typing import Any, Generic, NamedTuple, NoReturn, TypeVar
 
 import torch
 from torch import Tensor
 
 from uotod.check import check_device, check_finite, check_range, reads_values
+
+Value = TypeVar("Value")
+
+
+class once(Generic[Value]):  # noqa: N801  a decorator, as `property`
+    """A property of a frozen value that is computed at its first use.
+
+    As `functools.cached_property`, but without the lock that it takes in Python 3.11, which no compiler can trace.
+    """
+
+    def __init__(self, function: Callable[[Any], Value]) -> None:
+        self.function, self.__doc__ = function, function.__doc__
+
+    def __get__(self, instance: Any, owner: type) -> Value:
+        if instance is None:
+            return self  # type: ignore[return-value]
+        value = instance.__dict__[self.function.__name__] = self.function(instance)
+        return value
 
 
 class Pairs(NamedTuple):
@@ -58,7 +76,7 @@ class Plan:
     @classmethod
     def from_columns(cls, mass: Tensor, num_targets: int) -> "Plan":
         """Split (S, T + 1, P) masses into those of targets and of the background; (S, T, P) have no background."""
-        background = mass[:, num_targets] if mass.shape[1] > num_targets else None
+        background = mass[:, -1] if mass.shape[1] > num_targets else None
         return cls(mass[:, :num_targets], None, background, num_targets)
 
     @classmethod
@@ -90,9 +108,9 @@ class Plan:
         if self.target is not None:
             mass = mass.new_zeros(len(mass), self.num_targets, mass.shape[2]).scatter_add_(1, self.target, mass)
         columns = [mass] if self.background is None else [mass, self.background.unsqueeze(1)]
-        return torch.cat(columns, dim=1).transpose(1, 2).contiguous()
+        return torch.cat([x.transpose(1, 2) for x in columns], dim=2)
 
-    @cached_property
+    @once
     def positive(self) -> Tensor:
         """The (S, P) mass that each prediction gives to targets."""
         return self.mass.squeeze(1) if self.mass.shape[1] == 1 else self.mass.sum(1)
@@ -199,7 +217,7 @@ class Plan:
             target = target + offset
         return Pairs(image + first, slot + offset, pred, target, found)
 
-    @cached_property
+    @once
     def _rounding(self) -> Tensor:
         """The rounding (S, 1, 1) of the largest mass of each image."""
         return rounding(self.mass)
@@ -246,7 +264,7 @@ def parse_plan(plan: "Tensor | Plan", mask: Tensor, like: Tensor, background: bo
     if not isinstance(plan, Tensor):
         raise TypeError(f"plan must be a tensor, got {type(plan).__name__}")
     dense, assigned = (images, preds, num_targets + background), (images, preds)
-    if tuple(plan.shape) not in (dense, assigned):
+    if plan.shape != dense and plan.shape != assigned:
         raise ValueError(f"plan must have shape {dense} (masses) or {assigned} (indices), got {tuple(plan.shape)}")
     check_device("plan", plan, like.device)
     if plan.dim() == 3:

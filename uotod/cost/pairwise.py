@@ -59,7 +59,7 @@ class Cost(NamedTuple):
             cost[some, count:num_targets].fill_(math.inf)
         assert cost is not None
         if self.background is not None:
-            cost[:, num_targets].fill_(self.background)
+            cost[:, num_targets:].fill_(self.background)
         hint = ' (nonfinite="propagate" matches such a pair only if nothing finite is left)'
         check_cost_values("the cost that the match modules return", cost, self.validate, hint)
         return cost

@@ -153,7 +153,7 @@ class Objectness(Classification):
     @property
     def needs(self) -> tuple[str, ...]:
         """The objectness, and what the quality reads."""
-        return ("pred_objectness", *super().needs)
+        return ("pred_objectness", *quality_reads(self.quality))
 
     @property
     def needs_background(self) -> bool:

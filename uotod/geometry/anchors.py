@@ -185,7 +185,7 @@ def parse_anchors(anchors: Tensor | Anchors | Points, like: Tensor, layers: int,
     places = anchors if isinstance(anchors, Tensor) else anchors.places
     width = 2 if isinstance(anchors, Points) else 4
     images, preds = like.shape[:2]
-    if tuple(places.shape) not in ((preds, width), (images, preds, width)):
+    if places.shape != (preds, width) and places.shape != (images, preds, width):
         expected = f"{(preds, width)} or {(images, preds, width)}"
         raise ValueError(f"{name} must have shape {expected}, got {tuple(places.shape)}")
     check_device(name, places, like.device)
@@ -236,7 +236,7 @@ def _fill_levels(value: Anchors | Points) -> None:
     count, device = value.places.shape[-2], value.places.device
     stride, level = value.stride, value.level
     if isinstance(stride, Tensor):
-        if stride.shape not in ((), (count,)):
+        if stride.shape != () and stride.shape != (count,):
             raise ValueError(f"anchors.stride must have shape () or ({count},), got {tuple(stride.shape)}")
         check_device("anchors.stride", stride, device)
         bad = stride[~((stride > 0) & stride.isfinite())]

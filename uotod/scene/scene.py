@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -10,6 +9,7 @@ from torch import Tensor
 from uotod.check import reads_values
 from uotod.geometry.anchors import Anchors, Locations, Points, parse_anchors
 from uotod.geometry.boxes import largest_side
+from uotod.plan import once
 from uotod.scene.absent import check_background_present
 from uotod.scene.formats import BOX_FORMATS
 from uotod.scene.predictions import PredictionDict, check_num_classes, check_values, parse_predictions
@@ -74,7 +74,7 @@ class Scene:
             raise ValueError("anchors must be given with is_anchor_based=True, got None")
         return self.anchors.boxes
 
-    @cached_property
+    @once
     def finite(self) -> Tensor:
         """The (S, P) bool mask of predictions without NaN or infinity, and whose areas do not overflow."""
         finite: Tensor = self.logits.isfinite().all(-1)

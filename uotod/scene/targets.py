@@ -135,7 +135,7 @@ def parse_targets(
     shape = tuple(first.shape[:2])
     given = {key: entry("target", target, key) for key in ("labels", COST_LABELS) if key in target}
     for key, tensor in given.items():
-        if tuple(tensor.shape) not in (shape, (*shape, num_classes)):
+        if tensor.shape != shape and tensor.shape != (*shape, num_classes):
             raise ValueError(
                 f"target[{key!r}] must have shape {shape} or {(*shape, num_classes)}, got {tuple(tensor.shape)}"
             )

@@ -8,6 +8,9 @@ from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from uotod.check import is_traced
+from uotod.solvers.operator import operator
+
 Array = NDArray[np.floating]
 Index = NDArray[np.int64]
 
@@ -34,6 +37,9 @@ def assign_predictions(cost: Tensor, mask: Tensor, *, copies: int = 1, groups: i
     References:
         D. F. Crouse, "On implementing 2D rectangular assignment algorithms", IEEE TAES 2016 (scipy's solver).
     """
+    if is_traced(cost):
+        assigned: Tensor = _operator(cost, mask, copies, groups, rounds)
+        return assigned
     images, num_targets, preds = cost.shape
     if cost.device.type == "cpu":
         host, present = cost.cpu().numpy(), mask.numpy()
@@ -50,6 +56,15 @@ def assign_predictions(cost: Tensor, mask: Tensor, *, copies: int = 1, groups: i
                 last = int(rows[-1]) + 1
                 _assign_image(matrix[:last] if rows.size == last else matrix[rows], rows, found, copies, rounds)
     return torch.from_numpy(result).to(cost.device)
+
+
+_operator = operator(
+    "assign_predictions(Tensor cost, Tensor mask, int copies, int groups, int rounds) -> Tensor",
+    lambda cost, mask, copies, groups, rounds: assign_predictions(
+        cost, mask, copies=copies, groups=groups, rounds=rounds
+    ),
+    lambda cost, *_: cost.new_empty(len(cost), cost.shape[2], dtype=torch.int64),
+)
 
 
 def _assign_image(matrix: Array, rows: Index, found: Index, copies: int, rounds: int) -> None:

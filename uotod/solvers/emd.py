@@ -4,6 +4,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from uotod.check import is_traced
+from uotod.solvers.operator import operator
+
 PIVOTS = 10_000_000
 
 
@@ -29,6 +32,9 @@ def solve_emd(cost: Tensor, column_mass: Tensor, active: Tensor, row_mass: Tenso
     References:
         N. Bonneel et al., "Displacement interpolation using Lagrangian mass transport", ACM TOG 2011 (POT's solver).
     """
+    if is_traced(cost):
+        solved: Tensor = _operator(cost, column_mass, active, row_mass)
+        return solved
     images, columns, preds = cost.shape
     if not cost.numel():
         return torch.zeros_like(cost)
@@ -44,6 +50,13 @@ def solve_emd(cost: Tensor, column_mass: Tensor, active: Tensor, row_mass: Tenso
             part = np.ix_(used, reached)
             plan[image][part] = _solve_image(matrix.reshape(columns, preds)[part], mass[used], row[reached], image)
     return torch.from_numpy(plan).to(cost)
+
+
+_operator = operator(
+    "solve_emd(Tensor cost, Tensor column_mass, Tensor active, Tensor? row_mass) -> Tensor",
+    solve_emd,
+    lambda cost, *_: torch.empty_like(cost),
+)
 
 
 def _solve_image(cost: np.ndarray, column_mass: np.ndarray, row_mass: np.ndarray, image: int) -> np.ndarray:

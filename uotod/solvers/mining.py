@@ -7,8 +7,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from uotod.check import reads_values
+from uotod.check import is_traced, reads_values
 from uotod.solvers.opaque import on_values
+from uotod.solvers.operator import operator
 
 Array = NDArray[np.floating]
 
@@ -46,6 +47,9 @@ def mine_hard_negatives(
 
 def _keep(background: Tensor, loss: Tensor, limit: Tensor) -> Tensor:
     """Return the kept mass (B, P) of hard negatives, up to the (B,) limits."""
+    if is_traced(loss) and loss.device.type == "cpu":
+        kept_mass: Tensor = _operator(background, loss, limit)
+        return kept_mass
     if not reads_values(loss, validate=False):
         return _keep_sorted(background, loss.masked_fill(background <= 0, -torch.inf), limit)
     kept = np.zeros(background.shape, dtype=np.float64)
@@ -54,6 +58,13 @@ def _keep(background: Tensor, loss: Tensor, limit: Tensor) -> Tensor:
     ):
         _keep_hardest(mass, np.where(mass > 0, hardness, -np.inf), most, row)
     return torch.from_numpy(kept).to(background.dtype)
+
+
+_operator = operator(
+    "mine_hard_negatives(Tensor background, Tensor loss, Tensor limit) -> Tensor",
+    _keep,
+    lambda background, *_: torch.empty_like(background),
+)
 
 
 def _keep_sorted(background: Tensor, hardness: Tensor, limit: Tensor) -> Tensor:

@@ -6,8 +6,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from uotod.check import is_traced
 from uotod.solvers.emd import solve_emd
-from uotod.solvers.sinkhorn import NUM_ITER, TOL, Transport
+from uotod.solvers.operator import operator
+from uotod.solvers.sinkhorn import NUM_ITER, TOL, Transport, blank
 
 ANNEAL_FROM, ANNEAL_RATIO = 0.1, 0.5  # of an image's largest absolute cost
 WARM = 3  # blocks at each level but the last
@@ -71,6 +73,8 @@ def solve_partial(
         J.-D. Benamou et al., "Iterative Bregman projections for regularized transportation problems", SIAM J. Sci.
         Comput. 2015, sec. 5.2 (the problem); L. Chizat et al., Math. Comp. 2018 (scaling under bounds).
     """
+    if is_traced(cost):
+        return Transport(*_operator(cost, mask, total, reg, num_iter, tol))
     images, targets, preds = cost.shape
     exact = cost.double().masked_fill(~mask.unsqueeze(2), math.inf)
     mass, count = total.double().unsqueeze(1), mask.sum(1, keepdim=True)  # (B, 1)
@@ -93,6 +97,16 @@ def solve_partial(
     at, plan, left, steps = found
     potential = torch.where(mask, at.target + at.level, 0.0)
     return Transport(plan.to(cost), at.pred.to(cost), potential.to(cost), steps, left.to(cost))
+
+
+_operator = operator(
+    "solve_partial(Tensor cost, Tensor mask, Tensor total, float reg, int num_iter, float tol) -> "
+    "(Tensor, Tensor, Tensor, Tensor, Tensor)",
+    lambda cost, mask, total, reg, num_iter, tol: tuple(
+        solve_partial(cost, mask, total, reg, num_iter=num_iter, tol=tol)
+    ),
+    lambda cost, *_: tuple(blank(cost)),
+)
 
 
 def solve_partial_exact(cost: Tensor, mask: Tensor, total: Tensor) -> Tensor:

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from uotod.check import is_traced
+from uotod.solvers.operator import operator
 from uotod.solvers.sinkhorn import NUM_ITER, TOL, Transport, blank
 
 # of POT's other unbalanced methods, "sinkhorn_reg_scaling" is "sinkhorn" under another name, and
@@ -80,6 +82,9 @@ def solve_pot(
         raise ValueError(f"backend must be one of {BACKENDS}, got {backend!r}")
     if method not in pot_methods(reg_pred, reg_target):
         raise ValueError(f"method must be one of {pot_methods(reg_pred, reg_target)}, got {method!r}")
+    if is_traced(cost):
+        weights = (torch.as_tensor(reg, dtype=torch.float64, device=cost.device), reg_pred, reg_target)
+        return Transport(*_operator(cost, column_mass, active, *weights, num_iter, tol, backend, method))
     out, preds = blank(cost), cost.shape[2]
     out.plan.zero_()
     regs = torch.as_tensor(reg, dtype=torch.float64).expand(len(cost)).tolist()
@@ -96,6 +101,27 @@ def solve_pot(
         out.target_potential[image, columns] = found.target_potential.to(cost)
         out.iterations[image], out.residual[image] = found.iterations, found.residual
     return out
+
+
+_operator = operator(
+    "solve_pot(Tensor cost, Tensor column_mass, Tensor active, Tensor reg, float reg_pred, float reg_target, "
+    "int num_iter, float tol, str backend, str method) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    lambda cost, column_mass, active, reg, reg_pred, reg_target, num_iter, tol, backend, method: tuple(
+        solve_pot(
+            cost,
+            column_mass,
+            active,
+            reg,
+            reg_pred,
+            reg_target,
+            num_iter=num_iter,
+            tol=tol,
+            backend=backend,
+            method=method,
+        )
+    ),
+    lambda cost, *_: tuple(blank(cost)),
+)
 
 
 def _solve_image(

@@ -2,13 +2,15 @@
 
 import math
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from uotod.check import is_traced
 from uotod.solvers.chunks import Chunk, chunks
 from uotod.solvers.newton import ANNEAL_FROM, ANNEAL_RATIO, solve_newton
+from uotod.solvers.operator import operator
 from uotod.solvers.scaling import (
     FARTHEST,
     Penalties,
@@ -118,6 +120,10 @@ def solve_sinkhorn(
         Comput. 2019 (absorbed potentials, annealing).
         H. De Plaen et al., "Unbalanced optimal transport: a unified framework for object detection", CVPR 2023.
     """
+    if is_traced(cost):
+        regs = reg if isinstance(reg, Tensor) else None
+        weights = (0.0 if isinstance(reg, Tensor) else reg, regs, reg_pred, reg_target)
+        return Transport(*_operator(cost, column_mass, active, *weights, num_iter, tol, sync_free, unit))
     sync_free = cost.is_cuda if sync_free is None else sync_free
     penalties = Penalties(float(reg_pred), float(reg_target))
     images, _, preds = cost.shape
@@ -130,6 +136,34 @@ def solve_sinkhorn(
     mass, regs = _masses(column_mass, used, preds, penalties), regs.double().unsqueeze(1)
     solve = _at_once if sync_free else _by_chunks
     return solve(cost, mass, used, regs, unit, penalties, budget)
+
+
+def _solve_values(
+    cost: Tensor,
+    column_mass: Tensor,
+    active: Tensor,
+    reg: float,
+    regs: Tensor | None,
+    reg_pred: float,
+    reg_target: float,
+    num_iter: int,
+    tol: float,
+    sync_free: bool | None,
+    unit: Tensor | None,
+) -> tuple[Tensor, ...]:
+    options: dict[str, Any] = {"num_iter": num_iter, "tol": tol, "sync_free": sync_free, "unit": unit}
+    return tuple(
+        solve_sinkhorn(cost, column_mass, active, reg if regs is None else regs, reg_pred, reg_target, **options)
+    )
+
+
+_operator = operator(
+    "solve_sinkhorn(Tensor cost, Tensor column_mass, Tensor active, float reg, Tensor? regs, float reg_pred, "
+    "float reg_target, int num_iter, float tol, bool? sync_free, Tensor? unit) -> (Tensor, Tensor, Tensor, Tensor, "
+    "Tensor)",
+    _solve_values,
+    lambda cost, *_: tuple(blank(cost)),
+)
 
 
 def _at_once(

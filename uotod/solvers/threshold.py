@@ -9,13 +9,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from uotod.check import reads_values
+from uotod.check import is_traced, reads_values
 from uotod.cost.blocks import MAX_BLOCK_ELEMENTS, MAX_GPU_BLOCK_ELEMENTS, slices
 from uotod.geometry.boxes import pairwise_overlap
 from uotod.geometry.image_iou import iou_rows
 from uotod.solvers.by_image import assign_by_image
 from uotod.solvers.candidates import RunningMax, stable_topk
 from uotod.solvers.greedy import greedy_pairs, greedy_pairs_of_image
+from uotod.solvers.operator import operator
 
 Values = TypeVar("Values", Tensor, "NDArray[Any]")
 
@@ -74,6 +75,9 @@ def match_by_iou(
         rule: thresholds and what is forced.
         finite: (B, P) bool, False for predictions that are not finite, whose IoU is `NOT_FINITE`; None if all are.
     """
+    if is_traced(boxes) and boxes.device.type == "cpu":
+        assigned: Tensor = _operator(target_boxes, boxes, mask, finite, rule.positive, *rule.negative, *rule[2:])
+        return assigned
     if not reads_values(boxes, validate=False):
 
         def similarity(some: slice) -> Tensor:
@@ -95,6 +99,16 @@ def match_by_iou(
         return _match_image(found, len(real), boxes.shape[1], rule)
 
     return assign_by_image(of_image, mask, boxes.shape[1])
+
+
+_operator = operator(
+    "match_by_iou(Tensor target_boxes, Tensor boxes, Tensor mask, Tensor? finite, float positive, float low, "
+    "float high, str? force_match, float floor) -> Tensor",
+    lambda targets, boxes, mask, finite, positive, low, high, *forced: match_by_iou(
+        targets, boxes, mask, ThresholdRule(positive, (low, high), *forced), finite
+    ),
+    lambda targets, boxes, *_: boxes.new_empty(boxes.shape[:2], dtype=torch.int64),
+)
 
 
 def match_by_similarity(similarity: Tensor, mask: Tensor, rule: ThresholdRule) -> Tensor:
