@@ -36,6 +36,7 @@ ANNEAL_FROM = 0.1  # of an image's largest absolute cost
 ANNEAL_RATIO = 0.25
 LOOSE = 1.5  # gap at which the next, smaller reg begins
 LONGEST, LENGTHEN, SHORTEN = 1e8, 3.0, 0.25  # horizon
+FARTHEST_HORIZON = 1e13  # that rounding leaves a meaning
 LARGEST_STEP = 1e30  # in units of reg
 WORTH_LEAVING = 1 << 15  # pairs of finished images for which the others are moved: it takes dozens of calls
 LARGEST_BLIND = 10.0  # step that nothing judges, in units of reg
@@ -150,7 +151,7 @@ def _start(problem: Problem, penalties: Penalties, sync_free: bool) -> State:
         last=(level <= reg).squeeze(1),
         step=columns,
         slope=scalar,
-        horizon=scalar + LONGEST,
+        horizon=scalar + FARTHEST_HORIZON,
         trusted=scalar == 0,
         potential=potential,
         mass=columns,
@@ -231,7 +232,9 @@ def _propose(state: State, problem: Problem, kernel: Kernel, accepted: Tensor, e
     if not every:
         shorter = torch.minimum(state.horizon / 2, SHORTEN * state.step.abs().amax(1) / state.merit.clamp(min=1e-300))
         horizon = torch.where(accepted, horizon, shorter)
-    horizon = horizon.clamp_(1.0, LONGEST)
+    # that of Newton's step where a marginal may give way: parts that nothing couples are as far apart as penalties let
+    newton = torch.where(kernel.leak > 0, 1 / kernel.leak, LONGEST).clamp_(LONGEST, FARTHEST_HORIZON).squeeze(1)
+    horizon = torch.minimum(horizon.clamp_(min=1.0), newton)
     shift, gap, gradient = _level(state, kernel)
     step = _direction(state, problem, kernel, gap, horizon.unsqueeze(1), sync_free)
     trusted = horizon < 1.5
@@ -239,9 +242,8 @@ def _propose(state: State, problem: Problem, kernel: Kernel, accepted: Tensor, e
         step = torch.where(trusted.unsqueeze(1), gap, step)
     reg, last = state.reg, state.last
     if sync_free or not bool(last.all()):
-        finer = accepted & ~last & (state.merit <= LOOSE)
         # nothing judges the step to the next level, and one that goes far may starve columns there
-        step = torch.where((finer & (step.abs().amax(1) > LARGEST_BLIND)).unsqueeze(1), gap, step)
+        finer = accepted & ~last & (state.merit <= LOOSE) & (step.abs().amax(1) <= LARGEST_BLIND)
         trusted = trusted | finer
         reg = torch.where(finer.unsqueeze(1), torch.maximum(ANNEAL_RATIO * reg, problem.reg), reg)
         last = (reg <= problem.reg).squeeze(1)
