@@ -233,9 +233,13 @@ def _solved(batch: Batch, index: int, images: list[int], num_iter: int) -> Itera
         yield from (Finding(batch.says(), index, x, size, 0, INF, INF, 0.0, fault) for x in images)
         return
     seconds = (time.process_time() - start) / len(images)
-    attainable = max(1e-6, 8 * torch.finfo(batch.cost.dtype).eps)
-    for image, steps, left, wrong in zip(
-        images, result.iterations.tolist(), result.residual.tolist(), violation(batch, result).tolist(), strict=True
+    reg = batch.reg_dimless / (math.log(2 * batch.cost.shape[1]) + 1)
+    # what float64 leaves where penalties let potentials go far; 1e-11 at most where they stay near the costs
+    limit = (8 * torch.finfo(torch.float64).eps * result.target_potential.abs().double() / reg).amax(1)
+    limit = limit.clamp(min=max(1e-6, 8 * torch.finfo(batch.cost.dtype).eps)).tolist()
+    wrongs = violation(batch, result).tolist()
+    for image, steps, left, wrong, attainable in zip(
+        images, result.iterations.tolist(), result.residual.tolist(), wrongs, limit, strict=True
     ):
         fault = "" if left <= attainable else "unconverged"
         fault = fault or ("" if wrong <= 20 * attainable else "violates the marginals")

@@ -109,7 +109,7 @@ class PartialOT(EntropicMatcher):
         else:
             reg = self._regularization(preds)
             found = solve_partial(pairs, mask, total, reg, num_iter=self.num_iter, tol=self.tol)
-            self._report(found.residual)
+            self._report(found, reg)
         if not self.background:
             return found
         left = (1 - found.plan.sum(1, keepdim=True)).clamp(min=0.0)

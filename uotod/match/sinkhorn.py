@@ -21,6 +21,7 @@ from uotod.scene.scene import Scene
 from uotod.solvers.feasible import check_feasible
 from uotod.solvers.marginals import column_masses, largest_entry
 from uotod.solvers.pot import pot_methods, solve_pot
+from uotod.solvers.scaling import rounding
 from uotod.solvers.sinkhorn import Transport, solve_sinkhorn
 from uotod.solvers.triton.launch import solve_triton
 
@@ -111,8 +112,12 @@ class EntropicMatcher(Matcher, abstract=True):
     def _transport(self, cost: Tensor, mask: Tensor, seen: Tensor | None = None) -> Transport:
         """Solve a target-major cost (B, K, P), scaled by the predictions in `seen`, (B, P) bool, or by all."""
 
-    def _report(self, residual: Tensor) -> None:
-        """Warn or raise if a plan missed `tol`."""
+    def _report(self, transport: Transport, reg: float) -> None:
+        """Warn or raise if a plan missed `tol`, by more than float64 leaves."""
+        if not transport.plan.numel():
+            return
+        left = transport.residual - rounding(transport.target_potential, reg)
+        residual = left.where(left > 0, 0.0)
         worst = None if self.on_unconverged == "ignore" else known_largest(residual, self.validate)
         if worst is None or worst <= max(self.tol, 8 * torch.finfo(residual.dtype).eps):  # rounding leaves no less
             return
@@ -194,7 +199,7 @@ class SinkhornMatcher(EntropicMatcher, abstract=True):
             num_iter=self.num_iter,
             tol=self.tol,
         )
-        self._report(transport.residual)
+        self._report(transport, self._regularization(preds))
         return transport
 
     def _remedy(self) -> str:

@@ -28,6 +28,7 @@ from uotod.solvers.scaling import (
     first_potential,
     rates,
     residual,
+    rounding,
     sweep,
 )
 
@@ -61,7 +62,7 @@ class State(NamedTuple):
     gap: Tensor  # (B, K)
     gradient: Tensor  # (B, K) of the dual
     coupling: Tensor  # (B, K, K) M below the diagonal, without the gains of its columns
-    gain: Tensor  # (B, K)
+    log_gain: Tensor  # (B, K)
     merit: Tensor  # (B,) largest gap
     residual: Tensor  # (B,)
     steps: Tensor  # (B,)
@@ -100,10 +101,11 @@ def solve_newton(
             keep = (~state.done).nonzero().squeeze(1)
             problem, kernel, at, state = _take(problem, keep), _take(kernel, keep), _take(at, keep), _take(state, keep)
             accepted, finished = accepted[keep], 0
-        coupling, gain = _coupling(kernel, at), at.gain
+        coupling, log_gain = _coupling(kernel, at), at.log_gain
         if not every:
-            coupling, gain = _choose(accepted, coupling, state.coupling), _choose(accepted, gain, state.gain)
-        state = _propose(state._replace(coupling=coupling, gain=gain), problem, kernel, accepted, every, sync_free)
+            coupling = _choose(accepted, coupling, state.coupling)
+            log_gain = _choose(accepted, log_gain, state.log_gain)
+        state = _propose(state._replace(coupling=coupling, log_gain=log_gain), problem, kernel, accepted, every, sync_free)
         if sync_free or finished:
             state = state._replace(candidate=_choose(state.done, state.potential, state.candidate))
     kernel, at = _at_potential(state, problem, penalties)
@@ -158,7 +160,7 @@ def _start(problem: Problem, penalties: Penalties, sync_free: bool) -> State:
         gap=columns,
         gradient=columns,
         coupling=columns.unsqueeze(2) * columns.unsqueeze(1),
-        gain=columns.to(cost.dtype),
+        log_gain=columns,
         merit=scalar + math.inf,
         residual=scalar + math.inf,
         steps=torch.zeros_like(scalar, dtype=torch.long),
@@ -200,7 +202,7 @@ def _judge(
     accepted = state.done | state.trusted | ((state.slope > 0) & ((end >= 0) | shrinks))
     # relative to the background's mass its last bits are nothing, and they may exceed tol
     eps = torch.finfo(problem.cost.dtype).eps
-    met = moved.sub_(heavy, alpha=eps).amax(1) <= tol - eps
+    met = (moved.sub_(heavy, alpha=eps).amax(1) <= tol - eps) | (left <= rounding(state.candidate, state.reg))
     met = torch.where(accepted, met, state.residual <= attainable)
     seen: tuple[Tensor, ...] = (state.candidate, at.mass, at.gap, gradient, merit, left)
     every = not sync_free and bool(accepted.all())
@@ -284,7 +286,7 @@ def _coupling(kernel: Kernel, at: Sweep) -> Tensor:
 
 def _direction(state: State, problem: Problem, kernel: Kernel, gap: Tensor, horizon: Tensor, sync_free: bool) -> Tensor:
     """Return the step (B, K) of a horizon (B, 1) at a level with that gap, which leaves it there, in units of reg."""
-    mass, lower, gain = state.mass, state.coupling, state.gain.double()
+    mass, lower, gain = state.mass, state.coupling, state.log_gain.exp()
     leak = torch.maximum(kernel.leak, 1 / horizon)  # 1 − λ_N
     # an M-matrix, built from what couples and what leaks: `S − λ M` would cancel where λ is near 1
     line = gain.unsqueeze(1)

@@ -17,6 +17,8 @@ from uotod.cost.blocks import slices
 MAX_BLOCK_ELEMENTS, MIN_BLOCK_PREDS = 1 << 20, 64
 # reg by which a potential may leave the kernel's reference: entries cut off in float32 stay below exp(2 · 20 - 80)
 FARTHEST = 20.0
+LEAST_PEAK = -30.0  # log of a column's largest entry, below which the kernel holds the column by itself
+LEAST_GAIN = -300.0  # log of a factor, below which it is a number no more
 
 
 class Penalties(NamedTuple):
@@ -64,13 +66,16 @@ class Rates(NamedTuple):
 
 
 class Kernel(NamedTuple):
-    """The plan at a reference, but for the factors by which a prediction's largest entry differs from its sum.
+    """The plan at a reference, each prediction relative to its largest entry.
 
     Attributes:
-        plan: (B, K, P) `exp((f_i + g_j − C_ij) / reg + log P)`; cut off at the ends of `log_range(dtype)`.
-        peak: (B, P) largest entry of each prediction; 0 for one without an allowed pair.
+        plan: (B, K, P) entries in units of the largest of their prediction and `log_unit` of their column; cut off below
+            at the end of `log_range(dtype)`.
+        peak: (B, P) largest entry of each prediction, `exp((f_i + g_j − C_ij) / reg + log P)`, cut off at both ends; 0
+            for one without an allowed pair.
         best: (B, P) float64 largest `(g_j − C_ij) / reg + log P` of each prediction; `f / reg` is `−rate · best`.
         potential: (B, K) float64 reference `g`.
+        log_unit: (B, K) float64, 0 but for a column that starves, all of whose entries would be cut off.
         reg, pred, target, pred_left, pull, leak: the rates in force.
     """
 
@@ -78,6 +83,7 @@ class Kernel(NamedTuple):
     peak: Tensor
     best: Tensor
     potential: Tensor
+    log_unit: Tensor
     reg: Tensor
     pred: Tensor
     target: Tensor
@@ -90,13 +96,15 @@ class Sweep(NamedTuple):
     """What a sweep finds: it meets the predictions' marginals and measures the columns'.
 
     Attributes:
-        gain: (B, K) factor of each column on the kernel's plan.
-        row: (B, P) row sums of the kernel's plan after the gain.
+        log_gain: (B, K) float64 logarithm of the factor of each column on the kernel's plan, at least `LEAST_GAIN`.
+        gain: (B, K) that factor.
+        row: (B, P) row sums of the kernel's plan after the gain, in units of the largest entry at the reference.
         scale: (B, P) factor of each prediction on the kernel's plan.
         mass: (B, K) float64 column masses.
         gap: (B, K) float64 what the sweep would add to `g / reg`: 0 at the solution.
     """
 
+    log_gain: Tensor
     gain: Tensor
     row: Tensor
     scale: Tensor
@@ -138,6 +146,15 @@ class Solved(NamedTuple):
 def residual(moved: Tensor, mass: Tensor) -> Tensor:
     """Return the largest mass moved (B,), relative for columns heavier than one prediction."""
     return (moved / mass.clamp(min=1.0)).amax(1)
+
+
+def rounding(potential: Tensor, reg: float | Tensor) -> Tensor:
+    """Return the residual (B,) that the last bits of potentials (B, K) leave, `reg` one number or (B, 1).
+
+    It is 1e-11 at most where costs are in [0, 1] and `reg` is 1e-4. Only equalities that cannot be met but for penalties
+    that may give way, of 1e7 and more, drive potentials so far that it counts.
+    """
+    return (8 * torch.finfo(torch.float64).eps * potential.abs() / reg).amax(1)
 
 
 def rates(penalties: Penalties, reg: Tensor) -> Rates:
@@ -185,35 +202,40 @@ def absorb(problem: Problem, rates: Rates, potential: Tensor) -> Kernel:
     cost, reg = problem.cost, rates.reg
     dtype, log_preds = cost.dtype, math.log(cost.shape[2])
     low, high = log_range(dtype)
-    plans, leasts = [], []
+    logs, leasts = [], []
     for block in pred_blocks(cost):
         # differences in float64: rounding (g − C) / reg in float32 loses the plan's digits once C / reg is in the
         # hundreds
         excess = cost[:, :, block].to(torch.float64, copy=True)
         excess -= potential.unsqueeze(2)  # (B, K, p)
         least = excess.amin(1)
-        excess -= (rates.pred * _finite(least) + rates.pred_left * reg * log_preds).unsqueeze(1)
-        plans.append(excess.to(dtype).mul_((-1 / reg).to(dtype).unsqueeze(2)).clamp_(low, high).exp_())
+        excess -= _finite(least).unsqueeze(1)
+        logs.append(excess.to(dtype).mul_((-1 / reg).to(dtype).unsqueeze(2)))
         leasts.append(least)
-    plan, least = (x[0] if len(x) == 1 else torch.cat(x, dim=-1) for x in (plans, leasts))
+    plan, least = (x[0] if len(x) == 1 else torch.cat(x, dim=-1) for x in (logs, leasts))
+    log_unit = (plan.amax(2) - LEAST_PEAK).clamp_(max=0.0).masked_fill_(problem.dead, 0.0)
+    plan.sub_(log_unit.unsqueeze(2)).clamp_(low, high).exp_()
     best = log_preds - least / reg
     peak = (rates.pred_left * best).clamp_(low, high).exp_().masked_fill_(least == math.inf, 0.0)
-    return Kernel(plan, peak.to(dtype), best, potential.clone(), *(x.clone() for x in rates))
+    return Kernel(plan, peak.to(dtype), best, potential.clone(), log_unit.double(), *(x.clone() for x in rates))
 
 
 def sweep(problem: Problem, kernel: Kernel, potential: Tensor) -> Sweep:
     """Return the sweep at a potential (B, K) near the kernel's."""
     plan = kernel.plan
-    gain = ((potential - kernel.potential) / kernel.reg).exp_().to(plan.dtype)
-    # products with row vectors: batched ones with column vectors are ten times slower on CPU
-    row = torch.bmm(gain.unsqueeze(1), plan).squeeze(1)
-    scale = (kernel.peak / row).pow_(
-        kernel.pred.to(row.dtype)
-    )  # by logarithms it would lose the digits they begin with
-    mass = torch.bmm(scale.unsqueeze(1), plan.transpose(1, 2)).squeeze(1).double().mul_(gain)
-    mass = _complete(mass, row, scale)
-    gap = (problem.log_mass - mass.log()).mul_(kernel.target).addcmul_(kernel.pull, potential, value=-1.0)
-    return Sweep(gain, row, scale, mass, gap.masked_fill_(problem.dead, 0.0))
+    log_gain = (potential - kernel.potential).div_(kernel.reg).add_(kernel.log_unit)
+    gain = log_gain.exp().to(plan.dtype)
+    row = torch.bmm(gain.unsqueeze(1), plan).squeeze(1).clamp_(min=torch.finfo(plan.dtype).tiny)
+    # by logarithms it would lose the digits they begin with
+    scale = row.pow(-kernel.pred.to(row.dtype)).mul_(kernel.peak)
+    share = torch.bmm(scale.unsqueeze(1), plan.transpose(1, 2)).squeeze(1).double().clamp_(min=1e-300)
+    # a starving column's mass is known by its logarithm alone
+    log_mass = share.log().add_(log_gain)
+    log_gain = log_gain.clamp_(min=LEAST_GAIN)
+    mass = _complete(share.mul_(log_gain.exp()), row, scale)
+    log_mass = torch.where(log_gain > LEAST_GAIN / 2, mass.log(), log_mass)
+    gap = (problem.log_mass - log_mass).mul_(kernel.target).addcmul_(kernel.pull, potential, value=-1.0)
+    return Sweep(log_gain, gain, row, scale, mass, gap.masked_fill_(problem.dead, 0.0))
 
 
 def write_plan(dead: Tensor, kernel: Kernel, at: Sweep) -> Tensor:
@@ -226,7 +248,7 @@ def write_plan(dead: Tensor, kernel: Kernel, at: Sweep) -> Tensor:
 
 def pred_potential(kernel: Kernel, at: Sweep) -> Tensor:
     """Return the predictions' potentials (B, P) in units of cost; 0 for a prediction without an allowed pair."""
-    potential = -kernel.reg * kernel.pred * (at.row.log() + kernel.pred * kernel.best)
+    potential = -kernel.reg * kernel.pred * (at.row.log() + kernel.best)
     return torch.where(kernel.best == -math.inf, 0.0, potential)
 
 
