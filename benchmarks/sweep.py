@@ -33,7 +33,7 @@ class Finding:
         size: predictions and columns.
         steps: of the solver.
         residual: by the solver's own account.
-        violation: largest error of a marginal by the plan and its potentials.
+        violation: largest mass that a marginal would move, by the plan and its potentials.
         seconds: of the processor, its share of the batch.
         fault: what is wrong with the outcome; empty for nothing.
     """
@@ -146,7 +146,7 @@ def column_mass(batch: Batch) -> Tensor:
 
 
 def violation(batch: Batch, result: SinkhornResult) -> Tensor:
-    """Return the largest error (B,) of a marginal, relative for those above 1, by plan and potentials."""
+    """Return the largest mass (B,) that a marginal would move, relative above 1, by the plan and its potentials."""
     plan = result.plan.double()
     rows, columns = plan.sum(2), plan.sum(1)
     if batch.partial:
@@ -164,13 +164,14 @@ def violation(batch: Batch, result: SinkhornResult) -> Tensor:
     for mass, marginal, potential, penalty, possible in sides:
         if penalty == 0:
             continue
-        wanted = marginal * (-potential.double() / penalty).clamp(max=80.0).exp()
-        # a float32 potential is rounded: what that hides in the mass is no error of the plan
-        blur = wanted * (potential.abs().double() / penalty * torch.finfo(potential.dtype).eps).expm1()
-        error = ((mass - wanted).abs() - 2 * blur).clamp(min=0.0) / wanted.clamp(min=1.0)
-        if penalty < reg:  # the marginal says less of the plan than the entropy does
-            error = error * (penalty / reg)
-        wrong.append(torch.where(possible, error, 0.0))
+        # what the marginal would move: all that is missing of an equality, less where entropy holds against it
+        given, kept = potential.double(), 1 / (1 + reg / penalty)
+        gap = kept * (marginal.clamp(min=1e-300).log() - mass.clamp(min=1e-300).log()) - given / (penalty + reg)
+        # a float32 potential is rounded: what that hides is no error of the plan
+        blur = 2 * given.abs() / (penalty + reg) * torch.finfo(potential.dtype).eps
+        gap = gap.sign() * (gap.abs() - blur).clamp(min=0.0)
+        error = (mass * gap.clamp(max=80.0).expm1()).abs() / mass.clamp(min=1.0)
+        wrong.append(torch.where(possible & (marginal > 0), error, 0.0))
     return torch.cat(wrong, dim=1).amax(1)
 
 

@@ -38,7 +38,6 @@ ANNEAL_RATIO = 0.25
 LOOSE = 1.5  # gap at which the next, smaller reg begins
 LONGEST, LENGTHEN, SHORTEN = 1e8, 3.0, 0.25  # horizon
 FARTHEST_HORIZON = 1e13  # that rounding leaves a meaning
-LARGEST_STEP = 1e30  # in units of reg
 WORTH_LEAVING = 1 << 15  # pairs of finished images for which the others are moved: it takes dozens of calls
 LARGEST_BLIND = 10.0  # step that nothing judges, in units of reg
 
@@ -305,4 +304,4 @@ def _direction(state: State, problem: Problem, kernel: Kernel, gap: Tensor, hori
     if sync_free or bool(failed.any()) or not math.isfinite(float(step.sum())):
         step = torch.where((failed == 0).unsqueeze(1) & step.isfinite(), step, gap)
     step = step - (step * share).sum(1, keepdim=True)
-    return step.masked_fill_(problem.dead, 0.0).clamp_(-LARGEST_STEP, LARGEST_STEP)
+    return step.masked_fill_(problem.dead, 0.0)

@@ -6,10 +6,7 @@ What is computed is that of `uotod.solvers.newton`, an image a program.
 import triton
 import triton.language as tl
 
-from uotod.solvers import newton
 from uotod.solvers.triton.passes import rate
-
-LARGEST_STEP = tl.constexpr(newton.LARGEST_STEP)
 
 
 @triton.jit
@@ -37,6 +34,21 @@ def dual_gradient(mass, potential, live, log_mass, target_penalty: tl.constexpr)
 
 
 @triton.jit
+def level_out(mass, gap, gradient, live, reg, pred_penalty: tl.constexpr, target_penalty: tl.constexpr):
+    """Return the shift of all potentials that raises the dual most, in units of reg; gap and gradient there."""
+    shift = tl.full([], 0.0, tl.float64)
+    if (pred_penalty != float("inf")) | (target_penalty != float("inf")):
+        pred, pred_left = rate(pred_penalty, reg)
+        target, target_left = rate(target_penalty, reg)
+        by_demand = target_left / target
+        demand = tl.maximum(gradient + mass, tl.full([], 1e-300, tl.float64))
+        shift = (tl.log(tl.sum(demand, 0)) - tl.log(tl.sum(mass, 0))) / (pred_left + by_demand)
+        gradient = tl.where(live, demand * tl.exp(-shift * by_demand) - mass * tl.exp(shift * pred_left), 0.0)
+        gap = tl.where(live, gap - (pred_left + pred * target_left) * shift, 0.0)
+    return shift, gap, gradient
+
+
+@triton.jit
 def direction(
     coupling,
     mass,
@@ -49,7 +61,7 @@ def direction(
     target_penalty: tl.constexpr,
     K: tl.constexpr,
 ):
-    """Return the step of a horizon, in units of reg; the sweep's where the system cannot be solved."""
+    """Return the step of a horizon at the level of `gap`, in units of reg; the sweep's where no system is solved."""
     pred, pred_left = rate(pred_penalty, reg)
     _, target_left = rate(target_penalty, reg)
     leak = tl.maximum(pred_left + pred * target_left, 1 / horizon)
@@ -57,17 +69,17 @@ def direction(
     shared = coupling.to(tl.float64)
     diagonal = tl.where(live, (1 - leak) * tl.sum(shared, 1) + leak * mass, 1.0)
     root = 1 / tl.sqrt(diagonal)
-    # the mean of the gaps is replaced by the logarithm of the mean ratio, as linearising would make up mass
-    share, peak = mass / tl.sum(mass, 0), tl.max(gap, 0)
-    level = tl.log(tl.sum(tl.exp(gap - peak) * share, 0)) + peak - tl.sum(gap * share, 0)
+    # rounding in the sum of the gaps would become a shift of all potentials, which hardly anything opposes
+    share = mass / tl.sum(mass, 0)
+    right = (gap - tl.sum(gap * share, 0)) * mass
     column = tl.arange(0, K)
     matrix = shared * ((leak - 1) * root)[:, None] * root[None, :]
     matrix = tl.where(column[:, None] == column[None, :], 1.0, matrix)
-    solution, solved = _solve(matrix, mass * (gap + level) * root, columns, K)
+    solution, solved = _solve(matrix, right * root, columns, K)
     step = solution * root
     found = solved & (tl.max(tl.where(tl.abs(step) < float("inf"), 0, 1), 0) == 0)
-    step = tl.where(live, tl.where(found, step, gap), 0.0)
-    return tl.minimum(tl.maximum(step, -LARGEST_STEP), LARGEST_STEP)
+    step = tl.where(found, step, gap)
+    return tl.where(live, step - tl.sum(step * share, 0), 0.0)
 
 
 @triton.jit

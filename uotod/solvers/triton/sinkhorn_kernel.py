@@ -8,13 +8,14 @@ import triton
 import triton.language as tl
 
 from uotod.solvers import newton
-from uotod.solvers.triton.newton_kernel import direction, dual_gradient, gaps, residual
-from uotod.solvers.triton.passes import absorb, coupling, finish, first_potential, largest_cost, sweep
+from uotod.solvers.triton.newton_kernel import direction, dual_gradient, gaps, level_out, residual
+from uotod.solvers.triton.passes import absorb, coupling, finish, first_potential, largest_cost, rate, sweep
 
 # behind tensors, not before them: the interpreter of Triton 3.7 takes a constexpr times a tensor for a constexpr
 ANNEAL_FROM, ANNEAL_RATIO = tl.constexpr(newton.ANNEAL_FROM), tl.constexpr(newton.ANNEAL_RATIO)
 LOOSE, FARTHEST = tl.constexpr(newton.LOOSE), tl.constexpr(newton.FARTHEST)
-LONGEST = tl.constexpr(newton.LONGEST)
+LONGEST, FARTHEST_HORIZON = tl.constexpr(newton.LONGEST), tl.constexpr(newton.FARTHEST_HORIZON)
+LARGEST_BLIND = tl.constexpr(newton.LARGEST_BLIND)
 LENGTHEN, SHORTEN = tl.constexpr(newton.LENGTHEN), tl.constexpr(newton.SHORTEN)
 
 
@@ -217,15 +218,19 @@ def _take_newton_steps(
 
         if done == 0:
             shorter = tl.minimum(horizon / 2, tl.max(tl.abs(step), 0) * SHORTEN / tl.maximum(merit, 1e-300))
-            horizon = tl.minimum(tl.maximum(tl.where(accepted, horizon * LENGTHEN, shorter), 1.0), LONGEST)
-            finer = accepted & (level > reg) & (merit <= LOOSE)
+            pred, pred_left = rate(pred_penalty, level)
+            leak = pred_left + pred * rate(target_penalty, level)[1]
+            farthest = tl.minimum(tl.maximum(1 / tl.maximum(leak, 1 / FARTHEST_HORIZON), LONGEST), FARTHEST_HORIZON)
+            farthest = tl.where(leak > 0, farthest, LONGEST)
+            horizon = tl.minimum(tl.maximum(tl.where(accepted, horizon * LENGTHEN, shorter), 1.0), farthest)
             is_sweep = horizon < 1.5
-            step = gap
+            shift, levelled, raised = level_out(mass, gap, gradient, live, level, pred_penalty, target_penalty)
+            step = levelled
             if is_sweep == 0:
-                step = direction(coupled, mass, gap, live, horizon, level, columns, pred_penalty, target_penalty, K)
+                step = direction(coupled, mass, levelled, live, horizon, level, columns, pred_penalty, target_penalty, K)
             # nothing judges the step to the next level, and one that goes far may starve columns there
-            step = tl.where(finer & (tl.max(tl.abs(step), 0) > FARTHEST), gap, step)
-            candidate = potential + level * step
-            slope, trusted = tl.sum(gradient * step, 0), is_sweep | finer
+            finer = accepted & (level > reg) & (merit <= LOOSE) & (tl.max(tl.abs(step), 0) <= LARGEST_BLIND)
+            candidate = tl.where(live, potential + level * (step + shift), potential)
+            slope, trusted = tl.sum(raised * step, 0), is_sweep | finer
             level = tl.where(finer, tl.maximum(level * ANNEAL_RATIO, reg), level)
     return potential, live, steps, tl.where(done, left, float("inf"))
