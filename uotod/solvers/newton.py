@@ -38,6 +38,7 @@ ANNEAL_RATIO = 0.25
 LOOSE = 1.5  # gap at which the next, smaller reg begins
 LONGEST, LENGTHEN, SHORTEN = 1e8, 3.0, 0.25  # horizon
 FARTHEST_HORIZON = 1e13  # that rounding leaves a meaning
+ANY_GAP, LARGEST_GAP = 50.0, 0.05  # that a step may leave: in units of reg, and of the step
 WORTH_LEAVING = 1 << 15  # pairs of finished images for which the others are moved: it takes dozens of calls
 LARGEST_BLIND = 10.0  # step that nothing judges, in units of reg
 
@@ -104,7 +105,9 @@ def solve_newton(
         if not every:
             coupling = _choose(accepted, coupling, state.coupling)
             log_gain = _choose(accepted, log_gain, state.log_gain)
-        state = _propose(state._replace(coupling=coupling, log_gain=log_gain), problem, kernel, accepted, every, sync_free)
+        state = _propose(
+            state._replace(coupling=coupling, log_gain=log_gain), problem, kernel, accepted, every, sync_free
+        )
         if sync_free or finished:
             state = state._replace(candidate=_choose(state.done, state.potential, state.candidate))
     kernel, at = _at_potential(state, problem, penalties)
@@ -198,7 +201,9 @@ def _judge(
     end = (gradient * state.step).sum(1)
     shrinks = (merit < state.merit) & (left <= state.residual) & (state.slope + end > 0)
     # a finished image stands still: its candidate is its potential
-    accepted = state.done | state.trusted | ((state.slope > 0) & ((end >= 0) | shrinks))
+    # the dual may rise to where a column starves, by far more than a step can mend
+    starves = merit > torch.maximum(LARGEST_GAP * state.step.abs().amax(1), torch.full_like(merit, ANY_GAP))
+    accepted = state.done | state.trusted | ((state.slope > 0) & (((end >= 0) & ~starves) | shrinks))
     # relative to the background's mass its last bits are nothing, and they may exceed tol
     eps = torch.finfo(problem.cost.dtype).eps
     met = (moved.sub_(heavy, alpha=eps).amax(1) <= tol - eps) | (left <= rounding(state.candidate, state.reg))

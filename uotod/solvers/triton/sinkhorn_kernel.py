@@ -16,6 +16,7 @@ ANNEAL_FROM, ANNEAL_RATIO = tl.constexpr(newton.ANNEAL_FROM), tl.constexpr(newto
 LOOSE, FARTHEST = tl.constexpr(newton.LOOSE), tl.constexpr(newton.FARTHEST)
 LONGEST, FARTHEST_HORIZON = tl.constexpr(newton.LONGEST), tl.constexpr(newton.FARTHEST_HORIZON)
 LARGEST_BLIND = tl.constexpr(newton.LARGEST_BLIND)
+ANY_GAP, LARGEST_GAP = tl.constexpr(newton.ANY_GAP), tl.constexpr(newton.LARGEST_GAP)
 LENGTHEN, SHORTEN = tl.constexpr(newton.LENGTHEN), tl.constexpr(newton.SHORTEN)
 
 
@@ -206,7 +207,9 @@ def _take_newton_steps(
         # a candidate is accepted if the concave dual rises to it
         end = tl.sum(new_gradient * step, 0)
         shrinks = (new_merit < merit) & (new_left <= left) & (slope + end > 0)
-        accepted = trusted | ((slope > 0) & ((end >= 0) | shrinks))
+        # the dual may rise to where a column starves, by far more than a step can mend
+        starves = new_merit > tl.maximum(tl.max(tl.abs(step), 0) * LARGEST_GAP, ANY_GAP)
+        accepted = trusted | ((slope > 0) & (((end >= 0) & (starves == 0)) | shrinks))
         done = (level <= reg) & (left <= attainable) & (accepted == 0)
         if accepted:
             potential, mass, gap, gradient = candidate, new_mass, new_gap, new_gradient
@@ -227,7 +230,9 @@ def _take_newton_steps(
             shift, levelled, raised = level_out(mass, gap, gradient, live, level, pred_penalty, target_penalty)
             step = levelled
             if is_sweep == 0:
-                step = direction(coupled, mass, levelled, live, horizon, level, columns, pred_penalty, target_penalty, K)
+                step = direction(
+                    coupled, mass, levelled, live, horizon, level, columns, pred_penalty, target_penalty, K
+                )
             # nothing judges the step to the next level, and one that goes far may starve columns there
             finer = accepted & (level > reg) & (merit <= LOOSE) & (tl.max(tl.abs(step), 0) <= LARGEST_BLIND)
             candidate = tl.where(live, potential + level * (step + shift), potential)
