@@ -113,7 +113,7 @@ def test_the_options_of_transport_are_those_of_unbalanced_sinkhorn(name: str) ->
 @pytest.mark.parametrize("name", [*SINKHORN_FAMILY, "UnbalancedSinkhorn"])
 def test_the_options_of_transport_arrive(name: str) -> None:
     changed: dict[str, Any] = {"reg_dimless": 0.2, "reg": 0.3, "num_iter": 7, "tol": 0.1, "on_unconverged": "raise"}
-    changed |= {"normalize_cost_matrix": False, "reg_pred": 2.0, "reg_target": 3.0}
+    changed |= {"cost_scale": "median", "reg_pred": 2.0, "reg_target": 3.0}
     given = {key: value for key, value in changed.items() if key in options(ALL_MATCHERS[name])}
     matcher = ALL_MATCHERS[name](**given)
     assert {key: getattr(matcher, key) for key in given} == given

@@ -27,6 +27,7 @@ from uotod.match import (
     WeightedSum,
 )
 from uotod.solvers import pot, sinkhorn
+from uotod.solvers.marginals import typical_entry
 from uotod.solvers.pot import BALANCED_METHODS, UNBALANCED_METHODS
 
 MASK = torch.ones(1, 3, dtype=torch.bool)
@@ -251,3 +252,49 @@ def test_a_prediction_that_is_not_finite_leaves_the_plan_of_the_others(matcher: 
     assert plan[0, -1, :-1].sum() < 1e-6
     # the marginals of 59 and of 60 predictions differ a little
     assert (plan[:, :-1] - expected).abs().max() < 0.02
+
+
+class TestScaleOfTheCost:
+    @staticmethod
+    def scene() -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        torch.manual_seed(0)
+        boxes = torch.rand(1, 10, 4) / 2
+        boxes[..., 2:] += boxes[..., :2]
+        others = torch.rand(1, 40, 4) / 2
+        others[..., 2:] += others[..., :2]
+        pred = {"pred_logits": torch.zeros(1, 50, 2), "pred_boxes": torch.cat((boxes + 0.01, others), dim=1)}
+        return pred, {"boxes": boxes, "labels": torch.zeros(1, 10, dtype=torch.long)}
+
+    @pytest.mark.parametrize("rule", [UnbalancedSinkhorn, BalancedSinkhorn, PartialOT])
+    def test_one_box_far_from_everything_does_not_flatten_the_plan(self, rule: Callable[..., Matcher]) -> None:
+        def peak(cost_scale: str, far: float) -> float:
+            input, target = self.scene()
+            input["pred_boxes"][0, 30] *= far
+            loss = torch.nn.L1Loss(reduction="none")
+            plan = rule(loc_match_module=loss, background_cost=1.0, cost_scale=cost_scale)(input, target)
+            return float(plan[0, :10, :10].diagonal().mean())  # mass of a target on the prediction beside it
+
+        clean = peak("max", 1.0)
+        assert peak("max", 1e3) < clean / 2
+        assert peak("median", 1e3) >= 0.99 * clean
+        assert peak("median", 1e9) == pytest.approx(peak("median", 1e3), abs=1e-5)
+
+    def test_it_is_the_median_of_the_largest_entries_of_predictions_that_count(self) -> None:
+        cost = torch.tensor([[[1.0, 2.0, 900.0, 3.0, math.inf], [-4.0, 1.0, 1.0, 1.0, math.inf]]])  # (B, K, P)
+        active = torch.tensor([[True, True]])
+        assert typical_entry(cost, active).tolist() == [3.0]  # the lower of 3 and 4
+        assert typical_entry(cost, active & torch.tensor([True, False])).tolist() == [2.0]
+        assert typical_entry(cost, active, torch.tensor([[True, False, True, False, True]])).tolist() == [4.0]
+        assert typical_entry(torch.zeros(2, 1, 3), torch.tensor([[True], [False]])).tolist() == [1.0, 1.0]
+        assert typical_entry(torch.zeros(2, 0, 3), torch.ones(2, 0).bool()).tolist() == [1.0, 1.0]
+
+    def test_a_plan_does_not_depend_on_the_unit_of_its_cost(self) -> None:
+        cost, mask = torch.rand(2, 9, 5), torch.ones(2, 4, dtype=torch.bool)
+        matcher = UnbalancedSinkhorn(cost_scale="median")
+        torch.testing.assert_close(matcher.compute_matching(cost * 64, mask), matcher.compute_matching(cost, mask))
+
+    def test_a_scale_that_nothing_is_divided_by_raises(self) -> None:
+        with pytest.raises(ValueError, match="cost_scale='median' needs normalize_cost_matrix=True, got False"):
+            UnbalancedSinkhorn(cost_scale="median", normalize_cost_matrix=False)
+        with pytest.raises(ValueError, match="cost_scale must be"):
+            BalancedSinkhorn(cost_scale="mean")

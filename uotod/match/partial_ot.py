@@ -12,7 +12,7 @@ from uotod.match.base import shared
 from uotod.match.schedule import Schedule
 from uotod.match.sinkhorn import EntropicMatcher
 from uotod.solvers.feasible import check_carries
-from uotod.solvers.marginals import normalized
+from uotod.solvers.marginals import cost_unit
 from uotod.solvers.partial_ot import solve_partial, solve_partial_exact
 from uotod.solvers.sinkhorn import NUM_ITER, TOL, Transport, blank
 
@@ -39,7 +39,11 @@ class PartialOT(EntropicMatcher):
             that returns one for the step given to `set_step`. Not read by the exact solver.
         reg: the entropic regularisation itself, in units of the normalised cost, a number or a schedule; overrides
             `reg_dimless`.
-        normalize_cost_matrix: divide each image's cost of targets by its largest absolute entry.
+        normalize_cost_matrix: divide each image's cost of targets by its scale.
+        cost_scale: what that is: "max", the largest absolute entry; or "median", the median over the predictions of
+            each one's largest absolute entry, which predictions that are far from everything do not set, as long as
+            they are fewer than half. With "max" one of them makes all other costs small beside the entropy, and the
+            plan flat. A target that is far from everything sets either.
         num_iter: largest number of sweeps.
         tol: largest residual of a converged plan: the mass that a further sweep would move, where a prediction has 1.
         on_unconverged: what to do on the CPU if `num_iter` sweeps leave a larger residual: "warn", "raise" (a
@@ -73,6 +77,7 @@ class PartialOT(EntropicMatcher):
         reg_dimless: float | Schedule = 0.12,
         reg: float | Schedule | None = None,
         normalize_cost_matrix: bool = True,
+        cost_scale: str = "max",
         num_iter: int = NUM_ITER,
         tol: float = TOL,
         on_unconverged: str = "warn",
@@ -103,7 +108,7 @@ class PartialOT(EntropicMatcher):
         pairs = cost[:, :targets]
         check_carries(pairs, mask, total, self.validate)
         if self.normalize_cost_matrix:
-            pairs = normalized(pairs, mask, seen)
+            pairs = pairs / cost_unit(pairs, mask, self.cost_scale, seen)[:, None, None]
         if self.solver == "exact":
             found = blank(pairs)._replace(plan=solve_partial_exact(pairs, mask, total))
         else:

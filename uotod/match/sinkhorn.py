@@ -19,7 +19,7 @@ from uotod.match.schedule import Schedule
 from uotod.plan import Plan
 from uotod.scene.scene import Scene
 from uotod.solvers.feasible import check_feasible
-from uotod.solvers.marginals import column_masses, largest_entry
+from uotod.solvers.marginals import column_masses, cost_unit
 from uotod.solvers.pot import pot_methods, solve_pot
 from uotod.solvers.scaling import rounding
 from uotod.solvers.sinkhorn import Transport, solve_sinkhorn
@@ -54,6 +54,7 @@ class EntropicMatcher(Matcher, abstract=True):
         reg_dimless: float | Schedule,
         reg: float | Schedule | None,
         normalize_cost_matrix: bool,
+        cost_scale: str,
         num_iter: int,
         tol: float,
         on_unconverged: str,
@@ -72,6 +73,10 @@ class EntropicMatcher(Matcher, abstract=True):
         self.reg_dimless = self.scheduled("reg_dimless", reg_dimless, low=0.0, low_open=True)
         self.reg = None if reg is None else self.scheduled("reg", reg, low=0.0, low_open=True)
         self.normalize_cost_matrix = check_flag("normalize_cost_matrix", normalize_cost_matrix)
+        check_choice("cost_scale", cost_scale, ("max", "median"))
+        if cost_scale != "max" and not normalize_cost_matrix:
+            raise ValueError(f"cost_scale={cost_scale!r} needs normalize_cost_matrix=True, got False")
+        self.cost_scale = cost_scale
         self.num_iter = check_integer("num_iter", num_iter, low=1)
         self.tol = check_number("tol", tol, low=0.0, low_open=True)
         self.on_unconverged = check_choice("on_unconverged", on_unconverged, ("warn", "raise", "ignore"))
@@ -144,6 +149,7 @@ class SinkhornMatcher(EntropicMatcher, abstract=True):
         reg_dimless: float | Schedule,
         reg: float | Schedule | None,
         normalize_cost_matrix: bool,
+        cost_scale: str,
         num_iter: int,
         tol: float,
         solver: str,
@@ -181,7 +187,7 @@ class SinkhornMatcher(EntropicMatcher, abstract=True):
         if self.background:
             active = torch.cat((mask, mask.new_ones(len(mask), 1)), dim=1)
         preds = cost.shape[2]
-        unit = largest_entry(cost, active, seen) if self.normalize_cost_matrix else None
+        unit = cost_unit(cost, active, self.cost_scale, seen) if self.normalize_cost_matrix else None
         column_mass = column_masses(mask, preds, self.background, cost.dtype)
         check_feasible(cost, column_mass, active, self.reg_pred, self.reg_target, self.validate)
         solve: Callable[..., Transport] = partial(solve_sinkhorn, unit=unit)  # which divides by parts
@@ -189,11 +195,14 @@ class SinkhornMatcher(EntropicMatcher, abstract=True):
             cost = cost if unit is None else cost / unit[:, None, None]
             pot = partial(solve_pot, method=self.pot_method or "sinkhorn")
             solve = pot if self.solver == "pot" else solve_triton
+        reg: float | Tensor = self._regularization(preds)
+        if self.cost_scale != "max":
+            reg = torch.full_like(cost[:, 0, 0], reg, dtype=torch.float64)  # a number goes with costs of at most 1
         transport = solve(
             cost,
             column_mass,
             active,
-            self._regularization(preds),
+            reg,
             self.reg_pred,
             self.reg_target,
             num_iter=self.num_iter,

@@ -39,7 +39,11 @@ class UnbalancedSinkhorn(SinkhornMatcher):
         reg_dimless: the entropic regularisation is `reg_dimless / (ln(2 P) + 1)`; a number or a schedule.
         reg: the entropic regularisation itself, in units of the normalised cost, a number or a schedule; overrides
             `reg_dimless`.
-        normalize_cost_matrix: divide each image's cost by its largest absolute entry, background included.
+        normalize_cost_matrix: divide each image's cost by its scale, background included.
+        cost_scale: what that is: "max", the largest absolute entry; or "median", the median over the predictions of
+            each one's largest absolute entry, which predictions that are far from everything do not set, as long as
+            they are fewer than half. With "max" one of them makes all other costs small beside the entropy, and the
+            plan flat. A target that is far from everything sets either.
         num_iter: largest number of steps.
         tol: largest residual of a converged plan: the mass that a further sweep would move, where a prediction has 1.
         solver: "torch", batched and accelerated; "pot", which hands each image to the POT library; what it returns
@@ -84,6 +88,7 @@ class UnbalancedSinkhorn(SinkhornMatcher):
         reg_dimless: float | Schedule = 0.12,
         reg: float | Schedule | None = None,
         normalize_cost_matrix: bool = True,
+        cost_scale: str = "max",
         num_iter: int = NUM_ITER,
         tol: float = TOL,
         solver: str = "torch",

@@ -8,9 +8,31 @@ from torch import Tensor
 from uotod.check import reads_values
 
 
-def normalized(cost: Tensor, active: Tensor, seen: Tensor | None = None) -> Tensor:
-    """Return a target-major cost (B, K, P) divided by each image's `largest_entry`."""
-    return cost / largest_entry(cost, active, seen)[:, None, None]
+def cost_unit(cost: Tensor, active: Tensor, scale: str, seen: Tensor | None = None) -> Tensor:
+    """Return what each image's cost (B, K, P) is divided by, (B,): its `largest_entry`, or `typical_entry`.
+
+    Args:
+        cost: target-major; `inf` forbids a pair.
+        active: (B, K) bool, False for a column that is absent.
+        scale: "max" or "median".
+        seen: (B, P) bool, predictions that count; None for all.
+    """
+    return (largest_entry if scale == "max" else typical_entry)(cost, active, seen)
+
+
+def typical_entry(cost: Tensor, active: Tensor, seen: Tensor | None = None) -> Tensor:
+    """Return the median (B,) over predictions of each one's largest absolute finite entry, the lower of two; 1 for 0.
+
+    Arguments as in `largest_entry`. A prediction without a finite entry does not count.
+    """
+    if not cost.numel():
+        return cost.new_ones(len(cost))
+    finite = cost.isfinite() & active.unsqueeze(-1)
+    counts = finite.any(1) if seen is None else finite.any(1) & seen
+    largest = cost.abs().masked_fill_(~finite, 0).amax(1).masked_fill_(~counts, math.inf)  # (B, P)
+    middle = (counts.sum(1, keepdim=True) - 1).clamp_(min=0) // 2
+    median = largest.sort(dim=1).values.gather(1, middle).squeeze(1)
+    return torch.where((median > 0) & (median < math.inf), median, 1.0)
 
 
 def largest_entry(cost: Tensor, active: Tensor, seen: Tensor | None = None) -> Tensor:

@@ -69,8 +69,8 @@ class Kernel(NamedTuple):
     """The plan at a reference, each prediction relative to its largest entry.
 
     Attributes:
-        plan: (B, K, P) entries in units of the largest of their prediction and `log_unit` of their column; cut off below
-            at the end of `log_range(dtype)`.
+        plan: (B, K, P) entries in units of the largest of their prediction and of their column's `log_unit`; cut off at
+            the lower end of `log_range(dtype)`.
         peak: (B, P) largest entry of each prediction, `exp((f_i + g_j − C_ij) / reg + log P)`, cut off at both ends; 0
             for one without an allowed pair.
         best: (B, P) float64 largest `(g_j − C_ij) / reg + log P` of each prediction; `f / reg` is `−rate · best`.
@@ -151,8 +151,8 @@ def residual(moved: Tensor, mass: Tensor) -> Tensor:
 def rounding(potential: Tensor, reg: float | Tensor) -> Tensor:
     """Return the residual (B,) that the last bits of potentials (B, K) leave, `reg` one number or (B, 1).
 
-    It is 1e-11 at most where costs are in [0, 1] and `reg` is 1e-4. Only equalities that cannot be met but for penalties
-    that may give way, of 1e7 and more, drive potentials so far that it counts.
+    It is 1e-10 at most where costs are in [0, 1] and `reg` is 1e-4. Only penalties of 1e7 and more, on marginals that
+    forbidden pairs leave no way to meet, drive potentials so far that it counts.
     """
     return (8 * torch.finfo(torch.float64).eps * potential.abs() / reg).amax(1)
 
