@@ -105,6 +105,9 @@ BOUNDED = {
     "UnbalancedSinkhorn": Case(CROWD, matched_by(lambda: match.UnbalancedSinkhorn(**COST)), pairs=10, scores=8),
     "IoUThreshold": Case(CROWDED_ANCHORS, matched_by(lambda: match.IoUThreshold(is_anchor_based=True)), scores=8),
     "ATSS": Case(CROWDED_ANCHORS, matched_by(match.ATSS), scores=8),
+    "FCOS": Case(CROWD, matched_by(match.FCOS), scores=8),
+    "GridCell": Case(CROWD, matched_by(match.GridCell), scores=8),
+    "Uniform": Case(CROWD, matched_by(lambda: match.Uniform(**COST)), scores=8),
     "modules of one's own": Case(CUSTOM, full(custom), pairs=6, scores=8),
 }
 

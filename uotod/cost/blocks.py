@@ -10,6 +10,7 @@ from torch.utils.checkpoint import checkpoint
 from uotod.check import is_transformed, reads_values
 
 MAX_BLOCK_ELEMENTS = 1 << 17  # of a (B, T, P) block on the CPU: the dozen temporaries of an overlap stay in its cache
+MAX_TARGET_ELEMENTS = 1 << 18  # of the (B, t, P) pairs of a rule of geometry on the CPU
 MAX_GPU_BLOCK_ELEMENTS = 1 << 24  # of a (B, t, P) block on a GPU: large enough to keep it busy
 MAX_ROW_ELEMENTS = 1 << 18  # of a block of rows on the CPU
 MAX_GPU_ROW_ELEMENTS = 1 << 24  # of a block of rows on a GPU: enough to keep it busy

@@ -17,7 +17,7 @@ from uotod.match.schedule import Schedule
 from uotod.plan import Plan
 from uotod.scene.scene import Scene
 from uotod.solvers.overlaps import largest_iou, pairwise, pairwise_iou
-from uotod.solvers.threshold import ThresholdRule, match_by_similarity
+from uotod.solvers.threshold import ThresholdRule, match_by_similarity, match_of_scene
 
 
 class GridCell(RegionMatcher):
@@ -102,26 +102,28 @@ class GridCell(RegionMatcher):
 
     def plan(self, scene: Scene) -> Plan:
         """Return the plan of a parsed batch; without modules from the IoU itself, for 1 - (1 - IoU) is rounded."""
-        if not self._has_modules() and self.costs.target_weight(scene) is None:
-            similarity = self._similarity(scene)
-            if self.nonfinite == "propagate":
-                similarity = -replace_nonfinite(-similarity, scene, background_cost=0.0)
-            similarity = similarity.masked_fill(~self._candidates(scene), -math.inf)
-        else:
-            similarity = 1 - self.cost(scene)[:, : scene.mask.shape[1]]
-        plan = self._assign(similarity, scene.mask)
+        index = match_of_scene(self._responsibility, scene, self._rule())
+        plan = Plan.from_index(index, scene.mask.shape[1], self.background, scene.logits.dtype)
         if self.negative is None or not plan.num_targets:
             return plan
         return plan.ignoring(largest_iou(scene.target_boxes, scene.mask, self._located_boxes(scene)) > self.negative)
 
     def match(self, cost: Tensor, mask: Tensor) -> Plan:
-        return self._assign(1 - cost[:, : mask.shape[1]], mask)
+        index = match_by_similarity(1 - cost[:, : mask.shape[1]], mask, self._rule())
+        return Plan.from_index(index, mask.shape[1], self.background, cost.dtype)
 
-    def _assign(self, similarity: Tensor, mask: Tensor) -> Plan:
+    def _rule(self) -> ThresholdRule:
         positive = math.inf if self.positive is None else self.positive
-        rule = ThresholdRule(positive, (-math.inf, math.inf), "best", -math.inf)
-        index = match_by_similarity(similarity, mask, rule)
-        return Plan.from_index(index, mask.shape[1], self.background, similarity.dtype)
+        return ThresholdRule(positive, (-math.inf, math.inf), "best", -math.inf)
+
+    def _responsibility(self, scene: Scene) -> Tensor:
+        """Return how well (S, T, P) predictions suit the targets in their cells, `-inf` for those of other cells."""
+        if self._has_modules() or self.costs.target_weight(scene) is not None:
+            return 1 - self.cost(scene)[:, : scene.mask.shape[1]]
+        similarity = self._similarity(scene)
+        if self.nonfinite == "propagate":
+            similarity = -replace_nonfinite(-similarity, scene, background_cost=0.0)
+        return similarity.masked_fill(~self._candidates(scene), -math.inf)
 
     def _candidates(self, scene: Scene) -> Tensor:
         places, stride = self._locations(scene), self._strides(scene, "its cells")

@@ -6,11 +6,12 @@ from abc import abstractmethod
 import torch
 from torch import Tensor
 
+from uotod.cost.crowded import by_targets
 from uotod.geometry.boxes import box_area
 from uotod.match.base import Matcher
 from uotod.plan import Plan
 from uotod.scene.scene import Scene
-from uotod.solvers.nearest import nearest_target
+from uotod.solvers.nearest import nearest_of_parts
 
 
 class RegionMatcher(Matcher, abstract=True):
@@ -30,13 +31,17 @@ class RegionMatcher(Matcher, abstract=True):
             cost[:, : scene.mask.shape[1]].masked_fill_(~self._candidates(scene), math.inf)
             return cost  # of our own: the base has just made it
 
+    def plan(self, scene: Scene) -> Plan:
+        """Return the plan of a scene, which holds the cost of some targets at a time."""
+        index = nearest_of_parts(by_targets(lambda part: self.cost(part)[:, : part.mask.shape[1]], scene))
+        return Plan.from_index(index, scene.mask.shape[1], self.background, scene.logits.dtype)
+
     def own_pair_cost(self, scene: Scene) -> Tensor:
         return box_area(scene.target_boxes).unsqueeze(-1).expand(-1, -1, scene.pred_boxes.shape[1])
 
     def match(self, cost: Tensor, mask: Tensor) -> Plan:
         num_targets = mask.shape[1]
-        index = nearest_target(cost[:, :num_targets])  # (B, P)
-        index = index.masked_fill(index < 0, num_targets)
+        index = nearest_of_parts([cost[:, :num_targets]])  # (B, P)
         return Plan.from_index(index, num_targets, self.background, cost.dtype)
 
     def _drop_nonfinite(self, allowed: Tensor, scene: Scene) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from uotod.check import check_integer, check_number
+from uotod.cost.crowded import by_targets
 from uotod.geometry.boxes import aligned_overlap, box_xyxy_to_cxcywh
 from uotod.match.base import Matcher, shared
 from uotod.match.schedule import Schedule
@@ -33,7 +34,7 @@ class Uniform(Matcher):
     IoU above `negative` with some target. The background cost is not read.
 
     `anchors` must be given. With modules their cost replaces that of the predictions; the anchors' stays. Takes
-    O(B·T·P) time and a few (B, T, P) tensors. A prediction that is not finite is never chosen.
+    O(B·T·P) time and a few (B, t, P) tensors of some targets. A prediction that is not finite is never chosen.
 
     Args:
         topk: number of predictions and of anchors that a target chooses, so that it has at most twice as many.
@@ -87,12 +88,8 @@ class Uniform(Matcher):
     def plan(self, scene: Scene) -> Plan:
         anchors, mask = self._locations(scene).boxes, scene.mask
         num_targets, preds = mask.shape[1], anchors.shape[1]
-        cost = self.cost(scene)[:, :num_targets]  # (B, T, P)
-        if self.nonfinite == "propagate":
-            cost = cost.masked_fill(~scene.finite.unsqueeze(1), math.inf)
-        distance = _distance(scene.target_boxes, anchors).masked_fill(cost == math.inf, math.inf)
-        chosen = torch.cat((self._cheapest(cost), self._cheapest(distance)), dim=2)  # (B, T, K)
-        owner = suitors(-cost.gather(2, chosen), chosen, preds)
+        chosen, value = (torch.cat(x, dim=1) for x in zip(*by_targets(self._choices, scene), strict=True))  # (B, T, K)
+        owner = suitors(value, chosen, preds)
 
         overlap = largest_iou(scene.target_boxes, scene.mask, self._located_boxes(scene))  # (B, P)
         index = torch.where((owner == num_targets) & (overlap > self.negative), -1, owner)
@@ -100,13 +97,22 @@ class Uniform(Matcher):
         own = present.gather(1, owner.unsqueeze(-1).expand(-1, -1, 4))  # (B, P, 4)
         is_far = aligned_overlap(anchors, own, "iou", eps=0.0) < self.positive
         index = torch.where((owner < num_targets) & is_far, -1, index)
-        return Plan.from_index(index, num_targets, self.background, cost.dtype)
+        return Plan.from_index(index, num_targets, self.background, value.dtype)
 
     def match(self, cost: Tensor, mask: Tensor) -> Plan:
         cost = cost[:, : mask.shape[1]]
         chosen = self._cheapest(cost)
         index = suitors(-cost.gather(2, chosen), chosen, cost.shape[2])
         return Plan.from_index(index, mask.shape[1], self.background, cost.dtype)
+
+    def _choices(self, scene: Scene) -> tuple[Tensor, Tensor]:
+        """Return the (B, T, K) indices of the predictions that targets choose, and how much each suits."""
+        cost = self.cost(scene)[:, : scene.mask.shape[1]]  # (B, T, P)
+        if self.nonfinite == "propagate":
+            cost = cost.masked_fill(~scene.finite.unsqueeze(1), math.inf)
+        distance = _distance(scene.target_boxes, self._locations(scene).boxes).masked_fill(cost == math.inf, math.inf)
+        chosen = torch.cat((self._cheapest(cost), self._cheapest(distance)), dim=2)
+        return chosen, -cost.gather(2, chosen)
 
     def _cheapest(self, cost: Tensor) -> Tensor:
         """Return the (B, T, k) indices of the cheapest predictions of each target."""

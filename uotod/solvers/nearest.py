@@ -1,9 +1,12 @@
 """Rules that look at one side at a time: the nearest partner, hard or soft."""
 
 import math
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
+
+from uotod.solvers.candidates import RunningMax
 
 
 def nearest_target(cost: Tensor) -> Tensor:
@@ -21,6 +24,17 @@ def nearest_target(cost: Tensor) -> Tensor:
         return torch.full((cost.shape[0], cost.shape[2]), -1, device=cost.device)
     value, index = cost.min(1)
     return index.masked_fill(value == math.inf, -1)
+
+
+def nearest_of_parts(costs: Iterable[Tensor]) -> Tensor:
+    """Return `nearest_target` of the (B, t, P) columns of all `costs`, of which one at a time is held; K for -1."""
+    nearest, start = RunningMax(), 0
+    for cost in costs:
+        if not cost.shape[1]:
+            return torch.zeros(len(cost), cost.shape[2], dtype=torch.long, device=cost.device)
+        nearest.add(-cost, start)
+        start += cost.shape[1]
+    return nearest.index.masked_fill(nearest.value == -math.inf, start)
 
 
 def nearest_prediction(cost: Tensor, threshold: float | None) -> Tensor:

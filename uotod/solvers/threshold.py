@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from uotod.check import is_traced, reads_values
-from uotod.cost.blocks import MAX_BLOCK_ELEMENTS, MAX_GPU_BLOCK_ELEMENTS, slices
+from uotod.cost.blocks import MAX_BLOCK_ELEMENTS, MAX_GPU_BLOCK_ELEMENTS, MAX_TARGET_ELEMENTS, slices
 from uotod.geometry.boxes import pairwise_overlap
 from uotod.geometry.image_iou import iou_rows
+from uotod.scene.scene import Scene
 from uotod.solvers.by_image import assign_by_image
 from uotod.solvers.candidates import RunningMax, stable_topk
 from uotod.solvers.greedy import greedy_pairs, greedy_pairs_of_image
@@ -135,6 +136,24 @@ def match_by_similarity(similarity: Tensor, mask: Tensor, rule: ThresholdRule) -
     def of_image(image: int, real: Tensor) -> Tensor:
         values = similarity[image] if len(real) == mask.shape[1] else similarity[image, real]
         found = _Similarity(lambda some: values[some], lambda preds: values[:, preds])
+        return _match_image(found, len(real), preds, rule)
+
+    return assign_by_image(of_image, mask, preds)
+
+
+def match_of_scene(similarity: Callable[[Scene], Tensor], scene: Scene, rule: ThresholdRule) -> Tensor:
+    """Do the same by a function of a scene that returns its similarities (S, T, P), in bounded memory."""
+    mask, preds = scene.mask, scene.logits.shape[1]
+    if mask.numel() * preds <= MAX_TARGET_ELEMENTS:
+        return match_by_similarity(similarity(scene), mask, rule)
+    if not reads_values(mask, validate=False):
+        return _match_batch(lambda some: similarity(scene.part(targets=some)), mask, preds, rule)
+
+    def of_image(image: int, real: Tensor) -> Tensor:
+        one = scene.part(slice(image, image + 1), targets=real)
+        found = _Similarity(
+            lambda some: similarity(one.part(targets=some))[0], lambda preds: similarity(one.part(preds=preds))[0]
+        )
         return _match_image(found, len(real), preds, rule)
 
     return assign_by_image(of_image, mask, preds)
