@@ -109,14 +109,14 @@ def reads_values(tensor: Tensor, validate: bool) -> bool:
     Under `torch.func.vmap` a tensor has as many values as there are calls, and under a compiler it has none yet: there
     none may be looked at.
     """
-    if is_traced(tensor):
+    if torch.compiler.is_compiling() or tensor.is_meta or isinstance(tensor, FakeTensor):
         return False
     return (validate or tensor.device.type == "cpu") and not (is_transformed() and _is_mapped(tensor))
 
 
 def is_traced(tensor: Tensor) -> bool:
-    """Tell whether a tensor stands for all those of its shape: in a compiler, and where it has no values at all."""
-    return torch.compiler.is_compiling() or tensor.is_meta or isinstance(tensor, FakeTensor)
+    """Tell whether a tensor has no values at all, as in a compiler, where it stands for all those of its shape."""
+    return not reads_values(tensor, validate=True)
 
 
 def _is_mapped(tensor: Tensor) -> bool:
