@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter, EagerAndRecordGraphs
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from tests.support.docs import defined_function
 from tests.support.matcher_cases import CASES as MATCHERS
 from tests.support.problems import Problem, random_problem
 from tests.support.recipe_cases import CASES as RECIPES, problem_for
@@ -118,3 +119,12 @@ def test_wrong_values_are_not_looked_for_while_tracing() -> None:
         criterion(problem.input, wrong)
     compiled = torch.compile(criterion, backend="eager", fullgraph=True)
     compiled(problem.input, problem.target)
+
+
+def test_targets_in_buckets_have_the_same_loss() -> None:
+    problem, criterion = random_problem(), criterion_of(MATCHERS["Hungarian"].build())
+    padded = defined_function("compilers.rst", "in_buckets")(problem.target)
+    assert padded["labels"].shape[1] == 16
+    compiled = defined_function("compilers.rst", "compiled")(criterion)
+    assert isinstance(compiled, nn.Module)
+    torch.testing.assert_close(criterion(problem.input, padded), criterion(problem.input, problem.target))
