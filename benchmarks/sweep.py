@@ -236,11 +236,11 @@ def _solved(batch: Batch, index: int, images: list[int], num_iter: int) -> Itera
     seconds = (time.process_time() - start) / len(images)
     reg = batch.reg_dimless / (math.log(2 * batch.cost.shape[1]) + 1)
     # what float64 leaves where penalties let potentials go far; 1e-11 at most where they stay near the costs
-    limit = (8 * torch.finfo(torch.float64).eps * result.target_potential.abs().double() / reg).amax(1)
-    limit = limit.clamp(min=max(1e-6, 8 * torch.finfo(batch.cost.dtype).eps)).tolist()
+    rounding = (8 * torch.finfo(torch.float64).eps * result.target_potential.abs().double() / reg).amax(1)
+    limits = rounding.clamp(min=max(1e-6, 8 * torch.finfo(batch.cost.dtype).eps)).tolist()
     wrongs = violation(batch, result).tolist()
     for image, steps, left, wrong, attainable in zip(
-        images, result.iterations.tolist(), result.residual.tolist(), wrongs, limit, strict=True
+        images, result.iterations.tolist(), result.residual.tolist(), wrongs, limits, strict=True
     ):
         fault = "" if left <= attainable else "unconverged"
         fault = fault or ("" if wrong <= 20 * attainable else "violates the marginals")
