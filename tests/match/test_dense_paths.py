@@ -8,7 +8,6 @@ import torch
 
 from tests.support.aligned_scenes import scene
 from tests.support.guards import LargestTensor, NoSynchronisation, take_gpu_path
-from uotod.loss import DetectionLoss
 from uotod.match import ATSS, DynamicSoftLabel, IoUThreshold, Matcher, SimOTA, TaskAligned
 
 RULES: dict[str, Callable[..., Matcher]] = {
@@ -80,14 +79,3 @@ def test_no_tensor_of_all_pairs_is_held(name: str, on_host: bool, monkeypatch: p
     tracemalloc.stop()
     assert held.elements < pairs / 4
     assert peak < 4 * pairs / 2  # bytes of a float32
-
-
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", ["IoUThreshold", pytest.param("TaskAligned", marks=pytest.mark.long)])
-def test_a_compiled_criterion_has_the_same_loss(name: str) -> None:
-    input, target, points = scene(5, dtype=torch.float32)
-    bce, l1 = torch.nn.BCEWithLogitsLoss(reduction="none"), torch.nn.L1Loss(reduction="none")
-    criterion = DetectionLoss(bce, l1, RULES[name](), "none", use_hard_negative_mining=True, neg_to_pos_ratio=3.0)
-    expected = criterion(input, target, points)
-    torch.compiler.reset()
-    torch.testing.assert_close(torch.compile(criterion, backend="eager")(input, target, points), expected)

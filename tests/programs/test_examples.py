@@ -63,7 +63,10 @@ class Interrupt:
 @pytest.mark.training
 @pytest.mark.parametrize(
     ("program", "steps", "floor"),
-    [pytest.param("train_detr", 200, 0.55, marks=pytest.mark.long), ("train_ssd", 160, 0.6)],
+    [
+        pytest.param("train_detr", 200, 0.55, marks=pytest.mark.long),
+        pytest.param("train_ssd", 160, 0.6, marks=pytest.mark.long),
+    ],
     ids=PROGRAMS,
 )
 def test_a_detector_learns_color_boxes_in_a_fixed_number_of_steps(program, steps, floor, tmp_path):
@@ -83,7 +86,7 @@ def test_a_detector_learns_blood_cells_in_a_fixed_number_of_steps(program, floor
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
-@pytest.mark.parametrize("call", [2, 5], ids=["in epoch 1", "in epoch 2"])
+@pytest.mark.parametrize("call", [pytest.param(2, marks=pytest.mark.long), 5], ids=["in epoch 1", "in epoch 2"])
 def test_an_interrupted_and_resumed_training_equals_an_uninterrupted_one(program, call, folder, tmp_path, monkeypatch):
     run(program, tmp_path / "whole", *tiny(folder))
     training = load("common").Training
