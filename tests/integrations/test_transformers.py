@@ -20,7 +20,7 @@ from uotod.match import UnbalancedSinkhorn
 
 transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.filterwarnings("ignore")
-ONE_EACH = ["Detr", "DeformableDetr", "RTDetr", "DFine", "Deimv2", "LwDetr"]
+ONE_EACH = ["Detr", "DeformableDetr", "RTDetr", "DFine", "Deimv2", "GroundingDino", "LwDetr"]
 GROUPED = ("LwDetr", "RfDetr")  # in evaluation the library splits the queries of one group, too
 
 
@@ -35,7 +35,7 @@ class Heads:
         leaves, kwargs = [self._leaf(x) for x in args], {key: self._leaf(x) for key, x in kwargs.items()}
         for final, layers in ((0, 5), (3, 6)):  # logits and boxes of the final layer are among those of all
             for dim in (0, 1):
-                if len(args) > layers and args[layers] is not None and args[layers].dim() == 4:
+                if len(args) > layers and isinstance(args[layers], Tensor) and args[layers].dim() == 4:
                     last = args[layers].select(dim, -1)
                     if last.shape == args[final].shape and torch.equal(last, args[final]):
                         leaves[final] = leaves[layers].select(dim, -1)
@@ -65,7 +65,7 @@ def loss_and_gradients(model: Any, inputs: dict[str, Any]) -> list[Tensor]:
 def test_loss_and_gradient_are_those_of_the_library(name: str, counts: tuple[int, int]) -> None:
     if not sum(counts) and name.startswith(("DFine", "Deimv2")):
         pytest.skip("the library fails without targets")
-    model, inputs = model_of(name), batch(counts)
+    model, inputs = model_of(name), batch(name, counts)
     expected = loss_and_gradients(model, inputs)
     actual = loss_and_gradients(set_criterion(model, align="transformers"), inputs)
     torch.testing.assert_close(actual[0], expected[0], rtol=1e-5, atol=1e-6)
@@ -75,7 +75,7 @@ def test_loss_and_gradient_are_those_of_the_library(name: str, counts: tuple[int
 
 @pytest.mark.parametrize("name", [name for name in MODELS if name not in GROUPED])
 def test_in_evaluation_too(name: str) -> None:
-    model, inputs = model_of(name).eval(), batch()
+    model, inputs = model_of(name).eval(), batch(name)
     with torch.no_grad():
         expected = model(**inputs)
         actual = set_criterion(model, align="transformers")(**inputs)
@@ -85,7 +85,7 @@ def test_in_evaluation_too(name: str) -> None:
 
 @pytest.mark.parametrize("name", GROUPED)
 def test_in_evaluation_all_queries_are_one_group(name: str) -> None:
-    model, inputs = set_criterion(model_of(name)), batch()
+    model, inputs = set_criterion(model_of(name)), batch(name)
     model(**inputs).loss.backward()
     with torch.no_grad():
         output = model.eval()(**inputs)
@@ -94,7 +94,7 @@ def test_in_evaluation_all_queries_are_one_group(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name in MODELS if not name.startswith(("DFine", "Deimv2"))])
 def test_without_distributions_both_alignments_are_one(name: str) -> None:
-    inputs = batch()
+    inputs = batch(name)
     found = []
     for align in ("published", "transformers"):
         model = set_criterion(model_of(name), align=align)
@@ -105,7 +105,7 @@ def test_without_distributions_both_alignments_are_one(name: str) -> None:
 
 
 def test_proposals_that_a_model_keeps_from_its_loss_are_fetched() -> None:
-    model, inputs = model_of("DeformableDetr, two stages"), batch()
+    model, inputs = model_of("DeformableDetr, two stages"), batch("DeformableDetr, two stages")
     without = set_criterion(model, align="transformers")(**inputs).loss
     output = set_criterion(model)(**inputs)
     torch.testing.assert_close(output.loss, without + output.loss_dict["loss_enc"])
@@ -123,7 +123,7 @@ def test_proposals_that_a_model_keeps_from_its_loss_are_fetched() -> None:
 
 @pytest.mark.parametrize("name", ["DFine", "Deimv2"])
 def test_published_layers_have_their_own_distributions(name: str) -> None:
-    model, inputs = model_of(name), batch()
+    model, inputs = model_of(name), batch(name)
     handed = {}
 
     def spy(*args: Any, **kwargs: Any) -> Any:
@@ -154,7 +154,7 @@ def test_published_layers_have_their_own_distributions(name: str) -> None:
 def test_another_matcher_trains_it(name: str) -> None:
     model = set_criterion(model_of(name), matcher=UnbalancedSinkhorn(loc_match_module=nn.L1Loss(reduction="none")))
     assert "UnbalancedSinkhorn" in repr(model.loss_function)
-    output = model(**batch())
+    output = model(**batch(name))
     output.loss.backward()
     assert output.loss.isfinite()
     assert not any(x.requires_grad for x in output.loss_dict.values())
@@ -163,7 +163,7 @@ def test_another_matcher_trains_it(name: str) -> None:
 
 @pytest.mark.parametrize("name", ONE_EACH)
 def test_it_survives_copies_and_pickles(name: str) -> None:
-    model, inputs = set_criterion(model_of(name)), batch()
+    model, inputs = set_criterion(model_of(name)), batch(name)
     others = [copy.deepcopy(model), copy.deepcopy(model)]
     others[1]._loss_function = pickle.loads(pickle.dumps(model.loss_function))  # some models have hooks of their own
     expected = loss_and_gradients(model, inputs)[0]
@@ -172,7 +172,7 @@ def test_it_survives_copies_and_pickles(name: str) -> None:
 
 
 def test_the_hook_of_proposals_survives_copies() -> None:
-    model, inputs = set_criterion(model_of("DeformableDetr, two stages")), batch()
+    model, inputs = set_criterion(model_of("DeformableDetr, two stages")), batch("DeformableDetr, two stages")
     expected = model(**inputs).loss_dict["loss_enc"]
     for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         torch.testing.assert_close(other(**inputs).loss_dict["loss_enc"], expected)
@@ -195,7 +195,7 @@ print(sum(p.numel() for p in YolosForObjectDetection.from_pretrained({str(tmp_pa
 def test_moving_averages_follow_the_loop_of_others() -> None:
     criterion = criterion_for(model_of("DeformableDetr").config)
     criterion.main.normalizer = normalizer = MovingAverageNormalizer(momentum=0.5, initial=100.0)
-    model, inputs = set_criterion(model_of("DeformableDetr"), criterion), batch()
+    model, inputs = set_criterion(model_of("DeformableDetr"), criterion), batch("DeformableDetr")
     model(**inputs).loss.backward()
     assert normalizer.average.item() == 51.5
     with torch.no_grad():
@@ -204,7 +204,7 @@ def test_moving_averages_follow_the_loop_of_others() -> None:
 
 
 def test_half_precision_is_computed_in_single() -> None:
-    model, inputs = set_criterion(model_of("Detr")), batch()
+    model, inputs = set_criterion(model_of("Detr")), batch("Detr")
     with torch.autocast("cpu", dtype=torch.bfloat16):
         output = model(**inputs)
     output.loss.backward()
@@ -213,7 +213,7 @@ def test_half_precision_is_computed_in_single() -> None:
 
 
 def test_the_line_of_the_page_trains_a_model() -> None:
-    model, inputs = model_of("Detr"), batch()
+    model, inputs = model_of("Detr"), batch("Detr")
     train = defined_function("transformers.rst", "train")
     losses = train(model, [inputs] * 60)
     assert losses[-1] < 0.9 * losses[0]

@@ -104,6 +104,16 @@ def _groups(name: str, vit: str, **options: Any) -> torch.nn.Module:
     return _model(name, getattr(transformers, vit)(**VIT, **options), **GROUPS)
 
 
+def _grounded(name: str) -> torch.nn.Module:
+    from transformers import BertConfig, SwinConfig
+
+    image = {"embed_dim": 8, "depths": [1] * 4, "num_heads": [1] * 4, "window_size": 2, "image_size": 64}
+    text = {"vocab_size": 2000, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    options = SET | {"d_model": 32, "max_text_len": 12, "use_timm_backbone": False, "backbone": None}
+    words = BertConfig(**text, intermediate_size=16, max_position_embeddings=64)
+    return _model(name, SwinConfig(**image, patch_size=4, out_features=LEVELS), text_config=words, **options)
+
+
 def _yolos() -> torch.nn.Module:
     size = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
     return _model("Yolos", num_labels=3, image_size=[64, 64], patch_size=16, num_detection_tokens=6, **size)
@@ -127,6 +137,8 @@ MODELS: dict[str, Callable[[], torch.nn.Module]] = {
     "DFine": lambda: _d_fine("DFine"),
     "Deimv2": lambda: _d_fine("Deimv2"),
     "Deimv2, each layer its own pairs": lambda: _d_fine("Deimv2", use_dense_one_to_one=False),
+    "GroundingDino": lambda: _grounded("GroundingDino"),
+    "MMGroundingDino": lambda: _grounded("MMGroundingDino"),
     "LwDetr": lambda: _groups("LwDetr", "LwDetrViTConfig", num_windows=4),
     "RfDetr": lambda: _groups("RfDetr", "RfDetrDinov2Config", num_windows=2),
 }
@@ -138,11 +150,16 @@ def model_of(name: str) -> Any:
     return MODELS[name]().train()
 
 
-def batch(counts: tuple[int, ...] = (2, 1)) -> dict[str, Any]:
-    """Return two images and their labels, as the models take them."""
+def batch(name: str, counts: tuple[int, ...] = (2, 1)) -> dict[str, Any]:
+    """Return two images and their labels, and three words for a model of words, as the model of a name takes them."""
     generator = torch.Generator().manual_seed(1)
     images = torch.randn(len(counts), 3, 64, 64, generator=generator)
-    return {"pixel_values": images, "labels": [_labels(n, generator) for n in counts]}
+    inputs = {"pixel_values": images, "labels": [_labels(n, generator) for n in counts]}
+    if "Grounding" not in name:
+        return inputs
+    tokens = torch.tensor([[101, 7, 1012, 8, 9, 1012, 10, 1012, 102]]).expand(len(counts), -1)
+    masks = {"attention_mask": torch.ones_like(tokens), "token_type_ids": torch.zeros_like(tokens)}
+    return inputs | {"input_ids": tokens} | masks
 
 
 def _labels(count: int, generator: torch.Generator) -> dict[str, Tensor]:

@@ -18,7 +18,7 @@ from uotod.loss import (
     VarifocalLoss,
 )
 from uotod.match import Hungarian, Matcher
-from uotod.recipes import d_fine, deformable_detr, deim, detr, group_detr, rt_detr
+from uotod.recipes import d_fine, deformable_detr, deim, detr, dino, group_detr, rt_detr
 from uotod.recipes.dialect import set_matcher
 
 Criterion = DetectionLoss | Branches
@@ -135,6 +135,14 @@ def _deformable(config: Any, matcher: Matcher | None) -> Branches:
     )
 
 
+def _grounded(config: Any, matcher: Matcher | None) -> Branches:
+    """Return a criterion whose classes are the tokens of the text."""
+    costs = _costs(config) if matcher is None else None
+    focal = SigmoidFocalLoss(alpha=config.focal_alpha, gamma=2.0, reduction=N)
+    weights = {"cls": 2.0} | _boxes(config)
+    return dino(config.max_text_len, matcher=matcher, losses={"cls": focal}, weights=weights, cost_weights=costs)
+
+
 def _groups(config: Any, matcher: Matcher | None) -> Branches:
     options = {} if matcher is not None else {"cost_weights": _costs(config), "groups": config.group_detr}
     loss = IoUAwareBCELoss(alpha=config.focal_alpha, gamma=2.0, reduction=N)
@@ -181,6 +189,7 @@ def _hungarian(config: Any) -> Matcher:
 FAMILIES = {
     "ForObjectDetectionLoss": Family(_detr),
     "DeformableDetrForObjectDetectionLoss": Family(_deformable, hides_proposals=True),
+    "GroundingDinoForObjectDetectionLoss": Family(_grounded),
     "LwDetrForObjectDetectionLoss": Family(_groups),
     "RTDetrForObjectDetectionLoss": Family(_varifocal, layer_dim=1),
     "DFineForObjectDetectionLoss": Family(_distributions, layer_dim=1, clamps=True, misaligned=True),

@@ -38,6 +38,7 @@ def convert(
     check_choice("align", align, ALIGNMENTS)
     family = family_of(published_loss(handed["config"]))
     target = [{"labels": x["class_labels"], "boxes": box_cxcywh_to_xyxy(x["boxes"])} for x in handed["labels"]]
+    most = max((len(x["labels"]) for x in target), default=0)
     meta = handed.get("denoising_meta_values")
     layers, refs = _layers(handed, family, align)
     noisy: list[Layer] = []
@@ -54,8 +55,7 @@ def convert(
     if handed.get("enc_topk_logits") is not None and handed["config"].auxiliary_loss:
         earlier = [*earlier, _layer(handed["enc_topk_logits"], handed["enc_topk_bboxes"], family)]
     input: dict[str, Any] = {**final, "aux_outputs": earlier}
-    if meta is not None and handed["config"].auxiliary_loss and any(len(x["labels"]) for x in target):
-        most = max(len(x["labels"]) for x in target)
+    if meta is not None and handed["config"].auxiliary_loss and most:
         queries = noisy[-1]["pred_logits"].shape[1]
         plan = denoising_plan(list(meta["dn_positive_idx"]), meta["dn_num_group"], queries, most)
         input["dn_outputs"] = {**noisy[-1], "aux_outputs": noisy[:-1], "plan": plan}
@@ -63,6 +63,11 @@ def convert(
             input["dn_outputs"]["anchors"] = noisy_anchors
     if handed.get("enc_outputs_class") is not None:
         input["enc_outputs"] = _layer(handed["enc_outputs_class"], handed["enc_outputs_coord"], family)
+    if handed.get("encoder_logits") is not None and handed["config"].two_stage:
+        input["interm_outputs"] = _layer(handed["encoder_logits"], handed["encoder_pred_boxes"], family)
+    if "label_maps" in handed:
+        target = [_of_tokens(image, words) for image, words in zip(target, handed["label_maps"], strict=True)]
+        input["image_class_mask"] = handed["text_mask"].flatten(1, -2).any(1)
     return input, target, anchors
 
 
@@ -98,6 +103,12 @@ def _layers(handed: Mapping[str, Any], family: Family, align: str) -> tuple[list
 def _layer(logits: Tensor, boxes: Tensor, family: Family) -> Layer:
     boxes = boxes.clamp(min=0, max=1) if family.clamps else boxes
     return {"pred_logits": logits, "pred_boxes": box_cxcywh_to_xyxy(boxes)}
+
+
+def _of_tokens(image: Layer, words: Tensor) -> Layer:
+    """Return the targets of an image whose labels are the tokens of their words; a cost is the mean over these."""
+    rows = words.to(image["boxes"])[image["labels"]]
+    return image | {"labels": rows, "cost_labels": rows / rows.sum(-1, keepdim=True).clamp(min=1)}
 
 
 def _split(layer: Layer, sizes: list[int]) -> tuple[Layer, Layer]:
