@@ -219,6 +219,38 @@ def test_the_line_of_the_page_trains_a_model() -> None:
     assert losses[-1] < 0.9 * losses[0]
 
 
+@pytest.mark.parametrize("steps", [1, 2])
+def test_a_trainer_of_the_library_trains_it(steps: int, tmp_path: Path) -> None:
+    pytest.importorskip("accelerate")
+    model = set_criterion(model_of("Yolos"))
+    examples = [
+        {"pixel_values": image, "labels": labels} for image, labels in zip(*batch("Yolos").values(), strict=True)
+    ]
+    arguments = transformers.TrainingArguments(
+        str(tmp_path),
+        num_train_epochs=8,
+        per_device_train_batch_size=1,
+        gradient_accumulation_steps=steps,
+        learning_rate=1e-3,
+        report_to=[],
+        use_cpu=True,
+        remove_unused_columns=False,
+        logging_steps=1,
+        save_strategy="no",
+    )
+
+    def collate(images: list[dict[str, Any]]) -> dict[str, Any]:
+        return {
+            "pixel_values": torch.stack([x["pixel_values"] for x in images]),
+            "labels": [x["labels"] for x in images],
+        }
+
+    trainer = transformers.Trainer(model, arguments, train_dataset=examples, data_collator=collate)
+    trainer.train()
+    losses = [x["loss"] for x in trainer.state.log_history if "loss" in x]
+    assert losses[-1] < losses[0]
+
+
 def test_what_is_no_detector_raises() -> None:
     with pytest.raises(TypeError, match="model must be a detector of transformers, got Linear"):
         set_criterion(nn.Linear(1, 1))
