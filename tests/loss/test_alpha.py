@@ -55,7 +55,9 @@ def test_it_is_a_loop_over_the_classes(name, rows) -> None:
         torch.testing.assert_close(*gradients)
 
 
-@pytest.mark.parametrize("name", ["iou-aware", "matchability", "varifocal", "varifocal-rtdetr", "varifocal-ultralytics"])
+@pytest.mark.parametrize(
+    "name", ["iou-aware", "matchability", "varifocal", "varifocal-rtdetr", "varifocal-ultralytics"]
+)
 def test_so_it_is_for_qualities(name) -> None:
     logits, quality = torch.randn(6, CLASSES, dtype=torch.float64), torch.rand(6, CLASSES, dtype=torch.float64)
     quality = quality * (torch.rand(6, CLASSES) > 0.4)
