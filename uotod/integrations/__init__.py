@@ -1,0 +1,1 @@
+"""Other people's frameworks: a module each, which users import by its name."""
