@@ -194,7 +194,7 @@ def _ssd(model: Any, logits: int, matcher: Matcher | None) -> DetectionLoss:
 
 
 def _retinanet(model: Any, logits: int, matcher: Matcher | None) -> DetectionLoss:
-    head = getattr(model.head, "regression_head", None)
+    head: Any = getattr(model.head, "regression_head", None)
     losses: dict[str, Callable[[], nn.Module]] = {
         "l1": lambda: DeltaLoss(nn.L1Loss(reduction="none"), head.box_coder),
         "smooth_l1": lambda: DeltaLoss(nn.SmoothL1Loss(reduction="none"), head.box_coder),

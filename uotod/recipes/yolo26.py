@@ -1,7 +1,7 @@
 """YOLO26: the number of classes in, the criterion of its one-to-one and one-to-many heads out."""
 
+from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
 
 from torch import nn
 
@@ -114,7 +114,8 @@ def yolo26(
     return Branches(one, main_weight=share.of_one, one2many_outputs=Branch(many, share))
 
 
-class Share(NamedTuple):
+@dataclass(frozen=True)
+class Share:
     """The weight of the one-to-many head in each epoch.
 
     Attributes:
