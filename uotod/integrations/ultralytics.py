@@ -208,7 +208,7 @@ class YOLOLoss(ModelLoss):
         terms = self.criterion.to(logits.device).terms(input, target, points)
         return terms["loss"] * len(logits), self._shown(terms)
 
-    def convert(self, preds: Any, batch: Mapping[str, Tensor]) -> tuple[Values, dict[str, Tensor], Points]:
+    def convert(self, preds: Any, batch: Mapping[str, Tensor]) -> tuple[Values, list[dict[str, Tensor]], Points]:
         """Return input, target and anchors as a criterion takes them."""
         heads = preds[1] if isinstance(preds, tuple) else preds
         first = heads.get("one2one", heads)
@@ -221,8 +221,10 @@ class YOLOLoss(ModelLoss):
         images = len(input["pred_logits"])
         size = points.centers.new_tensor([width, height])
         input["image_size"] = size.expand(images, -1)
-        target = padded_targets(batch, images, points.centers.device)
-        return input, target | {"boxes": target["boxes"] * size.repeat(2)}, points
+        image, labels, boxes = (batch[key].to(size.device) for key in ("batch_idx", "cls", "bboxes"))
+        image = image.long().view(-1)
+        order, counts = image.argsort(stable=True), torch.bincount(image, minlength=images).tolist()
+        return input, targets_of(labels.long().view(-1)[order], (boxes * size.repeat(2))[order], counts), points
 
     def _predictions(self, head: Mapping[str, Tensor], points: Points) -> Values:
         sides = full_precision(head["boxes"].transpose(1, 2))  # (B, P, 4 * bins)
@@ -240,7 +242,7 @@ class YOLOLoss(ModelLoss):
         shown = {}
         for term in main.all_terms:
             parts = [f"{term.name}_{part.name}" for part in term.parts]
-            for name in [x for x in parts if f"loss_{x}" in terms] or [term.name]:
+            for name in parts if len(parts) > 1 else [term.name]:
                 key = {"loc": "box"}.get(name, name.removeprefix("loc_"))
                 shown[f"{key}_loss"] = terms[f"loss_{name}"].detach() / weight
         return shown
@@ -288,20 +290,6 @@ class RTDETRLoss(ModelLoss):
                 first += count
             input["dn_outputs"] = _layers(dn_bboxes, dn_scores) | {"plan": plan.to(dn_scores.device)}
         return input, targets
-
-
-def padded_targets(batch: Mapping[str, Tensor], images: int, device: torch.device) -> dict[str, Tensor]:
-    """Return the padded targets of a batch of Ultralytics, boxes xyxy as fractions of the image."""
-    image = batch["batch_idx"].to(device).long().view(-1)
-    counts = torch.bincount(image, minlength=images)
-    order = image.argsort(stable=True)
-    column = torch.arange(len(image), device=device) - (counts.cumsum(0) - counts)[image[order]]
-    mask = torch.arange(int(counts.max()) if len(image) else 0, device=device) < counts.unsqueeze(1)  # (B, T)
-    labels, boxes = torch.zeros_like(mask, dtype=torch.long), torch.zeros(*mask.shape, 4, device=device)
-    where = (image[order], column)
-    labels[where] = batch["cls"].to(device).long().view(-1)[order]
-    boxes[where] = box_cxcywh_to_xyxy(batch["bboxes"].to(device).float())[order]
-    return {"labels": labels, "boxes": boxes, "mask": mask}
 
 
 def _layers(boxes: Tensor, logits: Tensor) -> Values:
