@@ -63,6 +63,10 @@ def trainer(base: Any = None, *, criterion: Criterion | None = None, matcher: Ma
     class Trainer(parent):  # type: ignore[misc]
         """A trainer with a loss of uotod."""
 
+        def set_model_attributes(self) -> None:
+            _head(unwrap_model(self.model))  # an error before data is read
+            super().set_model_attributes()
+
         def _setup_train(self, *args: Any, **kwargs: Any) -> None:
             super()._setup_train(*args, **kwargs)
             model = set_criterion(unwrap_model(self.model), criterion, matcher=matcher)
@@ -108,21 +112,15 @@ def set_criterion(model: Any, criterion: Criterion | None = None, *, matcher: Ma
         ValueError: both a criterion and a matcher are given, or the model has no gains.
     """
     _require()
-    from ultralytics.nn.modules.head import Detect, RTDETRDecoder, v10Detect
-
     _check_choice(criterion, matcher)
-    layers = getattr(_student(model), "model", None)
-    head: Any = layers[-1] if isinstance(layers, nn.Sequential) else None
-    if type(head) is RTDETRDecoder:
+    head = _head(model)
+    if not hasattr(head, "reg_max"):
         if criterion is None:
             options: Values = {"nonfinite": "propagate"} if matcher is None else {"matcher": matcher}
             criterion = rt_detr(head.nc, style="ultralytics", **options)
         return _attach(model, RTDETRLoss(criterion))
-    if type(head) in (Detect, v10Detect):
-        criterion = _published(_student(model), head, matcher) if criterion is None else criterion
-        return _attach(model, YOLOLoss(criterion, head.stride.tolist(), head.reg_max))
-    found = f"{type(model).__name__} with the head {type(head).__name__}" if head is not None else type(model).__name__
-    raise TypeError(f"model must be {SUPPORTED}, got {found}")
+    criterion = _published(_student(model), head, matcher) if criterion is None else criterion
+    return _attach(model, YOLOLoss(criterion, head.stride.tolist(), head.reg_max))
 
 
 def set_matcher(loss: Any, matcher: Matcher) -> Any:
@@ -297,6 +295,18 @@ def _layers(boxes: Tensor, logits: Tensor) -> Values:
     corners = box_cxcywh_to_xyxy(full_precision(boxes))
     *earlier, final = ({"pred_logits": x, "pred_boxes": y} for x, y in zip(logits, corners, strict=True))
     return final | {"aux_outputs": earlier}
+
+
+def _head(model: Any) -> Any:
+    """Return the head of a model that is supported, `Detect` or `RTDETRDecoder`."""
+    from ultralytics.nn.modules.head import Detect, RTDETRDecoder, v10Detect
+
+    layers = getattr(_student(model), "model", None)
+    head: Any = layers[-1] if isinstance(layers, nn.Sequential) else None
+    if type(head) in (Detect, v10Detect, RTDETRDecoder):  # subclasses have other outputs: masks, keypoints, angles
+        return head
+    found = type(model).__name__ + ("" if head is None else f" with the head {type(head).__name__}")
+    raise TypeError(f"model must be {SUPPORTED}, got {found}")
 
 
 def _published(model: Any, head: Any, matcher: Matcher | None) -> Criterion:
