@@ -95,7 +95,8 @@ class RecipeCriterion(nn.Module):
         size = outputs["pred_boxes"].new_tensor([width, height, width, height])
         targets = {**targets, "labels": labels, "boxes": targets["boxes"] * size}
         places = None if anchors is None else Anchors(anchors * size, outputs["stride"])
-        return {**outputs, "pred_boxes": outputs["pred_boxes"] * size}, targets, places
+        pixels = {"pred_boxes": outputs["pred_boxes"] * size, "image_size": size[:2].expand(len(labels), -1)}
+        return {**outputs, **pixels}, targets, places
 
 
 class DoesNotFitError(SystemExit):

@@ -3,6 +3,7 @@
 import copy
 import pickle
 import re
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ from uotod.match import Hungarian, IoUThreshold
 
 N = "none"
 L1 = nn.L1Loss(reduction=N)
+KEPT = ("pred_logits", "pred_boxes", "one2many_outputs")
 WEIGHTS = {"enc_outputs": 1.0, "dn_outputs": 0.7, "one2many_outputs": 2.5}
 
 
@@ -249,3 +251,43 @@ def test_a_term_of_two_meanings_raises() -> None:
     criterion = Branches(loss, enc_outputs=Branch(loss))
     with pytest.raises(ValueError, match="branch 'enc_outputs' needs another name: there is a term 'loss_cls_enc'"):
         criterion(problem.input | {"enc_outputs": problem.input}, problem.target)
+
+
+class Falling(NamedTuple):
+    """A schedule that can be pickled: from `high` by a tenth a step."""
+
+    high: float
+
+    def __call__(self, step: int) -> float:
+        return self.high - 0.1 * step
+
+
+def test_weights_of_outputs_follow_the_step() -> None:
+    problem = full_problem()
+    input, target = ({k: x for k, x in problem.input.items() if k in KEPT}, problem.target)
+    parts = Branches(detector(), one2many_outputs=Branch(detector(copies=3)))
+    main, many = (parts.terms(input, target)[key] for key in ("loss", "loss_one2many"))
+    main = main - many
+    many_of_them = Branch(detector(copies=3), Falling(0.8))
+    criterion = Branches(detector(), main_weight=Falling(0.5), one2many_outputs=many_of_them)
+    for step in (0, 1, 4):
+        criterion.set_step(step)
+        assert criterion.main_weight == 0.5 - 0.1 * step
+        terms = criterion.terms(input, target)
+        torch.testing.assert_close(terms["loss"], criterion.main_weight * main + (0.8 - 0.1 * step) * many)
+        torch.testing.assert_close(terms["loss"] - terms["loss_one2many"], terms["loss_cls"] + terms["loss_loc"])
+    for twin in (copy.deepcopy(criterion), pickle.loads(pickle.dumps(criterion))):
+        torch.testing.assert_close(twin(input, target), criterion(input, target))
+        twin.set_step(0)
+        assert (twin.main_weight, criterion.main_weight) == (0.5, 0.5 - 0.4)
+    assert "main, of weight 0.1" in criterion.describe(input, target)
+
+
+def test_a_bad_weight_of_a_schedule_changes_nothing() -> None:
+    criterion = Branches(detector(), main_weight=Falling(0.5), dn_outputs=Branch(detector(), Falling(0.2)))
+    criterion.set_step(1)
+    with pytest.raises(ValueError, match=r"weight\(3\) must lie in \[0.0, inf\)"):
+        criterion.set_step(3)
+    assert (criterion.main_weight, criterion.branches["dn_outputs"].weight) == (0.4, 0.1)
+    with pytest.raises(ValueError, match=r"main_weight must lie in \[0.0, inf\), got -1.0"):
+        Branches(detector(), main_weight=-1.0)

@@ -36,7 +36,7 @@ def cut(problem: Problem, kept: Tensor) -> Problem:
             if key == "aux_outputs":
                 found[key] = [of(layer) for layer in x]
             elif key != "pred_valid":
-                found[key] = x.detach()[:, kept].requires_grad_()
+                found[key] = x if key.startswith("image_") else x.detach()[:, kept].requires_grad_()
         return found
 
     places = problem.anchors
@@ -45,7 +45,7 @@ def cut(problem: Problem, kept: Tensor) -> Problem:
 
 
 def leaves(values: dict) -> list[tuple[str, Tensor]]:
-    found = [(key, x) for key, x in values.items() if isinstance(x, Tensor) and x.requires_grad]
+    found = [(key, x) for key, x in values.items() if key.startswith("pred_") and x.requires_grad]
     return found + [leaf for layer in values.get("aux_outputs", ()) for leaf in leaves(layer)]
 
 

@@ -32,6 +32,7 @@ LOSSES = {
     "matchability": lambda **o: MatchabilityAwareLoss(**o),
     "varifocal": lambda **o: VarifocalLoss(gamma=1.5, **o),
     "varifocal-rtdetr": lambda **o: VarifocalLoss(form="rtdetr", **o),
+    "varifocal-ultralytics": lambda **o: VarifocalLoss(form="ultralytics", **o),
 }
 ALL = {**LOSSES, "cost": lambda **o: SigmoidFocalCost(**o)}
 MATCHERS = {"one": Hungarian(loc_match_module=L1), "many": SoftMin(loc_match_module=L1, reg=0.3)}
@@ -54,7 +55,9 @@ def test_it_is_a_loop_over_the_classes(name, rows) -> None:
         torch.testing.assert_close(*gradients)
 
 
-@pytest.mark.parametrize("name", ["iou-aware", "matchability", "varifocal", "varifocal-rtdetr"])
+@pytest.mark.parametrize(
+    "name", ["iou-aware", "matchability", "varifocal", "varifocal-rtdetr", "varifocal-ultralytics"]
+)
 def test_so_it_is_for_qualities(name) -> None:
     logits, quality = torch.randn(6, CLASSES, dtype=torch.float64), torch.rand(6, CLASSES, dtype=torch.float64)
     quality = quality * (torch.rand(6, CLASSES) > 0.4)
@@ -142,7 +145,7 @@ def test_sequences_and_numbers_of_numpy_are_numbers(name) -> None:
 def test_a_number_that_is_none_is_named_with_its_class(name, bad) -> None:
     with pytest.raises(ValueError, match=r"alpha\[2\] must lie in"):
         ALL[name](alpha=[0.1, 0.2, bad])
-    if name not in ("matchability", "varifocal", "varifocal-rtdetr"):
+    if name != "matchability" and not name.startswith("varifocal"):
         with pytest.raises(ValueError, match=r"alpha\[0\] must lie in \[0.0, 1.0\], got 1.5"):
             ALL[name](alpha=torch.tensor([1.5, 0.5]))
 

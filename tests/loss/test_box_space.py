@@ -1,6 +1,7 @@
 """Boxes in other parameterisations: coders invert themselves, losses in their space, and the fields of matched rows."""
 
 import re
+from typing import Any
 
 import pytest
 import torch
@@ -332,6 +333,16 @@ class TestFields:
             ValueError,
         ),
         (lambda: BoxSpace(nn.L1Loss(), "xyxy", image_size=(1,)), "image_size must hold width and height", ValueError),
+        (
+            lambda: BoxSpace(nn.L1Loss(), "xyxy", image_size="image"),
+            "image_size must hold width and height, or be 'input', got 'image'",
+            ValueError,
+        ),
+        (
+            lambda: BoxSpace(nn.L1Loss(), "xyxy", image_size="input")(torch.zeros(2, 4), torch.zeros(2, 4)),
+            'image_size must be given to a BoxSpace with image_size="input", got None',
+            ValueError,
+        ),
         (lambda: BoxSpace(nn.L1Loss(), "xyxy", image_size=(1, 0)), "image_size[1] must lie in (0.0, inf)", ValueError),
         (
             lambda: BoxSpace(nn.L1Loss(), DeltaCoder())(torch.zeros(2, 4), torch.zeros(2, 4)),
@@ -357,6 +368,43 @@ class TestFields:
 def test_bad_arguments_raise(build, message: str, error: type[Exception]) -> None:
     with pytest.raises(error, match=re.escape(message)):
         build()
+
+
+def image_of(value: Any, index: int) -> Any:
+    """Return the part of one image of predictions and of their layers."""
+    if isinstance(value, dict):
+        return {key: image_of(x, index) for key, x in value.items()}
+    return [image_of(x, index) for x in value] if isinstance(value, list) else value[index : index + 1]
+
+
+@pytest.mark.parametrize("targets", [0, 1, 4])
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("matcher", [Hungarian, BalancedSinkhorn])
+@pytest.mark.parametrize("space", SPACES)
+def test_every_image_may_have_a_size_of_its_own(space, matcher, layers, targets, monkeypatch) -> None:
+    sizes = torch.tensor([[1.5, 0.8], [2.0, 1.0], [0.7, 3.0]])
+    problem = random_problem(3, 6, targets)
+    input = dict(problem.input)
+    if layers > 1:
+        input["aux_outputs"] = [{k: x.detach().flip(1) for k, x in problem.input.items()}]
+    loss = SPACES[space](loss=nn.L1Loss(reduction=N), image_size="input")
+    whole = criterion(loss, matcher(loc_match_module=loss))
+    expected = torch.zeros((), dtype=torch.float64)
+    for b, size in enumerate(sizes.tolist()):
+        own = SPACES[space](loss=nn.L1Loss(reduction=N), image_size=size)
+        part = criterion(own, matcher(loc_match_module=own))(image_of(input, b), image_of(problem.target, b))
+        expected = expected + part
+    for static in (False, True):
+        if static:
+            take_gpu_path(monkeypatch)
+        value = whole(input | {"image_size": sizes}, problem.target)
+        torch.testing.assert_close(value, expected)
+        ours, theirs = (
+            torch.autograd.grad(x, list(problem.input.values()), retain_graph=True) for x in (value, expected)
+        )
+        torch.testing.assert_close(ours, theirs)
+    with pytest.raises(ValueError, match="input must have the key 'image_size' for BoxSpace"):
+        whole(input, problem.target)
 
 
 def test_a_sum_names_it_by_its_loss() -> None:

@@ -30,6 +30,10 @@ SOFT = {
     "qfl-1.5": (QualityFocalLoss(beta=1.5, reduction=N), partial(oracle.quality_focal, beta=1.5)),
     "vfl": (VarifocalLoss(reduction=N), oracle.varifocal),
     "vfl-rtdetr": (VarifocalLoss(form="rtdetr", alpha=0.6, reduction=N), partial(oracle.varifocal_rtdetr, alpha=0.6)),
+    "vfl-ultralytics": (
+        VarifocalLoss(form="ultralytics", alpha=0.25, gamma=1.5, reduction=N),
+        partial(oracle.varifocal_ultralytics, alpha=0.25, gamma=1.5),
+    ),
     "mal": (MatchabilityAwareLoss(reduction=N), oracle.matchability),
     "mal-alpha": (
         MatchabilityAwareLoss(alpha=0.4, gamma=2.0, reduction=N),
@@ -157,9 +161,10 @@ class TestLimits:
         poly = SigmoidPolyLoss(epsilon=0.0, gamma=1.5, reduction=N)(self.logits, self.labels)
         torch.testing.assert_close(poly, focal)
 
-    def test_the_two_varifocal_losses_agree_on_pairs_of_positive_quality(self) -> None:
+    @pytest.mark.parametrize("form", ["rtdetr", "ultralytics"])
+    def test_the_varifocal_losses_agree_on_pairs_of_positive_quality(self, form: str) -> None:
         quality, _ = qualities(10)
-        forms = [VarifocalLoss(form=form, reduction=N)(self.logits, quality) for form in ("varifocal", "rtdetr")]
+        forms = [VarifocalLoss(form=x, reduction=N)(self.logits, quality) for x in ("varifocal", form)]
         torch.testing.assert_close(*forms)
 
     def test_a_pair_of_quality_zero_is_taught_by_the_matchability_aware_loss_only(self) -> None:
@@ -219,11 +224,11 @@ class TestReferences:
         for _ in range(50):
             logits = (2 * torch.randn(7, 4, dtype=torch.float32)).requires_grad_()
             labels = F.one_hot(torch.randint(0, 5, (7,)), 5)[:, :4].float()
-            quality = (0.01 + 0.99 * torch.rand(7, 4)) * labels
-            expected = reference.VarifocalLoss(gamma=2.0, alpha=0.75)(
-                logits, quality, labels
-            )  # mean over classes, Σ over rows
-            close_with_gradients(VarifocalLoss(reduction="sum")(logits, quality) / 4, expected, logits)
+            quality = torch.rand(7, 4) * labels * (torch.rand(7, 1) < 0.7)  # pairs that do not overlap among them
+            varifocal = reference.VarifocalLoss(gamma=2.0, alpha=0.75)
+            expected = varifocal(logits, quality, labels)  # mean over classes, Σ over rows
+            ours = VarifocalLoss(form="ultralytics", reduction=N)(logits, quality, labels).sum() / 4
+            close_with_gradients(ours, expected, logits)
             expected = reference.FocalLoss(gamma=1.5, alpha=0.25)(logits, labels)
             ours = SigmoidFocalLoss(gamma=1.5, alpha=0.25, reduction="sum")(logits, labels) / 4
             close_with_gradients(ours, expected, logits)
@@ -253,7 +258,7 @@ class TestReferences:
         (
             lambda: VarifocalLoss(form="mmdet"),
             ValueError,
-            r"form must be one of \['varifocal', 'rtdetr'\], got 'mmdet'",
+            r"form must be one of \['varifocal', 'rtdetr', 'ultralytics'\], got 'mmdet'",
         ),
         (lambda: VarifocalLoss(alpha=math.inf), ValueError, r"alpha must lie in \[0.0, inf\), got inf"),
         (lambda: MatchabilityAwareLoss(gamma=-1.0), ValueError, r"gamma must lie in \[0.0, inf\), got -1.0"),

@@ -37,6 +37,10 @@ def varifocal_rtdetr(x: Tensor, q: float, y: float, alpha: float = 0.75, gamma: 
     return (alpha * p**gamma * (1 - y) + q) * cross_entropy(x, q)
 
 
+def varifocal_ultralytics(x: Tensor, q: float, y: float, alpha: float = 0.75, gamma: float = 2.0) -> Tensor:
+    return (alpha * sigmoid(x) ** gamma * (1 - y) + q) * cross_entropy(x, q)
+
+
 def matchability(x: Tensor, q: float, y: float, gamma: float = 1.5, alpha: float = 1.0) -> Tensor:
     p = sigmoid(x).detach()
     return (alpha * p**gamma * (1 - y) + y) * cross_entropy(x, q**gamma)

@@ -291,7 +291,7 @@ def test_every_recipe_takes_unbalanced_transport(name) -> None:
         assert gradient.abs().sum() > 0
 
 
-@pytest.mark.parametrize("name", BRANCHED)
+@pytest.mark.parametrize("name", [name for name in BRANCHED if name in SUMS])
 def test_the_queries_of_an_encoder_have_no_weights_of_layers(name) -> None:
     problem = with_branches(name)
     weighted = build(name, layer_weights=[3.0]).terms(problem.input, problem.target, problem.anchors)

@@ -10,7 +10,7 @@ from uotod import recipes
 from uotod.loss import DetectionLoss
 from uotod.utils import Anchors
 
-KEYS = ("pred_logits", "pred_boxes", "pred_objectness", "pred_dist")
+KEYS = ("pred_logits", "pred_boxes", "pred_objectness", "pred_dist", "image_size")
 HALF = torch.float16
 
 

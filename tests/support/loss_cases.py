@@ -60,6 +60,7 @@ CASES = {
     "SoftmaxFocalLoss-half": Case(lambda **o: loss.SoftmaxFocalLoss(gamma=0.5, label_smoothing=0.1, **o), "labels"),
     "VarifocalLoss": Case(lambda **o: loss.VarifocalLoss(gamma=0.5, **o), "labels"),
     "VarifocalLoss-rtdetr": Case(lambda **o: loss.VarifocalLoss(form="rtdetr", **o), "labels"),
+    "VarifocalLoss-ultralytics": Case(lambda **o: loss.VarifocalLoss(form="ultralytics", **o), "labels"),
     "WiseIoULoss": Case(lambda **o: loss.WiseIoULoss(version=3, **o)),
     "WiseIoULoss-1": Case(lambda **o: loss.WiseIoULoss(version=1, **o)),
 }

@@ -44,6 +44,8 @@ def layer(name: str, images: int, preds: int) -> Values:
     }
     if case.bins:
         found["pred_dist"] = torch.randn(*shape, 4, case.bins, dtype=torch.float64)
+    if case.sizes:
+        found["image_size"] = torch.ones(images, 2, dtype=torch.float64)
     return found
 
 

@@ -17,6 +17,7 @@ class Case(NamedTuple):
     first_label: int = 0
     background: bool = False  # a class of the logits is the background
     bins: int = 0  # of the distribution of a side in `pred_dist`, where something reads it
+    sizes: bool = False  # something reads the `image_size`
 
 
 def of_set(cls: float) -> dict[str, float]:
@@ -44,6 +45,7 @@ CASES = {
     "uot_detr": Case(of_set(2.0), of_set(2.0), background=True),
     "uot_ssd": Case({"cls": 1.0, "loc": 1.0}, first_label=1, background=True),
     "yolo": Case({"cls": 1.0, "loc": 1.0, "obj": 1.0, "noobj": 1.0}),
+    "yolo26": Case({"cls": 0.5, "box": 7.5, "l1": 0.375}, sizes=True),
     "yolov8": Case({"cls": 0.5, "box": 7.5, "dfl": 1.5}, bins=16),
     "yolox": Case({"cls": 1.0, "box": 5.0, "l1": 0.0, "obj": 1.0}),
 }
@@ -61,6 +63,8 @@ def problem_for(name: str, classes: int = CLASSES, preds: int = 26, targets: int
     problem.input["pred_objectness"] = torch.randn(2, preds, dtype=torch.float64).requires_grad_()
     if case.bins:
         problem.input["pred_dist"] = torch.randn(2, preds, 4, case.bins, dtype=torch.float64).requires_grad_()
+    if case.sizes:
+        problem.input["image_size"] = torch.ones(2, 2, dtype=torch.float64).requires_grad_()
     return problem
 
 

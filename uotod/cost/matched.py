@@ -93,7 +93,9 @@ def _pair_losses(
 
 
 def neutralized(name: str, rows: Tensor, unmatched: Tensor) -> Tensor:
-    """Return the rows of a field with a harmless value where they stand for no pair."""
+    """Return the rows of a field with a harmless value where they stand for no pair; what images have is harmless."""
+    if name.startswith("image_"):
+        return rows
     mask = unmatched.view(-1, *[1] * (rows.dim() - 1))
     if name in ("pred_boxes", "target_boxes", "anchors") and rows.shape[-1] == 4:
         # (0, 0, 1, 1), made on the device: a transfer would synchronise

@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from uotod.check import Described, check_choice, check_flag, check_integer, check_number, check_positions
+from uotod.check import Described, check_choice, check_flag, check_integer, check_positions
 from uotod.criterion.describe import describe_matched
 from uotod.criterion.detection import DetectionLoss, Matched, PlanInput
 from uotod.criterion.masses import Masses, share_masses
+from uotod.match.schedule import Schedule, Scheduled
 from uotod.scene.padding import COST_LABELS
 from uotod.scene.predictions import INPUT_KEYS, PredictionDict
 from uotod.scene.scene import AnchorInput
@@ -19,12 +20,13 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 
-class Branch(Described):
+class Branch(Described, Scheduled):
     """Say how one further output of a detector is trained: by which loss, and how much it counts. For `Branches`.
 
     Args:
         loss: the loss of the branch.
-        weight: factor of the branch, at least 0.
+        weight: factor of the branch, at least 0, or a schedule: a callable that returns one for the step given to
+            `Branches.set_step`.
         class_agnostic: give all targets the label 0, as for proposals that tell objects from background.
         plan: "match" to match the output, unless it brings a `plan`; "given" to demand one, as denoising queries have.
 
@@ -34,13 +36,18 @@ class Branch(Described):
     """
 
     def __init__(
-        self, loss: DetectionLoss, weight: float = 1.0, *, class_agnostic: bool = False, plan: str = "match"
+        self,
+        loss: DetectionLoss,
+        weight: float | Schedule = 1.0,
+        *,
+        class_agnostic: bool = False,
+        plan: str = "match",
     ) -> None:
         super().__init__()
         if not isinstance(loss, DetectionLoss):
             raise TypeError(f"loss must be a DetectionLoss, got {loss!r} of type {type(loss).__name__}")
         self.loss = loss
-        self.weight = check_number("weight", weight, low=0.0)
+        self.weight = self.scheduled("weight", weight, low=0.0)
         self.class_agnostic = check_flag("class_agnostic", class_agnostic)
         self.plan = check_choice("plan", plan, ("match", "given"))
         if class_agnostic and loss.bg_class_position == "first":
@@ -87,14 +94,13 @@ class Branch(Described):
 
     def lose(self, matched: Matched, own: Masses, shared: Masses) -> dict[str, Tensor]:
         """Return the weighted terms of the branch; see `DetectionLoss.lose`."""
-        terms = self.loss.lose(matched, own, shared)
-        return {key: self.weight * value if key.startswith("loss") else value for key, value in terms.items()}
+        return _weighted(self.loss.lose(matched, own, shared), self.weight)
 
 
-class Branches(nn.Module):
+class Branches(Described, Scheduled):
     r"""Add the losses of further outputs of a detector to its main loss: proposals, denoising, one-to-many heads.
 
-    .. math:: L = L_\text{main}(\text{input}) + \sum_k w_k L_k(\text{input}[k])
+    .. math:: L = w L_\text{main}(\text{input}) + \sum_k w_k L_k(\text{input}[k])
 
     A branch `enc_outputs=Branch(...)` reads the dict `input["enc_outputs"]`: predictions as those of the input, with
     `aux_outputs` of their own. Two more entries are optional there: `plan`, which replaces matching as in
@@ -104,11 +110,12 @@ class Branches(nn.Module):
 
     Args:
         main: loss of the input itself.
+        main_weight: its factor `w`, as the `weight` of a `Branch`.
         branches: the `Branch` of each further output, by its key in the input.
 
     Raises:
         TypeError: an argument has the wrong type.
-        ValueError: a name has a meaning already, or two have the same suffix.
+        ValueError: a weight is negative, a name has a meaning already, or two have the same suffix.
 
     References:
         Zhu et al., "Deformable DETR", ICLR 2021, app. A.4 (two stages); Zhang et al., "DINO", ICLR 2023 (denoising);
@@ -131,7 +138,7 @@ class Branches(nn.Module):
         (True, True)
     """
 
-    def __init__(self, main: DetectionLoss, **branches: Branch) -> None:
+    def __init__(self, main: DetectionLoss, *, main_weight: float | Schedule = 1.0, **branches: Branch) -> None:
         super().__init__()
         if not isinstance(main, DetectionLoss):
             raise TypeError(f"main must be a DetectionLoss, got {main!r} of type {type(main).__name__}")
@@ -145,6 +152,7 @@ class Branches(nn.Module):
                 raise ValueError(f"branches must differ in more than '_outputs', got {[*suffixes, key]}")
             suffixes[key] = _suffix(key)
         self.main = main
+        self.main_weight = self.scheduled("main_weight", main_weight, low=0.0)
         self.branches = nn.ModuleDict(branches)
 
     @property
@@ -193,8 +201,8 @@ class Branches(nn.Module):
         losses.
 
         Returns:
-            The terms of the main loss, and those of each branch in the input times its weight, with the key of the
-            branch less `_outputs` behind: "loss_cls_enc" of `enc_outputs`, "loss_cls_0_enc" of its first layer.
+            The terms of the main loss and those of each branch in the input, times their weights; those of a branch
+            with its key less `_outputs` behind: "loss_cls_enc" of `enc_outputs`, "loss_cls_0_enc" of its first layer.
             "loss" is the sum of the main loss and of all branches, "loss_enc" and so on.
 
         Raises:
@@ -207,7 +215,7 @@ class Branches(nn.Module):
         if masses is not None:
             given = [masses, *(masses if x is None else masses.of_branch(key) for key, x in found.items())]
         first, *shares = share_masses(criteria, [main, *found.values()], given)
-        terms = self.main.lose(main, *first)
+        terms = _weighted(self.main.lose(main, *first), self.main_weight)
         total = terms["loss"]
         for (key, matched), sums in zip(found.items(), shares, strict=True):
             if matched is None:
@@ -238,7 +246,8 @@ class Branches(nn.Module):
         """Return what the main loss and each branch make of a batch, in words; see `DetectionLoss.describe`."""
         branches = self._branches()
         main, found = self._match(input, target, anchors, None)
-        texts = ["main", describe_matched(self.main, main, input, target, known=tuple(branches))]
+        weight = "" if self.main_weight == 1 else f", of weight {self.main_weight:g}"
+        texts = [f"main{weight}", describe_matched(self.main, main, input, target, known=tuple(branches))]
         for key, branch in branches.items():
             matched = found[key]
             if matched is None:
@@ -249,11 +258,6 @@ class Branches(nn.Module):
                 describe_matched(branch.loss, matched, input[key], target, known=("plan", "anchors")),
             ]
         return "\n".join(texts)
-
-    def set_step(self, step: int) -> None:
-        """Set the step of training at which schedules are read, in all branches; see `Matcher.set_step`."""
-        for loss in (self.main, *(branch.loss for branch in self._branches().values())):
-            loss.set_step(step)
 
     def _match(
         self, input: PredictionDict, target: TargetInput, anchors: AnchorInput | None, plan: PlanInput | None
@@ -311,6 +315,11 @@ def denoising_plan(
         target = torch.arange(count, device=position.device).repeat(groups)
         rows.append(row.scatter(0, position.long(), target))
     return torch.stack(rows) if rows else torch.zeros(0, num_queries, dtype=torch.long)
+
+
+def _weighted(terms: dict[str, Tensor], weight: float) -> dict[str, Tensor]:
+    """Return terms whose losses are multiplied by a weight."""
+    return {key: weight * value if key.startswith("loss") else value for key, value in terms.items()}
 
 
 def _suffix(key: str) -> str:

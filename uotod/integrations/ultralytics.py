@@ -1,173 +1,363 @@
-"""Detectors of ultralytics: a trainer in, one that trains with a criterion or a matcher of this library out."""
+"""Detectors of Ultralytics with losses of this library: a trainer class in, one whose model has another loss out."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from uotod.loss import DetectionLoss
+from uotod.geometry.boxes import box_cxcywh_to_xyxy, full_precision
+from uotod.geometry.coders import DistanceCoder
+from uotod.integrations.assigners import Assigner, PairMatcher, targets_of
+from uotod.loss import (
+    BoxSpace,
+    Branches,
+    CIoULoss,
+    DetectionLoss,
+    DistributionFocalLoss,
+    MultipleObjectiveLoss,
+)
 from uotod.match import Matcher
-from uotod.recipes import yolov8
-from uotod.utils import Points, box_cxcywh_to_xyxy, distribution_to_box, pad_targets
+from uotod.recipes import rt_detr, yolo26, yolov8
+from uotod.utils import Points, distribution_to_box
 
-# terms of the criterion by the names under which a trainer logs them, in its order
-NAMES = {"box_loss": "loss_loc_box", "cls_loss": "loss_cls", "dfl_loss": "loss_loc_dfl"}
+Criterion = DetectionLoss | Branches
+Values = dict[str, Any]
+
+SUPPORTED = "a model of Ultralytics for boxes: YOLOv8, YOLOv10, YOLO11, YOLO26 or RT-DETR"
 
 
-def trainer(
-    base: type | None = None, *, criterion: DetectionLoss | None = None, matcher: Matcher | None = None
-) -> type:
-    """Return a class for `YOLO(...).train(trainer=...)` that trains YOLOv8 or YOLO11 with this library.
+def trainer(base: Any = None, *, criterion: Criterion | None = None, matcher: Matcher | None = None) -> Any:
+    """Return a trainer whose model, and the moving average of it, have another loss, for `YOLO(…).train(trainer=…)`.
 
-    The loss of the model and of its moving average is that of the criterion, in training and validation. Checkpoints
-    hold nothing of it, and load where this library is not installed.
+    What it saves does not hold the loss, and loads where this library is not installed. Schedules follow the epoch.
 
     Args:
-        base: a subclass of `DetectionTrainer` of ultralytics; None for that itself.
-        criterion: of boxes, xyxy in pixels, with `pred_dist` beside them and `Points` as anchors; by default
-            `recipes.yolov8` with the gains of the training.
-        matcher: in place of the matcher of that default.
+        base: a `DetectionTrainer` of Ultralytics, `RTDETRTrainer` for RT-DETR; None for `DetectionTrainer` itself.
+        criterion: see `set_criterion`.
+        matcher: see `set_criterion`.
+
+    Returns:
+        A subclass of `base`.
 
     Raises:
-        TypeError: the base is no trainer of detectors, or the criterion no `DetectionLoss`; in training, a model has
-            no distribution of sides or two heads (YOLOv10, YOLO26).
-        ValueError: a criterion is given with a matcher.
+        ImportError: Ultralytics is not installed.
+        TypeError: `base` is no such trainer, or an argument has the wrong type; in training: the model is another one.
+        ValueError: both a criterion and a matcher are given.
+
+    Examples:
+        >>> from ultralytics import YOLO  # doctest: +SKIP
+        >>> YOLO("yolo11n.yaml").train(trainer=trainer(matcher=UnbalancedSinkhorn(...)), data=...)  # doctest: +SKIP
     """
+    _require()
     from ultralytics.models.yolo.detect import DetectionTrainer
+    from ultralytics.utils.torch_utils import unwrap_model
 
-    base = DetectionTrainer if base is None else base
-    if not isinstance(base, type) or not issubclass(base, DetectionTrainer):
-        raise TypeError(f"base must be a subclass of ultralytics' DetectionTrainer, got {base!r}")
-    if criterion is not None and not isinstance(criterion, DetectionLoss):
-        raise TypeError(f"criterion must be a DetectionLoss, got {criterion!r}")
-    if criterion is not None and matcher is not None:
-        raise ValueError("matcher and criterion cannot be given together: the criterion has a matcher of its own")
+    parent: Any = DetectionTrainer if base is None else base
+    if not (isinstance(parent, type) and issubclass(parent, DetectionTrainer)):
+        raise TypeError(f"base must be a DetectionTrainer of Ultralytics, or a subclass of it, got {base!r}")
+    _check_choice(criterion, matcher)
 
-    def set_model_attributes(self: Any) -> None:
-        base.set_model_attributes(self)  # type: ignore[attr-defined]
-        self.model.criterion = CriterionLoss(self.model, criterion, matcher)
+    class Trainer(parent):  # type: ignore[misc]
+        """A trainer with a loss of uotod."""
 
-    return type(f"Uotod{base.__name__}", (base,), {"set_model_attributes": set_model_attributes})
+        def set_model_attributes(self) -> None:
+            _head(unwrap_model(self.model))  # an error before data is read
+            super().set_model_attributes()
+
+        def _setup_train(self, *args: Any, **kwargs: Any) -> None:
+            super()._setup_train(*args, **kwargs)
+            model = set_criterion(unwrap_model(self.model), criterion, matcher=matcher)
+            model.criterion.set_step(self.start_epoch)  # where a resumed training starts
+            _attach(self.ema.ema, model.criterion)
+
+        def save_model(self) -> Any:
+            average = self.ema.ema
+            kept, average.criterion = average.criterion, None
+            try:
+                return super().save_model()
+            finally:
+                average.criterion = kept
+
+    Trainer.__name__ = Trainer.__qualname__ = f"Criterion{parent.__name__}"
+    return Trainer
+
+
+def set_criterion(model: Any, criterion: Criterion | None = None, *, matcher: Matcher | None = None) -> Any:
+    """Give a model of Ultralytics another loss: its attribute `criterion`, for a loop of one's own.
+
+    The criterion gets boxes, points and strides in pixels, of distributions their logits as `pred_dist`, and the size
+    of the images as `image_size`; of RT-DETR boxes as fractions of the image, the encoder's queries as the first of the
+    `aux_outputs`, and denoising queries with their plan as `dn_outputs`. A second, one-to-many head is
+    `one2many_outputs`. As in Ultralytics the loss of a YOLO is that of the batch times the number of images.
+
+    Without a criterion it is the published one with the gains, the epochs and the class weights of this very model:
+    `recipes.yolov8`, `recipes.yolo26` or `recipes.rt_detr`. Predictions that are not finite make its loss NaN, of which
+    the trainers of Ultralytics recover.
+
+    Args:
+        model: the `DetectionModel` or `RTDETRDetectionModel`, its `args` those of a training; its head must be
+            `Detect`, `v10Detect` or `RTDETRDecoder`.
+        criterion: a loss for it.
+        matcher: in place of the matcher of the published criterion; where there are two heads, of the one-to-one head.
+
+    Returns:
+        The model.
+
+    Raises:
+        ImportError: Ultralytics is not installed.
+        TypeError: the model is another one, or an argument has the wrong type.
+        ValueError: both a criterion and a matcher are given, or the model has no gains.
+    """
+    _require()
+    _check_choice(criterion, matcher)
+    head = _head(model)
+    if not hasattr(head, "reg_max"):
+        if criterion is None:
+            options: Values = {"nonfinite": "propagate"} if matcher is None else {"matcher": matcher}
+            criterion = rt_detr(head.nc, style="ultralytics", **options)
+        return _attach(model, RTDETRLoss(criterion))
+    criterion = _published(_student(model), head, matcher) if criterion is None else criterion
+    return _attach(model, YOLOLoss(criterion, head.stride.tolist(), head.reg_max))
 
 
 def set_matcher(loss: Any, matcher: Matcher) -> Any:
-    """Let a loss of ultralytics take its pairs from a matcher of this library, and return it.
+    """Exchange the assigner of a loss of Ultralytics, and leave everything else to it.
 
-    What the matcher gives to a target is the score that classification learns, and the weight of its boxes. A
-    prediction has the target to which it gives most.
+    A YOLO's loss has one target a prediction: where a plan splits the mass of one, its classes get all of it, but its
+    box learns the target of the largest mass, weighted by all. That of RT-DETR knows pairs only. `set_criterion` has
+    neither restriction.
 
     Args:
-        loss: a `v8DetectionLoss`; of a model with two heads, one of `loss.one2many` and `loss.one2one`.
-        matcher: the matcher; its boxes are xyxy in pixels.
+        loss: a `v8DetectionLoss`, or `one2many` or `one2one` of an `E2ELoss`; or an `RTDETRDetectionLoss`.
+        matcher: the matcher. It gets boxes, points and strides in pixels, of RT-DETR boxes as fractions of the image.
+
+    Returns:
+        The loss.
 
     Raises:
-        TypeError: the loss has no assigner, or the matcher is none.
+        ImportError: Ultralytics is not installed.
+        TypeError: the loss is another one, or `matcher` no matcher.
     """
-    if not hasattr(loss, "assigner"):
-        raise TypeError(
-            f"loss must have an assigner, as v8DetectionLoss has, got {type(loss).__name__}: of a loss of two heads "
-            "pass loss.one2many or loss.one2one"
-        )
+    _require()
+    from ultralytics.models.utils.loss import RTDETRDetectionLoss
+    from ultralytics.utils.loss import v8DetectionLoss
+
     if not isinstance(matcher, Matcher):
-        raise TypeError(f"matcher must be a Matcher, got {matcher!r}")
-    loss.assigner = Assigner(matcher, [float(x) for x in loss.stride])
+        raise TypeError(f"matcher must be a Matcher, got {matcher!r} of type {type(matcher).__name__}")
+    if type(loss) is v8DetectionLoss:
+        loss.assigner = Assigner(matcher, loss.stride.tolist(), loss.nc)
+    elif type(loss) is RTDETRDetectionLoss:
+        loss.matcher = PairMatcher(matcher)
+    else:
+        raise TypeError(
+            "loss must be a v8DetectionLoss (of an E2ELoss its one2many or one2one) or an RTDETRDetectionLoss of "
+            f"Ultralytics, got {type(loss).__name__}"
+        )
     return loss
 
 
-class Assigner:
-    """A matcher in the place of an assigner of ultralytics.
+class ModelLoss:
+    """What a model of Ultralytics calls as its `criterion`.
+
+    It is no module, so that the parameters and the `state_dict` of the model stay what they are.
 
     Args:
-        matcher: the matcher.
-        strides: of the levels, the finest first.
+        criterion: the loss.
     """
 
-    def __init__(self, matcher: Matcher, strides: list[float]) -> None:
-        self.matcher, self.strides = matcher, strides
+    def __init__(self, criterion: Criterion) -> None:
+        self.criterion = criterion
+        self.updates = 0
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.criterion!r})"
+
+    def set_step(self, step: int) -> None:
+        """Set the epoch at which schedules are read."""
+        self.updates = step
+        self.criterion.set_step(step)
+
+    def update(self) -> None:
+        """Count an epoch, as the trainers of Ultralytics do at its end."""
+        self.set_step(self.updates + 1)
+
+
+class YOLOLoss(ModelLoss):
+    """The loss of a `Detect` head.
+
+    Args:
+        criterion: the loss.
+        strides: strides of the feature maps, in pixels.
+        bins: number of bins of the distance of a side; 1 for the distance itself.
+    """
+
+    def __init__(self, criterion: Criterion, strides: Sequence[float], bins: int) -> None:
+        super().__init__(criterion)
+        self.strides = strides
+        self.bins = bins
+
+    def __call__(self, preds: Any, batch: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the loss, times the number of images, and what is shown of it."""
+        input, target, points = self.convert(preds, batch)
+        logits = input["pred_logits"]
+        terms = self.criterion.to(logits.device).terms(input, target, points)
+        return terms["loss"] * len(logits), self._shown(terms)
+
+    def convert(self, preds: Any, batch: Mapping[str, Tensor]) -> tuple[Values, list[dict[str, Tensor]], Points]:
+        """Return input, target and anchors as a criterion takes them."""
+        heads = preds[1] if isinstance(preds, tuple) else preds
+        first = heads.get("one2one", heads)
+        shapes = [x.shape[2:] for x in first["feats"]]
+        height, width = (int(n * self.strides[0]) for n in shapes[0])
+        points = Points.from_levels(shapes, self.strides, device=first["scores"].device)
+        input = self._predictions(first, points)
+        if "one2many" in heads:
+            input["one2many_outputs"] = self._predictions(heads["one2many"], points)
+        images = len(input["pred_logits"])
+        size = points.centers.new_tensor([width, height])
+        input["image_size"] = size.expand(images, -1)
+        image, labels, boxes = (batch[key].to(size.device) for key in ("batch_idx", "cls", "bboxes"))
+        image = image.long().view(-1)
+        order, counts = image.argsort(stable=True), torch.bincount(image, minlength=images).tolist()
+        return input, targets_of(labels.long().view(-1)[order], (boxes * size.repeat(2))[order], counts), points
+
+    def _predictions(self, head: Mapping[str, Tensor], points: Points) -> Values:
+        sides = full_precision(head["boxes"].transpose(1, 2))  # (B, P, 4 * bins)
+        input = {"pred_logits": head["scores"].transpose(1, 2)}
+        assert isinstance(points.stride, Tensor)
+        if self.bins == 1:
+            return input | {"pred_boxes": DistanceCoder(by_stride=True).decode(sides, points.centers, points.stride)}
+        dist = sides.reshape(*sides.shape[:2], 4, self.bins)
+        return input | {"pred_dist": dist, "pred_boxes": distribution_to_box(dist, points.centers, points.stride)}
+
+    def _shown(self, terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the parts of the loss of the head that predicts, by the names of Ultralytics, without its weight."""
+        whole = self.criterion
+        main, weight = (whole.main, whole.main_weight or 1.0) if isinstance(whole, Branches) else (whole, 1.0)
+        shown = {}
+        for term in main.all_terms:
+            parts = [f"{term.name}_{part.name}" for part in term.parts]
+            for name in parts if len(parts) > 1 else [term.name]:
+                key = {"loc": "box"}.get(name, name.removeprefix("loc_"))
+                shown[f"{key}_loss"] = terms[f"loss_{name}"].detach() / weight
+        return shown
+
+
+class RTDETRLoss(ModelLoss):
+    """The loss of an `RTDETRDecoder`."""
 
     def __call__(
         self,
-        pd_scores: Tensor,
-        pd_bboxes: Tensor,
-        anc_points: Tensor,
-        gt_labels: Tensor,
-        gt_bboxes: Tensor,
-        mask_gt: Tensor,
-        **others: Any,
-    ) -> tuple[Tensor, ...]:
-        """Return labels, boxes and scores of the targets of predictions, which of them have one, and which."""
-        labels = gt_labels.squeeze(-1).long()
-        target = {"labels": labels, "boxes": gt_bboxes, "mask": mask_gt.squeeze(-1).bool()}
-        input = {"pred_logits": pd_scores.logit(eps=1e-6), "pred_boxes": pd_bboxes}
-        plan = self.matcher(input, target, Points(anc_points, _strides(anc_points, self.strides)))
-        images, preds, classes = pd_scores.shape
-        mass = plan[..., : gt_bboxes.shape[1]]
-        if not mass.shape[-1]:
-            none = torch.zeros(images, preds, dtype=torch.long, device=plan.device)
-            return none + classes, torch.zeros_like(pd_bboxes), torch.zeros_like(pd_scores), none.bool(), none
-        share, index = mass.max(-1)
-        found = share > 0
-        boxes = gt_bboxes.gather(1, index.unsqueeze(-1).expand(-1, -1, 4))
-        label = labels.gather(1, index)
-        scores = torch.zeros_like(pd_scores).scatter(-1, label.unsqueeze(-1), share.to(pd_scores).unsqueeze(-1))
-        return label.masked_fill(~found, classes), boxes, scores, found, index
+        preds: tuple[Tensor, Tensor],
+        batch: Mapping[str, Any],
+        dn_bboxes: Tensor | None = None,
+        dn_scores: Tensor | None = None,
+        dn_meta: Mapping[str, Any] | None = None,
+    ) -> dict[str, Tensor]:
+        """Return the losses that are shown, and the rest; the model adds them up."""
+        input, target = self.convert(preds, batch, dn_bboxes, dn_scores, dn_meta)
+        terms = self.criterion.to(preds[0].device).terms(input, target)
+        zero, boxes = terms["loss"].new_zeros(()), terms.get("loss_loc")
+        shown = {
+            "loss_giou": terms.get("loss_loc_giou", zero),
+            "loss_class": terms.get("loss_cls", zero),
+            "loss_bbox": terms.get("loss_loc_l1", zero if boxes is None else boxes - terms.get("loss_loc_giou", zero)),
+        }
+        return shown | {"loss_other": terms["loss"] - sum(shown.values())}
+
+    def convert(
+        self,
+        preds: tuple[Tensor, Tensor],
+        batch: Mapping[str, Any],
+        dn_bboxes: Tensor | None = None,
+        dn_scores: Tensor | None = None,
+        dn_meta: Mapping[str, Any] | None = None,
+    ) -> tuple[Values, list[dict[str, Tensor]]]:
+        """Return input and target as a criterion takes them."""
+        counts = list(batch["gt_groups"])
+        targets = targets_of(batch["cls"], batch["bboxes"], counts)
+        input = _layers(*preds)
+        if dn_meta is not None and dn_bboxes is not None and dn_scores is not None:
+            plan = torch.full(dn_scores.shape[1:3], max(counts))
+            first = 0
+            for row, place, index, count in zip(plan, dn_meta["dn_pos_idx"], dn_meta["dn_gt_idx"], counts, strict=True):
+                row[place] = index.repeat(dn_meta["dn_num_group"]) - first
+                first += count
+            input["dn_outputs"] = _layers(dn_bboxes, dn_scores) | {"plan": plan.to(dn_scores.device)}
+        return input, targets
 
 
-class CriterionLoss:
-    """What a model of ultralytics calls as its `criterion`: no module, so that the model holds no part of it.
-
-    Args:
-        model: the model, which has the gains of the training in `args`.
-        criterion: the criterion, None for the published one.
-        matcher: in place of the matcher of that, or None.
-    """
-
-    def __init__(self, model: Any, criterion: DetectionLoss | None, matcher: Matcher | None) -> None:
-        head, gains = model.model[-1], model.args
-        if getattr(head, "one2one_cv2", None) is not None or getattr(head, "reg_max", 1) < 2:
-            raise TypeError(
-                "model must have one head with a distribution of sides, as YOLOv8 and YOLO11 have, got "
-                f"{type(head).__name__} with reg_max={getattr(head, 'reg_max', None)}"
-            )
-        if criterion is None:
-            weights = {"box": gains.box, "cls": gains.cls, "dfl": gains.dfl}
-            criterion = yolov8(head.nc, matcher=matcher, weights=weights)
-        self.criterion = criterion.to(next(model.parameters()).device)
-        self.strides, self.bins = [float(x) for x in head.stride], int(head.reg_max)
-
-    def __repr__(self) -> str:
-        return f"DetectionLoss of uotod with {type(self.criterion.matching_method).__name__}"
-
-    def __call__(self, preds: Any, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the terms times the number of images, and the terms as they are logged."""
-        outputs = preds[1] if isinstance(preds, tuple) else preds
-        logits, features = outputs["scores"].transpose(1, 2), outputs["feats"]
-        dist = outputs["boxes"].transpose(1, 2).unflatten(-1, (4, self.bins))
-        shapes = [(int(x.shape[2]), int(x.shape[3])) for x in features]
-        points = Points.from_levels(shapes, self.strides, dtype=torch.float32, device=logits.device)
-        assert isinstance(points.stride, Tensor)
-        boxes = distribution_to_box(dist.float(), points.centers, points.stride)
-        size = logits.new_tensor([shapes[0][1], shapes[0][0]], dtype=torch.float32) * self.strides[0]
-        input = {"pred_logits": logits, "pred_boxes": boxes, "pred_dist": dist}
-        self.criterion.to(logits.device)
-        terms = self.criterion.terms(input, _targets(batch, len(logits), size), points)
-        found = torch.stack([terms[name] for name in NAMES.values() if name in terms])
-        names = [key for key, name in NAMES.items() if name in terms]
-        return found * len(logits), dict(zip(names, found.detach(), strict=True))
+def _layers(boxes: Tensor, logits: Tensor) -> Values:
+    """Return the input of (L, B, P, ...) decoder layers, of which the last is the final one."""
+    corners = box_cxcywh_to_xyxy(full_precision(boxes))
+    *earlier, final = ({"pred_logits": x, "pred_boxes": y} for x, y in zip(logits, corners, strict=True))
+    return final | {"aux_outputs": earlier}
 
 
-def _targets(batch: dict[str, Tensor], images: int, size: Tensor) -> dict[str, Tensor]:
-    """Return padded targets in pixels of a batch whose boxes, centre and size, are fractions of the image."""
-    image = batch["batch_idx"].to(size.device).long()
-    boxes = box_cxcywh_to_xyxy(batch["bboxes"].to(size)) * size.repeat(2)
-    labels = batch["cls"].to(size.device).long().flatten()
-    return pad_targets([{"labels": labels[image == i], "boxes": boxes[image == i]} for i in range(images)])
+def _head(model: Any) -> Any:
+    """Return the head of a model that is supported, `Detect` or `RTDETRDecoder`."""
+    from ultralytics.nn.modules.head import Detect, RTDETRDecoder, v10Detect
+
+    layers = getattr(_student(model), "model", None)
+    head: Any = layers[-1] if isinstance(layers, nn.Sequential) else None
+    if type(head) in (Detect, v10Detect, RTDETRDecoder):  # subclasses have other outputs: masks, keypoints, angles
+        return head
+    found = type(model).__name__ + ("" if head is None else f" with the head {type(head).__name__}")
+    raise TypeError(f"model must be {SUPPORTED}, got {found}")
 
 
-def _strides(points: Tensor, strides: list[float]) -> Tensor:
-    """Return the stride of each point, which lies in the middle of its cell, level after level."""
-    levels = torch.tensor(strides, device=points.device, dtype=points.dtype)
-    starts = (points.unsqueeze(1) == levels.unsqueeze(1) / 2).all(-1)  # (P, L), the first cell of a level
-    return levels[starts.long().cumsum(0).ge(1).long().sum(1) - 1]
+def _published(model: Any, head: Any, matcher: Matcher | None) -> Criterion:
+    """Return the criterion of a `Detect` head with the numbers of its model."""
+    args = getattr(model, "args", None)
+    given = args if isinstance(args, Mapping) else vars(args) if hasattr(args, "__dict__") else {}
+    two_heads = getattr(head, "one2one_cv2", None) is not None
+    missing = [name for name in ("box", "cls", "dfl", *(["epochs"] if two_heads else [])) if name not in given]
+    if missing:
+        raise ValueError(f"model.args must hold the numbers of a training, got none for {missing}; or give a criterion")
+    weight = getattr(model, "class_weights", None)
+    sides: dict[str, nn.Module] = {"dfl": DistributionFocalLoss(reduction="none")}
+    if head.reg_max == 1:  # the mean of the four sides
+        sides = {"l1": BoxSpace(nn.L1Loss(reduction="none"), "xyxy", image_size="input")}
+    gains = [given["box"], given["dfl"] / 4 if "l1" in sides else given["dfl"]]
+    losses = {
+        "cls": nn.BCEWithLogitsLoss(weight=None if weight is None else weight.view(-1).float(), reduction="none"),
+        "loc": MultipleObjectiveLoss({"box": CIoULoss(reduction="none")} | sides, gains),
+    }
+    options: Values = {"losses": losses, "weights": {"cls": given["cls"]}}
+    options |= {"nonfinite": "propagate"} if matcher is None else {"matcher": matcher}
+    if two_heads:
+        return yolo26(head.nc, epochs=given["epochs"], **options)
+    return yolov8(head.nc, **options)
+
+
+def _attach(model: Any, loss: ModelLoss) -> Any:
+    model = _student(model)
+    model._modules.pop("criterion", None)  # theirs may be a module, in whose place nothing else can be assigned
+    model.criterion = loss
+    return model
+
+
+def _student(model: Any) -> Any:
+    """Return the model that is trained, where it learns from another one."""
+    return getattr(model, "student_model", model)
+
+
+def _check_choice(criterion: Criterion | None, matcher: Matcher | None) -> None:
+    if criterion is not None and not isinstance(criterion, (DetectionLoss, Branches)):
+        raise TypeError(
+            f"criterion must be a DetectionLoss or Branches, got {criterion!r} of type {type(criterion).__name__}"
+        )
+    if matcher is not None and not isinstance(matcher, Matcher):
+        raise TypeError(f"matcher must be a Matcher, got {matcher!r} of type {type(matcher).__name__}")
+    if criterion is not None and matcher is not None:
+        raise ValueError("criterion and matcher cannot be given together: the criterion has a matcher")
+
+
+def _require() -> None:
+    try:
+        import ultralytics  # noqa: F401
+    except ImportError as error:
+        raise ImportError("this needs Ultralytics: pip install ultralytics") from error

@@ -1,4 +1,4 @@
-"""The varifocal loss, as VarifocalNet and as RT-DETR compute it."""
+"""The varifocal loss, as VarifocalNet, RT-DETR and Ultralytics compute it."""
 
 import torch
 from torch import Tensor
@@ -21,16 +21,17 @@ class VarifocalLoss(SoftTargetLoss):
     ============= ==============================================================
     "varifocal"   :math:`w = q` where `q > 0`, else :math:`\alpha p^\gamma`
     "rtdetr"      :math:`w = q + \alpha p^\gamma (1 - y)`, without gradient
+    "ultralytics" the same, with gradient
     ============= ==============================================================
 
-    `y` is the one-hot label: a pair of quality 0 is a negative in the first form and has no loss in the second, which
-    `MatchabilityAwareLoss` repairs. Only the second is continuous in `q` and `y`: take it for plans that split the
-    mass of a prediction. With `alpha=1, gamma=0` both are the binary cross-entropy on labels.
+    `y` is the one-hot label: a pair of quality 0 is a negative in the first form and has no loss in the others, which
+    `MatchabilityAwareLoss` repairs. Only the others are continuous in `q` and `y`: take one of them for plans that
+    split the mass of a prediction. With `alpha=1, gamma=0` all are the binary cross-entropy on labels.
 
     Args:
         alpha: weight of negatives, at least 0; or (C,) one for each class.
         gamma: focusing exponent of negatives, at least 0.
-        form: "varifocal" (also that of Ultralytics) or "rtdetr" (also that of D-FINE).
+        form: "varifocal", "rtdetr" (also that of D-FINE) or "ultralytics" (its RT-DETR).
         reduction: "none", "mean" (over all N·C values) or "sum".
 
     Shape:
@@ -38,7 +39,7 @@ class VarifocalLoss(SoftTargetLoss):
 
     References:
         Zhang et al., "VarifocalNet", CVPR 2021 (VFL); Zhao et al., "DETRs beat YOLOs on real-time object detection",
-        CVPR 2024 (the loss of its implementation).
+        CVPR 2024 (the loss of its implementation); the loss of Ultralytics 8.4.
 
     Examples:
         >>> import torch
@@ -52,14 +53,13 @@ class VarifocalLoss(SoftTargetLoss):
         super().__init__(reduction)
         set_alpha(self, alpha)
         self.gamma = check_number("gamma", gamma, low=0.0)
-        self.form = check_choice("form", form, ("varifocal", "rtdetr"))
+        self.form = check_choice("form", form, ("varifocal", "rtdetr", "ultralytics"))
 
     def _values(self, logits: Tensor, target: SoftTarget) -> Tensor:
         alpha = alpha_of(self, logits)
         quality = target.quality
         loss = F.binary_cross_entropy_with_logits(logits, quality, reduction="none")
-        if self.form == "rtdetr":
-            focus = (self.gamma * F.logsigmoid(logits.detach())).exp()
+        focus = (self.gamma * F.logsigmoid(logits.detach() if self.form == "rtdetr" else logits)).exp()
+        if self.form != "varifocal":
             return (quality + alpha * focus * (1 - target.positive)) * loss
-        focus = (self.gamma * F.logsigmoid(logits)).exp()
         return torch.where(quality > 0, quality, alpha * focus) * loss

@@ -22,6 +22,7 @@ from uotod.recipes.ssd import ssd300 as ssd300, uot_ssd as uot_ssd
 from uotod.recipes.tood import tood as tood
 from uotod.recipes.uot_detr import uot_deformable_detr as uot_deformable_detr, uot_detr as uot_detr
 from uotod.recipes.yolo import yolo as yolo
+from uotod.recipes.yolo26 import yolo26 as yolo26
 from uotod.recipes.yolov8 import yolov8 as yolov8
 from uotod.recipes.yolox import yolox as yolox
 

@@ -59,7 +59,7 @@ def retinanet(
         num_classes: number of classes, without a background; compared with the logits.
         matcher: in place of the matcher.
         losses: losses by name in place of the published ones, under the same weights: "cls" and "loc". That of
-            localisation is a loss of boxes.
+            localisation is a loss of boxes; torchvision's second version has `{"loc": GIoULoss(reduction="none")}`.
         weights: weights by the same names, in place of those above.
         normalizer: in place of the normaliser.
         style: "torchvision" or "detectron2", whose numbers it has.

@@ -1,8 +1,9 @@
-"""RT-DETR: its criterion, a varifocal loss of sigmoid scores on Hungarian pairs, with denoising queries."""
+"""RT-DETR, as its authors and as Ultralytics train it: a varifocal loss on Hungarian pairs, with denoising queries."""
 
 from collections.abc import Sequence
 from functools import partial
 
+from uotod.check import check_choice
 from uotod.loss import (
     Branch,
     Branches,
@@ -10,6 +11,7 @@ from uotod.loss import (
     DetectionLoss,
     Normalizer,
     PairedTargetNormalizer,
+    PositiveNormalizer,
     TargetNormalizer,
     VarifocalLoss,
 )
@@ -25,6 +27,7 @@ def rt_detr(
     weights: Weights | None = None,
     cost_weights: Weights | None = None,
     normalizer: Normalizer | None = None,
+    style: str = "rtdetr",
     nonfinite: str | None = None,
     box_format: str | None = None,
     layer_weights: Sequence[float] | None = None,
@@ -40,6 +43,9 @@ def rt_detr(
     layers        each is matched on its own, all with weight 1, that of the encoder among them
     ============= =====================================================================================
 
+    With `style="ultralytics"` the varifocal loss is `VarifocalLoss(alpha=0.25, gamma=1.5, form="ultralytics")`, and
+    both normalisers are the number of pairs in this process, `PositiveNormalizer()`.
+
     Args:
         num_classes: number of classes, without a background; compared with the logits.
         matcher: in place of the matcher; `SharedLayers` of it is `share_matched_indices` of RT-DETRv2.
@@ -48,6 +54,7 @@ def rt_detr(
         weights: weights by the same names, in place of those above; with 0 a part of the sum is left out.
         cost_weights: weights of the matching cost by name, in place of those above: "cls", "l1" and "giou".
         normalizer: in place of the normaliser of matched queries.
+        style: "rtdetr" or "ultralytics", whose numbers it has.
         nonfinite: what to do with predictions that are not finite, "error" or "propagate", see `Matcher`; None for
             "error".
         box_format: "cxcywh" or "xywh" if predicted and target boxes are that, None for xyxy; a `matcher` must have the
@@ -66,9 +73,12 @@ def rt_detr(
         ValueError: an argument is out of its range, a name is unknown, or an option of the matcher is given with
             `matcher`.
 
+    Differences: in a batch without any target, Ultralytics teaches its negatives by a focal loss, which weighs them
+    three times as much. Predictions that are not finite cost it nothing, so that they are matched first.
+
     References:
         Zhao et al., "DETRs beat YOLOs on real-time object detection", CVPR 2024; the numbers of lyuwenyu/RT-DETR and
-        of `RTDetrLoss` in transformers.
+        of `RTDetrLoss` in transformers, and of `RTDETRDetectionLoss` in Ultralytics 8.4.
 
     Examples:
         >>> import torch
@@ -78,7 +88,9 @@ def rt_detr(
         >>> criterion({"pred_logits": torch.zeros(1, 1, 2), "pred_boxes": box}, target)
         tensor(0.8231)
     """
-    varifocal = VarifocalLoss(alpha=0.75, gamma=2.0, form="rtdetr", reduction="none")
+    is_published = check_choice("style", style, ("rtdetr", "ultralytics")) == "rtdetr"
+    alpha, gamma = (0.75, 2.0) if is_published else (0.25, 1.5)
+    varifocal = VarifocalLoss(alpha=alpha, gamma=gamma, form=style, reduction="none")
     parts = choose_parts(num_classes, losses, weights, set_parts("vfl", varifocal, cls=1.0))
     matcher = choose_matcher(matcher, focal_hungarian, box_format, cost_weights=cost_weights, nonfinite=nonfinite)
     build = partial(
@@ -92,7 +104,8 @@ def rt_detr(
         unit_boxes=True,
         validate=validate,
     )
-    normalizer = TargetNormalizer(distributed=True) if normalizer is None else normalizer
+    if normalizer is None:
+        normalizer = TargetNormalizer(distributed=True) if is_published else PositiveNormalizer()
     main = build(normalizer=normalizer, layer_weights=layer_weights)
-    dn = build(normalizer=PairedTargetNormalizer(distributed=True))
+    dn = build(normalizer=PairedTargetNormalizer(distributed=True) if is_published else PositiveNormalizer())
     return Branches(main, dn_outputs=Branch(dn, plan="given"))
