@@ -146,6 +146,9 @@ def _start(problem: Problem, penalties: Penalties, sync_free: bool) -> State:
     highest = cost.amax(2).masked_fill_(problem.dead, -math.inf).amax(1)
     forbids = highest == math.inf
     if sync_free or bool(forbids.any()):
+        # a prediction without an allowed pair takes part as little as a dead column
+        absent = problem.dead.unsqueeze(2) | (cost.amin(1, keepdim=True) == math.inf)
+        forbids = ((cost == math.inf) & ~absent).flatten(1).any(1)
         highest = cost.masked_fill(cost == math.inf, -math.inf).amax((1, 2))
     largest = torch.maximum(-cost.amin((1, 2)), highest)
     if not math.isinf(min(penalties)):
