@@ -195,9 +195,10 @@ class SinkhornMatcher(EntropicMatcher, abstract=True):
             cost = cost if unit is None else cost / unit[:, None, None]
             pot = partial(solve_pot, method=self.pot_method or "sinkhorn")
             solve = pot if self.solver == "pot" else solve_triton
-        reg: float | Tensor = self._regularization(preds)
+        weight = self._regularization(preds)
+        reg: float | Tensor = weight
         if self.cost_scale != "max":
-            reg = torch.full_like(cost[:, 0, 0], reg, dtype=torch.float64)  # a number goes with costs of at most 1
+            reg = torch.full_like(cost[:, 0, 0], weight, dtype=torch.float64)  # a number goes with costs of at most 1
         transport = solve(
             cost,
             column_mass,
