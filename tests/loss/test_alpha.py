@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.support.grids import grid_problem
 from tests.support.problems import random_problem
 from uotod import recipes
 from uotod.loss import (
@@ -18,7 +19,7 @@ from uotod.loss import (
     SigmoidFocalLoss,
     VarifocalLoss,
 )
-from uotod.match import Hungarian, SoftMin
+from uotod.match import OTA, Hungarian, SoftMin
 
 N = "none"
 L1 = nn.L1Loss(reduction=N)
@@ -184,6 +185,29 @@ def test_recipes_take_it_where_they_have_an_alpha() -> None:
     assert other != each
     by_loss = recipes.retinanet(CLASSES, losses={"cls": SigmoidFocalLoss(alpha=ALPHA, reduction=N)})(*arguments)
     torch.testing.assert_close(by_loss, recipes.retinanet(CLASSES, alpha=ALPHA)(*arguments))
+
+
+def test_the_cost_of_ota_takes_the_number_of_each_class() -> None:
+    problem = grid_problem(5, 4)
+    arguments = problem.input, problem.target, problem.anchors
+    classes = problem.input["pred_logits"].shape[-1]
+    one, each = (OTA(alpha=x).compute_cost_matrix(*arguments) for x in (0.7, torch.full((classes,), 0.7).double()))
+    torch.testing.assert_close(each, one)
+    # a cost is the focal loss to the target of each class, and to zeros for the background
+    weights = torch.linspace(0.1, 0.9, classes, dtype=torch.float64)
+    found = OTA(alpha=weights, loc_weight=0.0, penalty=0.0).compute_cost_matrix(*arguments)
+    logits, labels = problem.input["pred_logits"], problem.target["labels"]
+    rows = torch.cat((torch.eye(classes).to(logits)[labels], logits.new_zeros(len(labels), 1, classes)), dim=1)
+    loss = SigmoidFocalLoss(alpha=weights, reduction=N)
+    for column in range(rows.shape[1]):
+        expected = loss(logits, rows[:, column, None].expand_as(logits)).sum(-1)
+        real = torch.ones(len(rows)).bool() if column == labels.shape[1] else problem.target["mask"][:, column]
+        torch.testing.assert_close(found[real, :, column], expected[real])
+    assert OTA(alpha=weights.tolist()).to("meta").alpha.is_meta
+    with pytest.raises(ValueError, match=rf"alpha of OTA must have one number for each of the {classes} logits, got 2"):
+        OTA(alpha=[0.1, 0.2])(*arguments)
+    with pytest.raises(ValueError, match=r"alpha\[1\] must lie in \[0.0, 1.0\], got 1.5"):
+        OTA(alpha=[0.1, 1.5])
 
 
 def test_the_gradient_is_right() -> None:

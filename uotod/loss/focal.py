@@ -5,9 +5,9 @@ from collections.abc import Callable
 from torch import Tensor
 
 from uotod.check import check_number
+from uotod.cost.alpha import Alpha, alpha_of, set_alpha
 from uotod.cost.focal import focal_terms, zero_terms
 from uotod.loss.affine import LabelLoss, SigmoidLoss
-from uotod.loss.alpha import Alpha, alpha_of, set_alpha
 
 
 class SigmoidFocalLoss(SigmoidLoss):

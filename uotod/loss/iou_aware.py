@@ -4,8 +4,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from uotod.check import check_number
+from uotod.cost.alpha import Alpha, alpha_of, set_alpha
 from uotod.cost.labels import SoftTarget
-from uotod.loss.alpha import Alpha, alpha_of, set_alpha
 from uotod.loss.soft_target import SoftTargetLoss
 
 

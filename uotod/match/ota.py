@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from uotod.check import check_integer, check_number
+from uotod.cost.alpha import Alpha, alpha_of, set_alpha
 from uotod.cost.focal import focal_terms
 from uotod.geometry.region import contains, near_center
 from uotod.match.base import Matcher, shared
@@ -47,7 +48,7 @@ class OTA(PointCostMatcher):
         cls_weight: factor of the classification cost, also of `cls_match_module` if that replaces it; with a module
             the background costs `background_cost`, and a constant there changes nothing.
         loc_weight: factor of the localisation cost, also of `loc_match_module` if that replaces it.
-        alpha: weight of a one in the focal loss, in [0, 1].
+        alpha: weight of a one in the focal loss, in [0, 1]; or (C,) one for each class.
         gamma: focusing exponent of the focal loss, at least 0.
         eps: least IoU in the logarithm.
         penalty: cost of a pair outside the region.
@@ -76,6 +77,8 @@ class OTA(PointCostMatcher):
         tensor([1., 0., 0., 0.])
     """
 
+    alpha: float | Tensor
+
     def __init__(
         self,
         *,
@@ -83,7 +86,7 @@ class OTA(PointCostMatcher):
         topk: int = 20,
         cls_weight: float = 1.0,
         loc_weight: float = 1.5,
-        alpha: float = 0.25,
+        alpha: Alpha = 0.25,
         gamma: float = 2.0,
         eps: float = 2.0**-23,
         penalty: float = 1e6,
@@ -106,7 +109,7 @@ class OTA(PointCostMatcher):
         self.topk = check_integer("topk", topk, low=1)
         self.cls_weight = check_number("cls_weight", cls_weight, low=0.0)
         self.loc_weight = check_number("loc_weight", loc_weight, low=0.0)
-        self.alpha = check_number("alpha", alpha, low=0.0, high=1.0)
+        set_alpha(self, alpha, high=1.0)
         self.gamma = check_number("gamma", gamma, low=0.0)
         self.eps = check_number("eps", eps, low=0.0, low_open=True)
         self.penalty = check_number("penalty", penalty, low=0.0)
@@ -156,7 +159,7 @@ class OTA(PointCostMatcher):
     def pair_cost(self, scene: Scene) -> Tensor:
         boxes, own, loc = self._located_boxes(scene), None, None
         if self.cls_match_module is None:
-            positive, negative = focal_terms(scene.logits, self.alpha, self.gamma)
+            positive, negative = focal_terms(scene.logits, alpha_of(self, scene.logits), self.gamma)
             own = scene.targets.pick(positive - negative) + negative.sum(-1).unsqueeze(1)
         if self.loc_match_module is None:
             loc = -pairwise_iou(scene.target_boxes, boxes).clamp(min=self.eps).log()
@@ -167,7 +170,7 @@ class OTA(PointCostMatcher):
         logits = scene.logits
         if self.cls_match_module is not None:
             return logits.new_full(logits.shape[:2], self.background_cost)
-        _, negative = focal_terms(logits, self.alpha, self.gamma)
+        _, negative = focal_terms(logits, alpha_of(self, logits), self.gamma)
         return self.cls_weight * negative.sum(-1).where(scene.finite, 0.0)
 
     def _region(self, scene: Scene) -> Tensor:

@@ -6,6 +6,7 @@ from typing import Any
 from torch import nn
 
 from uotod.check import check_choice, check_number
+from uotod.cost.alpha import Alpha
 from uotod.geometry.coders import DeltaCoder
 from uotod.loss import (
     BoxSpace,
@@ -15,7 +16,6 @@ from uotod.loss import (
     PerImageNormalizer,
     SigmoidFocalLoss,
 )
-from uotod.loss.alpha import Alpha
 from uotod.match import IoUThreshold, Matcher
 from uotod.recipes.dialect import Losses, Weights, choose_matcher, choose_parts
 

@@ -33,14 +33,15 @@ from uotod.solvers.scaling import (
 )
 
 FIRST_SWEEPS = 2  # before the first step: far from the solution they do as much, at a fraction of the cost
-ANNEAL_FROM = 0.1  # of an image's largest absolute cost
-ANNEAL_RATIO = 0.25
+ANNEAL_FROM = 0.4  # of an image's largest absolute cost
+ANNEAL_RATIO = 0.4
 LOOSE = 1.5  # gap at which the next, smaller reg begins
-LONGEST, LENGTHEN, SHORTEN = 1e8, 3.0, 0.25  # horizon
+LONGEST, LENGTHEN, SHORTEN = 1e8, 5.0, 0.5  # horizon
 FARTHEST_HORIZON = 1e13  # that rounding leaves a meaning
+LONG = 1e4  # horizon whose step tells what Newton's would
 ANY_GAP, LARGEST_GAP = 50.0, 0.05  # that a step may leave: in units of reg, and of the step
 WORTH_LEAVING = 1 << 15  # pairs of finished images for which the others are moved: it takes dozens of calls
-LARGEST_BLIND = 10.0  # step that nothing judges, in units of reg
+LARGEST_BLIND = 2.0  # step that nothing judges, in units of reg
 
 
 Values = TypeVar("Values", Problem, Kernel, Sweep, "State")
@@ -66,6 +67,8 @@ class State(NamedTuple):
     merit: Tensor  # (B,) largest gap
     residual: Tensor  # (B,)
     steps: Tensor  # (B,)
+    before: Tensor  # (B, K) solution of the level before
+    reg_before: Tensor  # (B, 1) that level, inf for none
     done: Tensor  # (B,) bool
 
 
@@ -106,7 +109,7 @@ def solve_newton(
             coupling = _choose(accepted, coupling, state.coupling)
             log_gain = _choose(accepted, log_gain, state.log_gain)
         state = _propose(
-            state._replace(coupling=coupling, log_gain=log_gain), problem, kernel, accepted, every, sync_free
+            state._replace(coupling=coupling, log_gain=log_gain), problem, kernel, accepted, every, tol, sync_free
         )
         if sync_free or finished:
             state = state._replace(candidate=_choose(state.done, state.potential, state.candidate))
@@ -141,9 +144,16 @@ def _take(values: Values, images: Tensor) -> Values:
 def _start(problem: Problem, penalties: Penalties, sync_free: bool) -> State:
     cost, reg = problem.cost, problem.reg
     highest = cost.amax(2).masked_fill_(problem.dead, -math.inf).amax(1)
-    if sync_free or bool((highest == math.inf).any()):
+    forbids = highest == math.inf
+    if sync_free or bool(forbids.any()):
+        # a prediction without an allowed pair takes part as little as a dead column
+        absent = problem.dead.unsqueeze(2) | (cost.amin(1, keepdim=True) == math.inf)
+        forbids = ((cost == math.inf) & ~absent).flatten(1).any(1)
         highest = cost.masked_fill(cost == math.inf, -math.inf).amax((1, 2))
     largest = torch.maximum(-cost.amin((1, 2)), highest)
+    if not math.isinf(min(penalties)):
+        # forbidden pairs may drive parts of the problem as far apart as both penalties let
+        largest = torch.where(forbids, largest.clamp(min=min(penalties)), largest)
     levels = (ANNEAL_FROM * largest.clamp(min=0.0).double().unsqueeze(1) / reg).log() / -math.log(ANNEAL_RATIO)
     level = reg * ANNEAL_RATIO ** -levels.floor().clamp(min=0.0)
     potential = first_potential(problem, rates(penalties, level))
@@ -166,6 +176,8 @@ def _start(problem: Problem, penalties: Penalties, sync_free: bool) -> State:
         merit=scalar + math.inf,
         residual=scalar + math.inf,
         steps=torch.zeros_like(scalar, dtype=torch.long),
+        before=columns,
+        reg_before=torch.full_like(level, math.inf),
         done=scalar != 0,
     )
 
@@ -207,7 +219,9 @@ def _judge(
     # relative to the background's mass its last bits are nothing, and they may exceed tol
     eps = torch.finfo(problem.cost.dtype).eps
     met = (moved.sub_(heavy, alpha=eps).amax(1) <= tol - eps) | (left <= rounding(state.candidate, state.reg))
-    met = torch.where(accepted, met, state.residual <= attainable)
+    # where a step improves nothing any more, rounding leaves no less
+    stalled = (left <= attainable) & (left >= state.residual / 2)
+    met = torch.where(accepted, met | stalled, state.residual <= attainable)
     seen: tuple[Tensor, ...] = (state.candidate, at.mass, at.gap, gradient, merit, left)
     every = not sync_free and bool(accepted.all())
     if not every:
@@ -232,7 +246,9 @@ def _choose(accepted: Tensor, new: Tensor, old: Tensor) -> Tensor:
     return torch.where(accepted.view(-1, *[1] * (new.dim() - 1)), new, old)
 
 
-def _propose(state: State, problem: Problem, kernel: Kernel, accepted: Tensor, every: bool, sync_free: bool) -> State:
+def _propose(
+    state: State, problem: Problem, kernel: Kernel, accepted: Tensor, every: bool, tol: float, sync_free: bool
+) -> State:
     """Step from the last accepted potential; where it is good enough, go to the next level of reg as well."""
     horizon = state.horizon * LENGTHEN
     if not every:
@@ -249,12 +265,20 @@ def _propose(state: State, problem: Problem, kernel: Kernel, accepted: Tensor, e
     reg, last = state.reg, state.last
     if sync_free or not bool(last.all()):
         # nothing judges the step to the next level, and one that goes far may starve columns there
-        finer = accepted & ~last & (state.merit <= LOOSE) & (step.abs().amax(1) <= LARGEST_BLIND)
+        near = (state.merit <= LOOSE) & (step.abs().amax(1) <= LARGEST_BLIND) & (horizon >= LONG)
+        # columns whose masses are nothing may be far from their potentials
+        finer = accepted & ~last & (near | (state.residual <= tol))
+        step = torch.where(finer.unsqueeze(1), step.clamp(-LARGEST_BLIND, LARGEST_BLIND), step)
         trusted = trusted | finer
         reg = torch.where(finer.unsqueeze(1), torch.maximum(ANNEAL_RATIO * reg, problem.reg), reg)
         last = (reg <= problem.reg).squeeze(1)
+    solution = torch.addcmul(state.potential, state.reg, (step + shift).masked_fill_(problem.dead, 0.0))
+    # along a line through the solutions of two levels, where reg is small beside what drives the potentials
+    ahead = (reg - state.reg) / (state.reg - state.reg_before)
     return state._replace(
-        candidate=torch.addcmul(state.potential, state.reg, (step + shift).masked_fill_(problem.dead, 0.0)),
+        candidate=torch.addcmul(solution, ahead, solution - state.before),
+        before=torch.where(reg < state.reg, solution, state.before),
+        reg_before=torch.where(reg < state.reg, state.reg, state.reg_before),
         reg=reg,
         last=last,
         step=step,

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from uotod.solvers.scaling import Penalties, log_range
-from uotod.solvers.sinkhorn import NUM_ITER, SLOW, TOL, Transport, blank, solve_sinkhorn, sweep_contraction
+from uotod.solvers.sinkhorn import NUM_ITER, SLOW_UNSEEN, TOL, Transport, blank, solve_sinkhorn, sweep_contraction
 
 MOST_COLUMNS = 512
 MOST_NEWTON_COLUMNS = 128  # the linear system of a step is solved in registers
@@ -62,7 +62,7 @@ def solve_triton(
         raise ValueError(f"solver='triton' needs tensors on a CUDA device, got {cost.device}: use solver='torch'")
     columns = cost.shape[1]
     known = None if isinstance(reg, Tensor) else reg
-    newton = sweep_contraction(Penalties(reg_pred, reg_target), known) > SLOW
+    newton = sweep_contraction(Penalties(reg_pred, reg_target), known) > SLOW_UNSEEN
     if columns > (MOST_NEWTON_COLUMNS if newton else MOST_COLUMNS):
         return solve_sinkhorn(cost, column_mass, active, reg, reg_pred, reg_target, num_iter=num_iter, tol=tol)
     cost = cost.contiguous()

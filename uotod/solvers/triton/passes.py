@@ -21,13 +21,27 @@ def rate(penalty: tl.constexpr, reg):
 
 
 @triton.jit
-def largest_cost(cost, used, preds, K: tl.constexpr, width: tl.constexpr):
-    """Return the largest absolute cost of an allowed pair, float64."""
+def largest_cost(
+    cost, used, preds, pred_penalty: tl.constexpr, target_penalty: tl.constexpr, K: tl.constexpr, width: tl.constexpr
+):
+    """Return the largest absolute cost of an allowed pair, float64; the lesser penalty where pairs are forbidden."""
     largest = tl.full([K, width], 0.0, cost.dtype.element_ty)
+    allowed, living = tl.full([K, width], 0, tl.int32), tl.full([width], 0, tl.int32)
     for start in range(0, preds, width):
         block = _load(cost, used, preds, start, float("inf"), K, width)
         largest = tl.maximum(largest, tl.where(block == float("inf"), 0.0, tl.abs(block)))
-    return tl.max(tl.max(largest, 1), 0).to(tl.float64)
+        allowed += tl.where(block < float("inf"), 1, 0)
+        living += tl.where(tl.min(block, 0) < float("inf"), 1, 0)
+    found = tl.max(tl.max(largest, 1), 0).to(tl.float64)
+    if pred_penalty < target_penalty:
+        penalty: tl.constexpr = pred_penalty
+    else:
+        penalty: tl.constexpr = target_penalty
+    if penalty < float("inf"):
+        count = tl.sum(allowed, 1)
+        forbids = tl.max(tl.where((count > 0) & (count < tl.sum(living, 0)), 1, 0), 0)
+        found = tl.where(forbids > 0, tl.maximum(found, tl.full([], penalty, tl.float64)), found)
+    return found
 
 
 @triton.jit

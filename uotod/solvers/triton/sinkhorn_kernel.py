@@ -15,7 +15,7 @@ from uotod.solvers.triton.passes import absorb, coupling, finish, first_potentia
 ANNEAL_FROM, ANNEAL_RATIO = tl.constexpr(newton.ANNEAL_FROM), tl.constexpr(newton.ANNEAL_RATIO)
 LOOSE, FARTHEST = tl.constexpr(newton.LOOSE), tl.constexpr(newton.FARTHEST)
 LONGEST, FARTHEST_HORIZON = tl.constexpr(newton.LONGEST), tl.constexpr(newton.FARTHEST_HORIZON)
-LARGEST_BLIND = tl.constexpr(newton.LARGEST_BLIND)
+LARGEST_BLIND, LONG = tl.constexpr(newton.LARGEST_BLIND), tl.constexpr(newton.LONG)
 ANY_GAP, LARGEST_GAP = tl.constexpr(newton.ANY_GAP), tl.constexpr(newton.LARGEST_GAP)
 LENGTHEN, SHORTEN = tl.constexpr(newton.LENGTHEN), tl.constexpr(newton.SHORTEN)
 
@@ -178,7 +178,7 @@ def _take_newton_steps(
 ):
     """Return the potential, the live columns, the steps and the residual (inf where it has to be measured)."""
     level = reg
-    coarsest = largest_cost(cost, used, preds, K, width) * ANNEAL_FROM
+    coarsest = largest_cost(cost, used, preds, pred_penalty, target_penalty, K, width) * ANNEAL_FROM
     while level / ANNEAL_RATIO <= coarsest:
         level /= ANNEAL_RATIO
     candidate, live = first_potential(cost, used, log_mass, preds, level, pred_penalty, target_penalty, K, width)
@@ -191,6 +191,7 @@ def _take_newton_steps(
     potential, mass, gap, gradient = candidate, step, step, step
     merit, left = tl.full([], float("inf"), tl.float64), tl.full([], float("inf"), tl.float64)
     coupled = tl.full([K, K], 0.0, tl.float32)
+    before, level_before = step, tl.full([], float("inf"), tl.float64)
 
     steps, done = tl.full([], 0, tl.int64), tl.full([], 0, tl.int1)
     while (steps < num_iter) & (done == 0):
@@ -213,9 +214,10 @@ def _take_newton_steps(
         done = (level <= reg) & (left <= attainable) & (accepted == 0)
         if accepted:
             potential, mass, gap, gradient = candidate, new_mass, new_gap, new_gradient
-            merit, left = new_merit, new_left
             rounding = eps * tl.maximum(mass - 1, 0.0)
-            done = (level <= reg) & (tl.max(moved - rounding, 0) <= tol)
+            stalled = (new_left <= attainable) & (new_left >= left / 2)
+            done = (level <= reg) & ((tl.max(moved - rounding, 0) <= tol) | stalled)
+            merit, left = new_merit, new_left
             if done == 0:
                 coupled = coupling(kernel, log_row, used, preds, gain, level, pred_penalty, K, width)
 
@@ -234,8 +236,16 @@ def _take_newton_steps(
                     coupled, mass, levelled, live, horizon, level, columns, pred_penalty, target_penalty, K
                 )
             # nothing judges the step to the next level, and one that goes far may starve columns there
-            finer = accepted & (level > reg) & (merit <= LOOSE) & (tl.max(tl.abs(step), 0) <= LARGEST_BLIND)
+            near = (merit <= LOOSE) & (tl.max(tl.abs(step), 0) <= LARGEST_BLIND) & (horizon >= LONG)
+            finer = accepted & (level > reg) & (near | (left <= tol))
+            if finer:
+                step = tl.minimum(tl.maximum(step, -LARGEST_BLIND), LARGEST_BLIND)
             candidate = tl.where(live, potential + level * (step + shift), potential)
             slope, trusted = tl.sum(raised * step, 0), is_sweep | finer
-            level = tl.where(finer, tl.maximum(level * ANNEAL_RATIO, reg), level)
+            if finer:
+                # along a line through the solutions of two levels
+                finest = tl.maximum(level * ANNEAL_RATIO, reg)
+                solution = candidate
+                candidate += (solution - before) * ((finest - level) / (level - level_before))
+                before, level_before, level = solution, level, finest
     return potential, live, steps, tl.where(done, left, float("inf"))

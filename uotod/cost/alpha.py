@@ -1,4 +1,4 @@
-"""A weight that a loss may have one for all classes, or one a class: what a constructor is given in, a number out."""
+"""A weight that is one for all classes, or one a class: what a constructor is given in, a number or a buffer out."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,7 +15,7 @@ def set_alpha(module: Any, value: Any, *, high: float = torch.inf, none: float |
     """Give a module its `alpha`: a number, or a buffer (C,) that moves with it and is no state to be saved.
 
     Args:
-        module: the loss.
+        module: the loss or matcher.
         value: a number, or one for each class.
         high: the largest value; the least is 0.
         none: a number outside that stands for no weights, if there is one.
@@ -42,7 +42,7 @@ def set_alpha(module: Any, value: Any, *, high: float = torch.inf, none: float |
 
 
 def alpha_of(module: Any, logits: Tensor) -> float | Tensor:
-    """Return the `alpha` of a loss for (..., C) logits: a number, or (C,) in their dtype.
+    """Return the `alpha` of a module for (..., C) logits: a number, or (C,) in their dtype.
 
     Raises:
         ValueError: there is no logit for each of its classes.
