@@ -55,7 +55,7 @@ def criterion_for(config: Any, *, matcher: Matcher | None = None) -> Criterion:
 
     Examples:
         >>> from transformers import DetrConfig
-        >>> criterion_for(DetrConfig(num_labels=3, eos_coefficient=0.2)).cls_loss_module.module.losses[0].weight
+        >>> criterion_for(DetrConfig(num_labels=3, eos_coefficient=0.2)).cls_loss_module.losses[0].weight
         tensor([1.0000, 1.0000, 1.0000, 0.2000])
     """
     return family_of(published_loss(config)).build(config, matcher)
