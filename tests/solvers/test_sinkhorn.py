@@ -385,10 +385,9 @@ def test_costs_with_gaps_are_solved_at_the_defaults(penalties: tuple[float, floa
     """Five of these six seeds hold an image whose balanced problem once stalled, in one dtype or in both."""
     for preds, columns, seed in [(6, 3, 0), (12, 5, 0), (12, 5, 79), (40, 8, 64), (84, 10, 12), (84, 10, 108)]:
         given = gapped_problem(preds, columns, seed, dtype=dtype)
-        reg = torch.full(
-            (len(given[0]),), 0.1, dtype=torch.float64
-        )  # a number would be taken for that of costs up to 1
-        for sync_free in (False, True):
+        # a number would be taken for that of costs up to 1
+        reg = torch.full((len(given[0]),), 0.1, dtype=torch.float64)
+        for sync_free in (False, True) if preds <= 12 else (False,):  # blind steps take long: on the small ones
             transport = solve_sinkhorn(
                 *given, reg, *penalties, sync_free=sync_free, num_iter=400 if sync_free else 1000
             )
