@@ -251,6 +251,14 @@ def test_a_criterion_of_ones_own_and_its_further_terms() -> None:
     assert list(model(images, targets)) == ["classification", "bbox_regression"]
 
 
+def test_a_moving_average_moves_with_each_step() -> None:
+    model = set_criterion(detector("retinanet"), recipes.retinanet(CLASSES, style="detectron2"))
+    average = model.compute_loss.criterion.normalizer.average
+    before = float(average)
+    model(*batch_of("retinanet"))
+    assert float(average) < before
+
+
 def test_a_crowd_is_ignored() -> None:
     images, targets = batch_of("ssd")
     model = set_criterion(detector("ssd"))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tests.support.peers import peer
 from uotod import recipes
 from uotod.integrations.ultralytics import ModelLoss, set_criterion, set_matcher, trainer
-from uotod.loss import GIoULoss, SigmoidFocalLoss
+from uotod.loss import GIoULoss, MovingAverageNormalizer, SigmoidFocalLoss
 from uotod.match import Matcher, TaskAligned, UnbalancedSinkhorn
 
 CLASSES, SIZE, EPOCHS = 3, 64, 5
@@ -217,6 +217,15 @@ def test_a_criterion_of_ones_own_shows_its_terms() -> None:
     model = set_criterion(detector("yolo26n.yaml"), recipes.yolov8(CLASSES))
     with pytest.raises(ValueError, match="input has the key 'one2many_outputs', which nothing reads"):
         model.loss(ordered())
+
+
+@pytest.mark.parametrize("name", ["yolo11n.yaml", "rtdetr"])
+def test_a_moving_average_moves_with_each_step(name: str) -> None:
+    average = MovingAverageNormalizer(initial=1000.0)
+    recipe = recipes.rt_detr if name == "rtdetr" else recipes.yolov8
+    model = set_criterion(detector(name), recipe(CLASSES, normalizer=average))
+    model.loss(ordered())
+    assert float(average.average) < 1000
 
 
 @pytest.mark.parametrize("name", ["yolov8n.yaml", "yolo11n.yaml"])

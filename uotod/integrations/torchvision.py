@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from uotod.check import Described
 from uotod.geometry.boxes import full_precision
+from uotod.integrations.averages import update_averages
 from uotod.loss import CIoULoss, DetectionLoss, DIoULoss, GIoULoss
 from uotod.match import FCOS, IoUThreshold, Matcher
 from uotod.recipes import fcos, retinanet, ssd300
@@ -80,6 +81,7 @@ class TrainingLoss:
     ) -> dict[str, Tensor]:
         """Return the losses by the keys of torchvision; what it calls this with beside them is not needed."""
         terms = self.criterion.to(outputs["cls_logits"].device).terms(*self.convert(targets, outputs, anchors))
+        update_averages(self.criterion, terms)
         found = (term.name for term in self.criterion.all_terms)
         return {KEYS.get(name, name): terms[f"loss_{name}"] for name in found}
 

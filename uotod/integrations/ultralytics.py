@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from uotod.geometry.boxes import box_cxcywh_to_xyxy, full_precision
 from uotod.geometry.coders import DistanceCoder
 from uotod.integrations.assigners import Assigner, PairMatcher, targets_of
+from uotod.integrations.averages import update_averages
 from uotod.loss import (
     BoxSpace,
     Branches,
@@ -71,7 +72,7 @@ def trainer(base: Any = None, *, criterion: Criterion | None = None, matcher: Ma
             super()._setup_train(*args, **kwargs)
             model = set_criterion(unwrap_model(self.model), criterion, matcher=matcher)
             model.criterion.set_step(self.start_epoch)  # where a resumed training starts
-            _attach(self.ema.ema, model.criterion)
+            _attach(self.ema.ema, model.criterion)  # one loss, whose epoch and averages are those of the training
 
         def save_model(self) -> Any:
             average = self.ema.ema
@@ -204,6 +205,7 @@ class YOLOLoss(ModelLoss):
         input, target, points = self.convert(preds, batch)
         logits = input["pred_logits"]
         terms = self.criterion.to(logits.device).terms(input, target, points)
+        update_averages(self.criterion, terms)
         return terms["loss"] * len(logits), self._shown(terms)
 
     def convert(self, preds: Any, batch: Mapping[str, Tensor]) -> tuple[Values, list[dict[str, Tensor]], Points]:
@@ -260,6 +262,7 @@ class RTDETRLoss(ModelLoss):
         """Return the losses that are shown, and the rest; the model adds them up."""
         input, target = self.convert(preds, batch, dn_bboxes, dn_scores, dn_meta)
         terms = self.criterion.to(preds[0].device).terms(input, target)
+        update_averages(self.criterion, terms)
         zero, boxes = terms["loss"].new_zeros(()), terms.get("loss_loc")
         shown = {
             "loss_giou": terms.get("loss_loc_giou", zero),
@@ -334,9 +337,9 @@ def _published(model: Any, head: Any, matcher: Matcher | None) -> Criterion:
 
 
 def _attach(model: Any, loss: ModelLoss) -> Any:
-    model = _student(model)
-    model._modules.pop("criterion", None)  # theirs may be a module, in whose place nothing else can be assigned
-    model.criterion = loss
+    learns = _student(model)
+    learns._modules.pop("criterion", None)  # theirs may be a module, in whose place nothing else can be assigned
+    learns.criterion = loss
     return model
 
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from uotod.check import check_choice
 from uotod.criterion.branches import Branches
 from uotod.criterion.detection import DetectionLoss
+from uotod.integrations.averages import update_averages
 from uotod.integrations.transformers.families import Criterion, Family, arguments_of, criterion_for, family_of
 from uotod.integrations.transformers.outputs import ALIGNMENTS, auxiliary_outputs, convert
-from uotod.loss import MovingAverageNormalizer
 from uotod.match import Matcher
 
 Outputs = tuple[Tensor, dict[str, Tensor], list[dict[str, Tensor]] | None]
@@ -119,15 +118,8 @@ class CriterionLoss:
         loss = terms["loss"]
         if self.align == "transformers" and self.family.misaligned:
             loss = loss - sum(terms[name] for name in LEFT_OUT if name in terms)
-        if torch.is_grad_enabled():
-            self._update(terms["num_pos"])
+        update_averages(self.criterion, terms)
         return loss, {name: x.detach() for name, x in terms.items()}, auxiliary_outputs(input, handed, self.family)
-
-    def _update(self, num_pos: Tensor) -> None:
-        """Take a batch into moving averages, which a loop of transformers knows nothing of."""
-        for module in self.criterion.modules():
-            if isinstance(module, MovingAverageNormalizer):
-                module.update(num_pos)
 
 
 def _restored(criterion: Criterion, name: str, align: str, proposals: Proposals | None) -> CriterionLoss:
