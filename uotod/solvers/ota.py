@@ -72,5 +72,7 @@ def ota_match(
     transport = solve_sinkhorn(finite, mass, mass > 0, scale, math.inf, math.inf, num_iter=num_iter, tol=tol)
     score = (transport.pred_potential.unsqueeze(1) - full).masked_fill(~allowed, -math.inf)
     score = score - score.amax(2, keepdim=True).clamp(min=torch.finfo(score.dtype).min)
-    value, index = score.max(1)
+    value = score.amax(1)
+    # what the solver leaves open is a tie, whose lowest index wins
+    index = (score >= (value - 10 * tol * reg).unsqueeze(1)).long().max(1).indices
     return torch.where(value > -math.inf, index, num_targets)
