@@ -17,7 +17,9 @@ def test_an_average_moves_with_each_step_and_not_in_validation(by_term: bool) ->
     terms = criterion.terms(problem.input, problem.target, problem.anchors)
     with torch.no_grad():
         update_averages(criterion, terms)
+    update_averages(criterion.eval(), terms)
     assert average.average == 100
+    criterion.train()
     update_averages(criterion, terms)
     torch.testing.assert_close(average.average, (100 + terms["num_pos"].float()) / 2)
 

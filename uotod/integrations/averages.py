@@ -11,9 +11,9 @@ from uotod.loss import Branch, Branches, DetectionLoss, MovingAverageNormalizer
 def update_averages(criterion: DetectionLoss | Branches, terms: Mapping[str, Tensor]) -> None:
     """Let the moving averages of a criterion and its branches learn from the terms of a training step.
 
-    Without gradients, as in validation, nothing moves.
+    Without gradients, or with a criterion that does not train, as in validation, nothing moves.
     """
-    if not torch.is_grad_enabled():
+    if not (criterion.training and torch.is_grad_enabled()):
         return
     losses = {"": criterion.main if isinstance(criterion, Branches) else criterion}
     if isinstance(criterion, Branches):
