@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -83,6 +84,30 @@ def test_in_evaluation_too(name: str) -> None:
     assert torch.equal(actual.logits, expected.logits)
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_the_loss_and_what_it_is_made_of_agree(name: str) -> None:
+    for align in ("published", "transformers"):
+        output = set_criterion(model_of(name), align=align)(**batch(name))
+        terms = output.loss_dict
+        assert torch.equal(terms["loss"], output.loss.detach())
+        parts = [x for key, x in terms.items() if re.fullmatch(r"loss_(cls|loc|dist)(_\d+)?(_dn|_enc|_interm)?", key)]
+        torch.testing.assert_close(sum(parts), terms["loss"])
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("name", MODELS)
+def test_the_outputs_of_earlier_layers_are_those_of_the_library(name: str, training: bool) -> None:
+    found = []
+    for model in (model_of(name), set_criterion(model_of(name), align="transformers")):
+        torch.manual_seed(2)
+        found.append(model.train(training)(**batch(name)).auxiliary_outputs)
+    expected, actual = found
+    assert (expected is None) == (actual is None)
+    for theirs, ours in zip(expected or [], actual or [], strict=True):
+        for key in ("logits", "pred_boxes"):
+            assert torch.equal(theirs[key], ours[key])
+
+
 @pytest.mark.parametrize("name", GROUPED)
 def test_in_evaluation_all_queries_are_one_group(name: str) -> None:
     model, inputs = set_criterion(model_of(name)), batch(name)
@@ -98,8 +123,7 @@ def test_without_distributions_both_alignments_are_one(name: str) -> None:
     found = []
     for align in ("published", "transformers"):
         model = set_criterion(model_of(name), align=align)
-        if model.loss_function.proposals is not None:
-            model.loss_function.proposals = None  # which belong to the published loss
+        model.loss_function.proposals = None  # which belong to the published loss
         found.append(loss_and_gradients(model, inputs)[0])
     assert torch.equal(*found)
 
@@ -169,6 +193,23 @@ def test_it_survives_copies_and_pickles(name: str) -> None:
     expected = loss_and_gradients(model, inputs)[0]
     for other in others:
         torch.testing.assert_close(loss_and_gradients(other, inputs)[0], expected)
+
+
+def test_proposals_are_kept_for_one_pass_only() -> None:
+    """Whatever the loss is, and however often it was set: no graph outlives its step, and there are as many hooks."""
+    model, inputs = model_of("DeformableDetr, two stages"), batch("DeformableDetr, two stages")
+    proposals = set_criterion(set_criterion(model)).loss_function.proposals
+    assert len(model.model._forward_hooks) == len(model._forward_hooks) == 1
+    assert "loss_enc" in model(**inputs).loss_dict
+    assert not proposals.found
+    model.eval()(inputs["pixel_values"])
+    assert not proposals.found
+    assert "loss_enc" not in set_criterion(model, align="transformers")(**inputs).loss_dict
+    assert "loss_enc" in set_criterion(model)(**inputs).loss_dict
+    assert len(model.model._forward_hooks) == len(model._forward_hooks) == 1
+    del model._loss_function
+    assert "loss_ce" in model(**inputs).loss_dict
+    assert not proposals.found
 
 
 def test_the_hook_of_proposals_survives_copies() -> None:

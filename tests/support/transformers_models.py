@@ -43,7 +43,6 @@ GROUPS = {
     "decoder_cross_attention_heads": 2,
     "decoder_ffn_dim": 16,
     "num_queries": 6,
-    "group_detr": 3,
     "decoder_n_points": 2,
     "projector_scale_factors": [1.0],
 }
@@ -98,10 +97,10 @@ def _d_fine(name: str, **options: Any) -> torch.nn.Module:
     return _model(name, HGNetV2Config(**SIZES, **stages, out_features=LEVELS), **HYBRID, **options)
 
 
-def _groups(name: str, vit: str, **options: Any) -> torch.nn.Module:
+def _groups(name: str, vit: str, groups: int = 3, **options: Any) -> torch.nn.Module:
     import transformers
 
-    return _model(name, getattr(transformers, vit)(**VIT, **options), **GROUPS)
+    return _model(name, getattr(transformers, vit)(**VIT, **options), **GROUPS, group_detr=groups)
 
 
 def _grounded(name: str) -> torch.nn.Module:
@@ -140,6 +139,7 @@ MODELS: dict[str, Callable[[], torch.nn.Module]] = {
     "GroundingDino": lambda: _grounded("GroundingDino"),
     "MMGroundingDino": lambda: _grounded("MMGroundingDino"),
     "LwDetr": lambda: _groups("LwDetr", "LwDetrViTConfig", num_windows=4),
+    "LwDetr, one group": lambda: _groups("LwDetr", "LwDetrViTConfig", groups=1, num_windows=4),
     "RfDetr": lambda: _groups("RfDetr", "RfDetrDinov2Config", num_windows=2),
 }
 

@@ -13,6 +13,7 @@ from uotod.loss import (
     DetectionLoss,
     IoUAwareBCELoss,
     MatchabilityAwareLoss,
+    NegativeProbLoss,
     SigmoidFocalCost,
     SigmoidFocalLoss,
     VarifocalLoss,
@@ -51,14 +52,30 @@ def criterion_for(config: Any, *, matcher: Matcher | None = None) -> Criterion:
         matcher: in place of the published one; its boxes are xyxy, in units of the image.
 
     Raises:
-        ValueError: the loss of such models is not one of a family that is known.
+        ValueError: the loss of such models is not of a family that is known, or the configuration lacks its numbers.
 
     Examples:
         >>> from transformers import DetrConfig
         >>> criterion_for(DetrConfig(num_labels=3, eos_coefficient=0.2)).cls_loss_module.losses[0].weight
         tensor([1.0000, 1.0000, 1.0000, 0.2000])
     """
-    return family_of(published_loss(config)).build(config, matcher)
+    return build(published_loss(config), config, matcher)
+
+
+def build(loss: Callable[..., Any], config: Any, matcher: Matcher | None) -> Criterion:
+    """Return the criterion in place of a loss function of transformers.
+
+    Raises:
+        ValueError: the loss is not known, or the configuration lacks its numbers.
+    """
+    family = family_of(loss)
+    try:
+        return family.build(config, matcher)
+    except AttributeError as error:
+        raise ValueError(
+            f"config must have the numbers of {loss.__name__}, got {type(config).__name__}: {error}; pass a criterion "
+            "that you make yourself"
+        ) from error
 
 
 def family_of(loss: Callable[..., Any]) -> Family:
@@ -86,7 +103,8 @@ def published_loss(config: Any) -> Callable[..., Any]:
     from transformers.models.auto import modeling_auto as auto
 
     mappings = (auto.MODEL_FOR_OBJECT_DETECTION_MAPPING, auto.MODEL_FOR_ZERO_SHOT_OBJECT_DETECTION_MAPPING)
-    found: Any = next((mapping[type(config)] for mapping in mappings if type(config) in mapping), None)
+    pairs = ((mapping, cls) for cls in type(config).__mro__ for mapping in mappings)  # a subclass is of the family, too
+    found: Any = next((mapping[cls] for mapping, cls in pairs if cls in mapping), None)
     if found is None:
         raise ValueError(
             f"config must be that of a model for object detection, got {type(config).__name__}: pass the config of a "
@@ -183,6 +201,8 @@ def _hungarian(config: Any) -> Matcher:
         name: getattr(config, f"matcher_{x}_cost") for name, x in (("cls", "class"), ("l1", "bbox"), ("giou",) * 2)
     }
     cost: nn.Module = SigmoidFocalCost(alpha=config.matcher_alpha, gamma=config.matcher_gamma, reduction=N)
+    if not config.use_focal_loss:  # the cost alone follows it: all classes are those of objects
+        cost = NegativeProbLoss(reduction=N)
     return set_matcher(Hungarian, cost, 2.0, cost_weights=costs)
 
 

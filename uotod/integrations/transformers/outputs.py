@@ -3,18 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from uotod.check import check_choice
 from uotod.criterion.branches import denoising_plan
+from uotod.geometry.boxes import full_precision
 from uotod.integrations.transformers.families import Family, family_of, published_loss
 from uotod.utils import box_cxcywh_to_xyxy
 
 Layer = dict[str, Tensor]
 ALIGNMENTS = ("published", "transformers")
+
+
+class Converted(NamedTuple):
+    """What a criterion is called with, and what a model returns of its earlier layers.
+
+    Attributes:
+        input: the predictions.
+        target: the targets of each image.
+        anchors: the boxes from which distributions start, None without any.
+        auxiliary: logits and boxes of the earlier layers, as models of transformers return them, None without a loss.
+    """
+
+    input: dict[str, Any]
+    target: list[dict[str, Tensor]]
+    anchors: Tensor | None
+    auxiliary: list[Layer] | None
 
 
 def convert(
@@ -24,7 +41,8 @@ def convert(
 
     Boxes become xyxy. The final decoder layer is the input itself; the earlier ones, and the queries that an encoder
     selects, are its `aux_outputs` where the configuration asks for their losses; proposals are `enc_outputs`, and
-    denoising queries `dn_outputs` with their plan.
+    denoising queries `dn_outputs` with their plan. Further fields of the labels, such as `ignore`, `iscrowd` and
+    `loss_weight`, are handed on.
 
     Args:
         align: "published" to give each decoder layer its own distributions, as D-FINE and DEIM are published;
@@ -36,79 +54,108 @@ def convert(
         ValueError: the configuration is of no family that is known, or the alignment is unknown.
     """
     check_choice("align", align, ALIGNMENTS)
-    family = family_of(published_loss(handed["config"]))
-    target = [{"labels": x["class_labels"], "boxes": box_cxcywh_to_xyxy(x["boxes"])} for x in handed["labels"]]
-    most = max((len(x["labels"]) for x in target), default=0)
-    meta = handed.get("denoising_meta_values")
-    layers, refs = _layers(handed, family, align)
-    noisy: list[Layer] = []
-    anchors = noisy_anchors = None if refs is None else box_cxcywh_to_xyxy(refs.detach())
+    found = converted(family_of(published_loss(handed["config"])), align, handed)
+    return found.input, found.target, found.anchors
+
+
+def converted(family: Family, align: str, handed: Mapping[str, Any]) -> Converted:
+    """Return what a model of a family hands to its loss, converted; see `convert`."""
+    config, meta = handed["config"], handed.get("denoising_meta_values")
+    target = [_target(image) for image in handed["labels"]]
+    layers, anchors = _layers(handed, family, align)
+    noisy, noisy_anchors = list[Layer](), None
     if meta is not None:
         split = [_split(layer, meta["dn_num_split"]) for layer in layers]
         noisy, layers = [first for first, _ in split], [second for _, second in split]
         if anchors is not None:
             noisy_anchors, anchors = torch.split(anchors, meta["dn_num_split"], dim=1)
     final, earlier = layers[-1], layers[:-1]
-    if refs is not None and align == "transformers":
+    if anchors is not None and align == "transformers":
         # heads that lack a partner there, but for denoising queries
         earlier = earlier[: handed["predicted_corners"].shape[family.layer_dim] - 1]
-    if handed.get("enc_topk_logits") is not None and handed["config"].auxiliary_loss:
+    if handed.get("enc_topk_logits") is not None and config.auxiliary_loss:
         earlier = [*earlier, _layer(handed["enc_topk_logits"], handed["enc_topk_bboxes"], family)]
-    input: dict[str, Any] = {**final, "aux_outputs": earlier}
-    if meta is not None and handed["config"].auxiliary_loss and most:
-        queries = noisy[-1]["pred_logits"].shape[1]
-        plan = denoising_plan(list(meta["dn_positive_idx"]), meta["dn_num_group"], queries, most)
-        input["dn_outputs"] = {**noisy[-1], "aux_outputs": noisy[:-1], "plan": plan}
+    input: dict[str, Any] = _nested([*earlier, final])
+    if meta is not None and config.auxiliary_loss and any(len(x["labels"]) for x in target):
+        plan = _denoising_plan(meta, target, noisy[-1]["pred_logits"].shape[1])
+        input["dn_outputs"] = _nested(noisy) | {"plan": plan}
         if noisy_anchors is not None:
             input["dn_outputs"]["anchors"] = noisy_anchors
     if handed.get("enc_outputs_class") is not None:
-        input["enc_outputs"] = _layer(handed["enc_outputs_class"], handed["enc_outputs_coord"], family)
-    if handed.get("encoder_logits") is not None and handed["config"].two_stage:
-        input["interm_outputs"] = _layer(handed["encoder_logits"], handed["encoder_pred_boxes"], family)
+        proposals = _layer(handed["enc_outputs_class"], handed["enc_outputs_coord"], family)
+        input["enc_outputs"] = _with_corners(proposals)
+    if handed.get("encoder_logits") is not None and config.two_stage:
+        proposals = _layer(handed["encoder_logits"], handed["encoder_pred_boxes"], family)
+        input["interm_outputs"] = _with_corners(proposals)
     if "label_maps" in handed:
         target = [_of_tokens(image, words) for image, words in zip(target, handed["label_maps"], strict=True)]
         input["image_class_mask"] = handed["text_mask"].flatten(1, -2).any(1)
-    return input, target, anchors
-
-
-def auxiliary_outputs(input: Mapping[str, Any], handed: Mapping[str, Any], family: Family) -> list[Layer] | None:
-    """Return the earlier decoder layers as the models of transformers return them, None where they have no loss."""
-    if not handed["config"].auxiliary_loss:
-        return None
-    logits, boxes = (handed[name].unbind(family.layer_dim)[:-1] for name in ("outputs_class", "outputs_coord"))
-    return [{"logits": a, "pred_boxes": b} for a, b in zip(logits, boxes, strict=True)]
+    auxiliary = [{"logits": x["pred_logits"], "pred_boxes": x["pred_boxes"]} for x in earlier]
+    return Converted(input, target, anchors, auxiliary if config.auxiliary_loss else None)
 
 
 def _layers(handed: Mapping[str, Any], family: Family, align: str) -> tuple[list[Layer], Tensor | None]:
-    """Return the decoder layers, the final one last, and the boxes that distributions start from, centre and size."""
-    config, dim = handed["config"], family.layer_dim
+    """Return the decoder layers, boxes as they are, the final one last, and where their distributions start, xyxy."""
+    dim, earlier = family.layer_dim, list[Layer]()
     final = _layer(handed["logits"], handed["pred_boxes"], family)
-    if not config.auxiliary_loss:
-        return [final], None
-    logits, boxes = (handed[name].unbind(dim)[:-1] for name in ("outputs_class", "outputs_coord"))
-    earlier = [_layer(*pair, family) for pair in zip(logits, boxes, strict=True)]
+    if handed["config"].auxiliary_loss:
+        logits, boxes = (handed[name].unbind(dim)[:-1] for name in ("outputs_class", "outputs_coord"))
+        earlier = [_layer(*pair, family) for pair in zip(logits, boxes, strict=True)]
     corners = handed.get("predicted_corners")
     if corners is None or not family.misaligned:
         return [*earlier, final], None
     dists = [x.unflatten(-1, (4, -1)) for x in corners.unbind(dim)]
     if align == "transformers":  # heads before the first layer and after it share the distributions of the first
         earlier = [layer | {"pred_dist": dist} for layer, dist in zip(earlier, dists, strict=False)]
-    else:
+    elif earlier:
         first = len(earlier) - len(dists) + 1  # of the heads that have a distribution; those before have none
         refined = [layer | {"pred_dist": dist} for layer, dist in zip(earlier[first:], dists[:-1], strict=True)]
         earlier = [*earlier[:first], *refined]
-    return [*earlier, final | {"pred_dist": dists[-1]}], handed["initial_reference_points"].select(dim, -1)
+    start = _corners(handed["initial_reference_points"].select(dim, -1).detach())
+    return [*earlier, final | {"pred_dist": dists[-1]}], start
 
 
 def _layer(logits: Tensor, boxes: Tensor, family: Family) -> Layer:
-    boxes = boxes.clamp(min=0, max=1) if family.clamps else boxes
-    return {"pred_logits": logits, "pred_boxes": box_cxcywh_to_xyxy(boxes)}
+    return {"pred_logits": logits, "pred_boxes": boxes.clamp(min=0, max=1) if family.clamps else boxes}
+
+
+def _corners(boxes: Tensor) -> Tensor:
+    return box_cxcywh_to_xyxy(full_precision(boxes))  # sums in half precision would round what a model says
+
+
+def _with_corners(layer: Layer) -> Layer:
+    return layer | {"pred_boxes": _corners(layer["pred_boxes"])}
+
+
+def _nested(layers: list[Layer]) -> dict[str, Any]:
+    """Return the final layer with the earlier ones in it, all of them xyxy."""
+    *earlier, final = (_with_corners(layer) for layer in layers)
+    return {**final, "aux_outputs": earlier}
+
+
+def _target(image: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    others = {key: value for key, value in image.items() if key not in ("class_labels", "boxes")}
+    boxes = image["boxes"]
+    corners = _corners(boxes if boxes.numel() else boxes.view(0, 4))
+    return {**others, "labels": image["class_labels"], "boxes": corners}
 
 
 def _of_tokens(image: Layer, words: Tensor) -> Layer:
     """Return the targets of an image whose labels are the tokens of their words; a cost is the mean over these."""
     rows = words.to(image["boxes"])[image["labels"]]
     return image | {"labels": rows, "cost_labels": rows / rows.sum(-1, keepdim=True).clamp(min=1)}
+
+
+def _denoising_plan(meta: Mapping[str, Any], target: list[dict[str, Tensor]], queries: int) -> Tensor:
+    """Return the plan (B, P) of denoising queries; those made from ignored targets are ignored."""
+    most = max(len(image["labels"]) for image in target)
+    plan = denoising_plan(list(meta["dn_positive_idx"]), meta["dn_num_group"], queries, most)
+    for row, image in zip(plan, target, strict=True):
+        ignored = image.get("ignore", image.get("iscrowd"))
+        if ignored is not None:
+            indices = ignored.to(plan.device).bool().nonzero().flatten()
+            row[torch.isin(row, indices)] = -1
+    return plan
 
 
 def _split(layer: Layer, sizes: list[int]) -> tuple[Layer, Layer]:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from uotod.check import check_choice
 from uotod.criterion.branches import Branches
 from uotod.criterion.detection import DetectionLoss
+from uotod.criterion.masses import Masses
 from uotod.integrations.averages import update_averages
-from uotod.integrations.transformers.families import Criterion, Family, arguments_of, criterion_for, family_of
-from uotod.integrations.transformers.outputs import ALIGNMENTS, auxiliary_outputs, convert
+from uotod.integrations.transformers.families import Criterion, Family, arguments_of, build, family_of
+from uotod.integrations.transformers.outputs import ALIGNMENTS, converted
 from uotod.match import Matcher
 
 Outputs = tuple[Tensor, dict[str, Tensor], list[dict[str, Tensor]] | None]
@@ -33,52 +36,80 @@ def set_criterion(
         align: see `convert`. With "transformers" the loss is that of the library.
 
     Raises:
-        TypeError: the model or the criterion is none.
-        ValueError: the model is of no family that is known, a criterion is given with a matcher, or the alignment is
-            unknown.
+        TypeError: the model or the criterion is none; a model in a wrapper is to be set before it is wrapped.
+        ValueError: the model is of no family that is known, a criterion is given with a matcher or reads other boxes
+            than xyxy, or the alignment is unknown.
     """
-    if not hasattr(model, "loss_function") or not hasattr(model, "config"):
-        raise TypeError(f"model must be a detector of transformers, got {type(model).__name__}")
-    if criterion is not None and not isinstance(criterion, (DetectionLoss, Branches)):
-        raise TypeError(f"criterion must be a DetectionLoss or Branches, got {criterion!r}")
-    if criterion is not None and matcher is not None:
-        raise ValueError("matcher and criterion cannot be given together: the criterion has a matcher of its own")
+    from transformers import PreTrainedModel
+
+    if not isinstance(model, PreTrainedModel):
+        raise TypeError(
+            f"model must be a detector of transformers, got {type(model).__name__}: set the criterion of the model "
+            "itself, before anything wraps it"
+        )
+    check_choice("align", align, ALIGNMENTS)
     current: Any = model.loss_function
     published: Any = current.published if isinstance(current, CriterionLoss) else current
     family = family_of(published)
-    criterion = criterion_for(model.config, matcher=matcher) if criterion is None else criterion
-    check_choice("align", align, ALIGNMENTS)
+    if criterion is None:
+        criterion = build(published, model.config, matcher)
+    elif matcher is not None:
+        raise ValueError("matcher and criterion cannot be given together: the criterion has a matcher of its own")
+    _check_criterion(criterion)
     loss = CriterionLoss(criterion.to(model.device), published, family, align)
-    if family.hides_proposals and getattr(model.config, "two_stage", False) and align == "published":
-        loss.proposals = Proposals()
-        model.model.register_forward_hook(loss.proposals)
+    if family.hides_proposals and getattr(model.config, "two_stage", False):
+        known = current.proposals if isinstance(current, CriterionLoss) else None
+        loss.proposals = known or Proposals.of(model)
     model.loss_function = loss
     return model
 
 
+def _check_criterion(criterion: Any) -> None:
+    if not isinstance(criterion, (DetectionLoss, Branches)):
+        raise TypeError(f"criterion must be a DetectionLoss or Branches, got {criterion!r}")
+    for part in criterion.modules():
+        formats = (part.box_format, part.target_format) if isinstance(part, DetectionLoss) else ()
+        for given in formats:
+            if given not in (None, "xyxy"):
+                raise ValueError(f"criterion must read boxes as xyxy, as convert makes them, got box_format={given!r}")
+
+
 class Proposals:
-    """A forward hook that keeps the proposals of an encoder, which its model does not hand to the loss."""
+    """Forward hooks that keep the proposals of an encoder, which its model does not hand to the loss, for one pass."""
 
     def __init__(self) -> None:
         self.found: dict[str, Tensor] = {}
 
-    def __call__(self, module: nn.Module, inputs: Any, outputs: Any) -> None:
-        """Keep the proposals of the last forward pass."""
+    @classmethod
+    def of(cls, model: Any) -> Proposals:
+        """Return what keeps those of a model from now on."""
+        proposals = cls()
+        model.base_model.register_forward_hook(proposals.keep)
+        model.register_forward_hook(proposals.forget, always_call=True)
+        return proposals
+
+    def keep(self, module: nn.Module, inputs: Any, outputs: Any) -> None:
+        """Keep the proposals of this forward pass."""
         logits = getattr(outputs, "enc_outputs_class", None)
         if logits is not None:
             self.found = {"enc_outputs_class": logits, "enc_outputs_coord": outputs.enc_outputs_coord_logits.sigmoid()}
 
-    def take(self) -> dict[str, Tensor]:
-        """Return what was kept, and keep it no longer."""
-        found, self.found = self.found, {}
-        return found
+    def forget(self, module: nn.Module, inputs: Any, outputs: Any) -> None:
+        """Keep them no longer."""
+        self.found = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Proposals, ()
 
 
-# of the final layer, what the library leaves out where it pairs layers in its own way
-LEFT_OUT = ("loss_loc_fgl", "loss_cls_dn", "loss_loc_dn", "loss_dist_dn")
+# of the final layer, what the library leaves out where it pairs layers in its own way, and the sums that lack it
+LEFT_OUT = {
+    "loss_loc_fgl": ("loss", "loss_loc"),
+    "loss_cls_dn": ("loss", "loss_dn"),
+    "loss_loc_dn": ("loss", "loss_dn"),
+    "loss_dist_dn": ("loss", "loss_dn"),
+}
+OF_FINAL_DENOISING = re.compile(r"loss_(cls|loc|dist)_(?!.*\d_dn$).+_dn")  # parts of these
 
 
 class CriterionLoss:
@@ -106,20 +137,43 @@ class CriterionLoss:
     def __call__(self, *args: Any, **kwargs: Any) -> Outputs:
         """Return the loss, what it is made of, detached, and the outputs of earlier layers."""
         handed = dict(arguments_of(self.published, *args, **kwargs))
-        if self.proposals is not None:
-            handed |= self.proposals.take()
-        input, target, anchors = convert(align=self.align, **handed)
-        logits, criterion = input["pred_logits"], self.criterion
-        # groups of queries are there in training only, and tell it from evaluation
-        queries = handed["config"].num_queries if hasattr(handed["config"], "group_detr") else 0
-        criterion.train(logits.shape[1] > queries)
-        criterion.to(logits.device)
-        terms = criterion.terms(input, target, anchors)
-        loss = terms["loss"]
-        if self.align == "transformers" and self.family.misaligned:
-            loss = loss - sum(terms[name] for name in LEFT_OUT if name in terms)
+        if self.proposals is not None and self.align == "published":
+            handed |= self.proposals.found
+        input, target, anchors, auxiliary = converted(self.family, self.align, handed)
+        count = handed.get("num_items_in_batch")
+        criterion = self._criterion(input["pred_logits"], handed["config"])
+        terms = _terms(criterion, count, (input, target, anchors))
         update_averages(self.criterion, terms)
-        return loss, {name: x.detach() for name, x in terms.items()}, auxiliary_outputs(input, handed, self.family)
+        if self.align == "transformers" and self.family.misaligned:
+            terms = _without_left_out(terms)
+        return terms["loss"], {name: x.detach() for name, x in terms.items()}, auxiliary
+
+    def _criterion(self, logits: Tensor, config: Any) -> Criterion:
+        """Return the criterion on the device of the logits, in the mode that their number tells."""
+        # groups of queries are there in training only; where there are none, gradients tell it from evaluation
+        grouped = getattr(config, "group_detr", 1) > 1
+        self.criterion.train(not grouped or logits.shape[1] > config.num_queries)
+        return self.criterion.to(logits.device)
+
+
+def _terms(criterion: Criterion, count: Any, given: tuple[Any, Any, Any]) -> dict[str, Tensor]:
+    """Return the terms of the loss; a loop that counts the targets of a step says what to divide by."""
+    if count is None:
+        return criterion.terms(*given)
+    try:
+        targets = torch.as_tensor(count, dtype=torch.float32, device=given[0]["pred_logits"].device)
+        return criterion.terms(*given, plan=None, masses=Masses.of_targets(targets))
+    except (TypeError, ValueError) as error:
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"num_items_in_batch={count}: {error}") from error
+
+
+def _without_left_out(terms: dict[str, Tensor]) -> dict[str, Tensor]:
+    kept = {name: x for name, x in terms.items() if name not in LEFT_OUT and not OF_FINAL_DENOISING.fullmatch(name)}
+    for name, sums in LEFT_OUT.items():
+        for total in sums if name in terms else ():
+            kept[total] = kept[total] - terms[name]
+    return kept
 
 
 def _restored(criterion: Criterion, name: str, align: str, proposals: Proposals | None) -> CriterionLoss:
